@@ -1,0 +1,177 @@
+"""Training of the benchmark's original and retrained models, with a cache."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forgetkit.benchmark.datasets import Pair, TensorImages
+from forgetkit.benchmark.zoo import BUILDERS
+
+
+@dataclass(frozen=True)
+class TrainRecipe:
+    """How a benchmark model is trained from scratch: one-cycle schedule, shifts and flips.
+
+    Args:
+        epochs: passes over the training set.
+        lr: peak learning rate.
+        optimizer: ``"sgd"`` (momentum 0.9, Nesterov) or ``"adamw"``.
+        weight_decay: decoupled for AdamW, L2 for SGD.
+        batch_size: samples a step.
+        shift: random translation in pixels, both axes.
+        flip: whether images are mirrored at random.
+    """
+
+    epochs: int
+    lr: float
+    optimizer: str
+    weight_decay: float
+    batch_size: int = 128
+    shift: int = 2
+    flip: bool = True
+
+
+RECIPES = {
+    "resnet18": TrainRecipe(epochs=7, lr=0.1, optimizer="sgd", weight_decay=5e-4),
+    "vit": TrainRecipe(epochs=16, lr=2e-3, optimizer="adamw", weight_decay=0.05),
+}
+
+
+def cache_root() -> Path:
+    """Return the folder for trained models: ``$FORGETKIT_CACHE`` or ``~/.cache/forgetkit``."""
+    return Path(os.environ.get("FORGETKIT_CACHE", Path.home() / ".cache" / "forgetkit"))
+
+
+def trained(
+    name: str,
+    data: Pair,
+    data_name: str,
+    *,
+    seed: int = 0,
+    without: tuple[int, ...] = (),
+    recipe: TrainRecipe | None = None,
+    device: torch.device | str = "cpu",
+) -> tuple[nn.Module, float]:
+    """Return a trained model and the seconds its training took, from the cache when it is there.
+
+    Args:
+        name: a key of ``zoo.BUILDERS``.
+        data: the data set; only ``data.train`` is trained on.
+        data_name: goes into the cache's file name.
+        seed: of weights, shuffling and augmentation.
+        without: classes left out of training: the retrained reference.
+        recipe: how to train; default ``RECIPES[name]``.
+        device: where to train.
+    """
+    recipe = recipe or RECIPES[name]
+    left_out = "".join(f"-without{label}" for label in without)
+    file = cache_root() / "benchmark" / f"{data_name}-{name}-e{recipe.epochs}-s{seed}{left_out}"
+    file = file.with_suffix(".safetensors")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = BUILDERS[name](data.num_classes)
+        if not file.exists():
+            train_set = data.train
+            if without:
+                kept = ~torch.isin(train_set.targets, torch.tensor(without))
+                train_set = train_set.where(kept)
+            seconds = fit(model, train_set, recipe, device=device, label=file.stem)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial = file.with_suffix(".partial")
+            state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
+            save_file(state, partial, metadata={"seconds": str(seconds)})
+            partial.rename(file)
+    seconds = _recorded_seconds(file)
+    model.load_state_dict(load_file(file))
+    return model.to(device).eval(), seconds
+
+
+def fit(
+    model: nn.Module,
+    data: TensorImages,
+    recipe: TrainRecipe,
+    *,
+    device: torch.device | str = "cpu",
+    label: str = "",
+    quiet: bool = False,
+) -> float:
+    """Train ``model`` in place on ``data`` and return the seconds it took."""
+    start = time.perf_counter()
+    console = Console(stderr=True, quiet=quiet)
+    memory = torch.channels_last
+    model.to(device=device, memory_format=memory).train()  # type: ignore[call-overload]
+    steps = recipe.epochs * -(-len(data) // recipe.batch_size)
+    optimizer: torch.optim.Optimizer
+    if recipe.optimizer == "sgd":
+        optimizer = torch.optim.SGD(
+            model.parameters(), recipe.lr, 0.9, weight_decay=recipe.weight_decay, nesterov=True
+        )
+    else:
+        optimizer = torch.optim.AdamW(
+            model.parameters(), recipe.lr, weight_decay=recipe.weight_decay
+        )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps)
+    for epoch in range(recipe.epochs):
+        losses: list[Tensor] = []
+        for images, targets in _augmented_batches(data, recipe):
+            images = images.to(device, memory_format=memory)
+            logits = model(images)
+            logits = getattr(logits, "logits", logits)
+            loss = functional.cross_entropy(logits, targets.to(device), label_smoothing=0.0)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses).mean())
+        console.print(
+            f"{label} epoch {epoch + 1}/{recipe.epochs} loss {mean:.4f} "
+            f"{time.perf_counter() - start:.0f} s"
+        )
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.eval()
+    return time.perf_counter() - start
+
+
+def _augmented_batches(
+    data: TensorImages, recipe: TrainRecipe
+) -> Iterator[tuple[Tensor, Tensor]]:
+    order = torch.randperm(len(data))
+    for rows in order.split(recipe.batch_size):
+        if len(rows) == 1:  # BatchNorm cannot train on one sample
+            continue
+        images = data.images[rows]
+        if recipe.flip:
+            mirrored = torch.rand(len(rows)) < 0.5
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        if recipe.shift:
+            images = _shifted(images, recipe.shift)
+        yield images, data.targets[rows]
+
+
+def _shifted(images: Tensor, most: int) -> Tensor:
+    """Translate each image by up to ``most`` pixels on both axes, padding with its border."""
+    count, _, height, width = images.shape
+    padded = functional.pad(images, (most,) * 4, mode="replicate")
+    down, right = torch.randint(0, 2 * most + 1, (2, count, 1))
+    rows = (down + torch.arange(height))[:, None, :, None]
+    columns = (right + torch.arange(width))[:, None, None, :]
+    sample = torch.arange(count)[:, None, None, None]
+    return padded[sample, torch.arange(images.shape[1])[:, None, None], rows, columns]
+
+
+def _recorded_seconds(file: Path) -> float:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as opened:
+        return float(opened.metadata()["seconds"])

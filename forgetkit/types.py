@@ -1,0 +1,83 @@
+"""Records that travel between the layers. Shapes are given in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from torch import Generator, Tensor
+
+Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
+"""What a model is called with: one tensor, or named tensors passed by keyword."""
+
+Terms: TypeAlias = Mapping[str, Tensor]
+"""Named scalar loss terms, each already weighted; the engine minimises their sum."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of samples of one set.
+
+    Args:
+        inputs: (batch, channels, height, width), features (batch, dim), or a mapping of tensors.
+        labels: (batch,) int64 class indices, or (batch, classes) float 0/1 for multi-label.
+        index: (batch,) int64 positions of the samples in the set they come from.
+        total: size of the whole batch over all processes; equals ``len(labels)`` in one process.
+    """
+
+    inputs: Inputs
+    labels: Tensor
+    index: Tensor
+    total: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class SampleSet(Protocol):
+    """A finite set of labelled samples that can be read again and again.
+
+    Attributes:
+        labels: (samples,) int64, or (samples, classes) float for multi-label.
+        positions: (samples,) int64 positions of the samples in the user's data set or stream.
+    """
+
+    labels: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self,
+        batch_size: int | None = None,
+        *,
+        generator: Generator | None = None,
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterable[Batch]:
+        """Iterate once: in order, or shuffled when a CPU generator is given.
+
+        ``batch_size`` defaults to the user's loader's. ``shard=(rank, world)`` yields rows
+        ``rank::world`` of every batch; ``Batch.total`` is the size before that cut. A process
+        whose share of a batch is empty gets an empty batch, so that all make the same steps.
+        """
+        ...
+
+    def take(self, rows: Tensor) -> SampleSet:
+        """Return the set of the given rows (int64 positions in this set), in that order."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sets:
+    """What a request works on.
+
+    Args:
+        forget: D_f, never empty.
+        retain: D_r, or ``None`` when nothing retained is at hand.
+        validation: data to measure and stop on, or ``None``.
+    """
+
+    forget: SampleSet
+    retain: SampleSet | None = None
+    validation: SampleSet | None = None
