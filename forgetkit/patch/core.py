@@ -1,0 +1,294 @@
+"""The patch itself: made from two states of one model, applied and reverted bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from forgetkit.checkpoint import beside, open_checkpoint, write_checkpoint
+from forgetkit.errors import PatchMismatch
+from forgetkit.fingerprint import (
+    TensorBits,
+    from_bits,
+    model_tensors,
+    plain_names,
+    same_tensor_groups,
+    sha256_of,
+)
+from forgetkit.patch.changes import Turn
+from forgetkit.patch.header import Entry, check_request, decode, encode
+from forgetkit.patch.placing import place
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class Patch:
+    """The exact difference between two states of one model.
+
+    Holds before XOR after of the raw bits of the tensors that changed, so that applying and
+    reverting miss no bit in any dtype. Every tensor it was made from is fingerprinted, and nothing
+    is written unless all of them fit.
+
+    A patch undoes the forgetting for whoever has it together with the edited model. Where the
+    request was to erase, do not hand it out, and delete it when undoing is no longer wanted.
+
+    Args:
+        entries: every tensor the patch was made from, by name.
+        deltas: before XOR after of the changed ones, (bytes,) uint8 on the CPU.
+        request: what was asked for, as JSON values.
+    """
+
+    def __init__(
+        self,
+        entries: Mapping[str, Entry],
+        deltas: Mapping[str, Tensor],
+        request: Mapping[str, object],
+    ) -> None:
+        self.entries = dict(entries)
+        self._deltas = dict(deltas)
+        self.request = dict(request)
+
+    @classmethod
+    def between(
+        cls,
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
+        request: Mapping[str, object],
+    ) -> Patch:
+        """Make the patch that turns ``before`` into ``after``.
+
+        Args:
+            before: every tensor of the model by its ``state_dict`` name, copied before the edit.
+            after: the same after the edit; ``forgetkit.fingerprint.model_tensors(model)`` will
+                do. Names of one tied tensor may be missing in ``before``.
+            request: goal, method, hyper-parameters, seed and versions, as JSON values.
+
+        Raises:
+            PatchMismatch: the two differ in names, shapes or dtypes.
+            BadHyperparameter: the request cannot be written as JSON.
+            ModelError: a tensor is meta, sharded, sparse or quantized.
+        """
+        record = check_request(request)
+        plain_before, plain_after = _by_plain_name(before), _by_plain_name(after)
+        entries: dict[str, Entry] = {}
+        deltas: dict[str, Tensor] = {}
+        left = set(plain_before)
+        for group in _tied_groups(plain_before, plain_after):
+            name = next((n for n in group if n in plain_before), "")
+            if not name:
+                raise _not_one_model(f"{group[0]!r} only after the edit")
+            left -= set(group)
+            old = TensorBits.of(plain_before[name], name)
+            new = TensorBits.of(plain_after[name], name)
+            if (old.dtype, old.shape) != (new.dtype, new.shape):
+                raise _not_one_model(
+                    f"{name!r} as {old.dtype} {old.shape} before, {new.dtype} {new.shape} after"
+                )
+            aliases = tuple(n for n in group if n != name)
+            old_bits, new_bits = old.read(), new.read()
+            digest = old.fingerprint.sha256
+            if not torch.equal(old_bits, new_bits):
+                deltas[name] = old_bits ^ new_bits
+                digest = sha256_of(new_bits)
+            entries[name] = Entry(old.fingerprint, digest, aliases)
+        if left:
+            raise _not_one_model(f"{min(left)!r} only before the edit")
+        return cls(entries, deltas, record)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors that the edit changed."""
+        return tuple(self._deltas)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored differences, without the header."""
+        return sum(delta.numel() for delta in self._deltas.values())
+
+    def apply(self, model: nn.Module) -> None:
+        """Edit the model in place; parameters keep identity and storage.
+
+        Raises:
+            PatchMismatch: the model is not the one the patch was made from, or holds the edit
+                already; nothing was written.
+            ModelError: the model's tensors cannot be reached.
+        """
+        self._turn(model, forward=True)
+
+    def revert(self, model: nn.Module) -> None:
+        """Undo the edit in place, bit for bit.
+
+        Patches that were applied later have to be reverted first.
+
+        Raises:
+            PatchMismatch: the model does not hold exactly the result of this patch; nothing was
+                written.
+            ModelError: the model's tensors cannot be reached.
+        """
+        self._turn(model, forward=False)
+
+    def state_of(self, model: nn.Module) -> Literal["before", "after", "other"]:
+        """Tell which of the two states the model is in; an empty patch answers ``"before"``."""
+        found = _shared_bits(model_tensors(model))
+        if place(self.entries, found, forward=True).fits:
+            return "before"
+        return "after" if place(self.entries, found, forward=False).fits else "other"
+
+    def apply_to_file(self, path: str | Path, out: str | Path | None = None) -> list[Path]:
+        """Edit a checkpoint without building its model.
+
+        Args:
+            path: ``.safetensors``, a torch state dict (read with ``weights_only=True``; training
+                checkpoints that hold several are edited in all of them), or a transformers or
+                timm folder, sharded or not.
+            out: where to write the result; ``None`` replaces the checkpoint itself. Must not
+                exist yet.
+
+        Returns:
+            The weight files that were written.
+
+        Raises:
+            PatchMismatch: the checkpoint holds other weights, or the edit already.
+            ModelError: it cannot be read without running code from it, or ``out`` exists.
+        """
+        return self._turn_file(Path(path), out, forward=True)
+
+    def revert_file(self, path: str | Path, out: str | Path | None = None) -> list[Path]:
+        """Undo the edit in a checkpoint; arguments and errors as in :meth:`apply_to_file`."""
+        return self._turn_file(Path(path), out, forward=False)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the patch as one safetensors file, replacing a file of this name; return it.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        target = Path(path)
+        partial = beside(target)
+        try:
+            save_file(self._deltas, partial, metadata=encode(self.entries, self.request))
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target
+
+    @classmethod
+    def load(cls, path: str | Path) -> Patch:
+        """Read a patch; no code in the file is ever run.
+
+        Raises:
+            PatchMismatch: the file is no patch, or damaged.
+            FileNotFoundError: there is no such file.
+        """
+        source = Path(path)
+        if not source.is_file():
+            raise FileNotFoundError(f"path {source} is expected to be a patch file; found none.")
+        try:
+            with safe_open(source, framework="pt") as stored:
+                metadata = stored.metadata() or {}
+                deltas = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise PatchMismatch(
+                f"path {source} is expected to be a patch, which is a safetensors file; found "
+                f"something else ({error}). Pass a file written by Patch.save."
+            ) from error
+        sizes = {n: d.numel() if d.dtype is torch.uint8 else -1 for n, d in deltas.items()}
+        entries, request = decode(metadata, sizes, f"path {source}")
+        return cls(entries, {name: deltas[name] for name in entries if name in deltas}, request)
+
+    def _turn(self, model: nn.Module, *, forward: bool) -> None:
+        live = model_tensors(model)
+        changes = Turn(self.entries, self._deltas, forward).changes(_shared_bits(live), "model")
+        once = {id(live[name]): name for name in reversed(changes)}  # tied tensors only once
+        begun: list[str] = []
+        with torch.no_grad():
+            try:
+                for name in once.values():
+                    begun.append(name)
+                    _write(live[name], changes[name][0])
+            except BaseException:
+                for name in begun:
+                    bits, patch_name = changes[name]
+                    # The write that failed may fail again; it then has left the tensor as it was.
+                    with contextlib.suppress(RuntimeError):
+                        _write(live[name], bits ^ self._deltas[patch_name])
+                raise
+
+    def _turn_file(self, path: Path, out: str | Path | None, *, forward: bool) -> list[Path]:
+        sets = open_checkpoint(path)
+        changes = Turn(self.entries, self._deltas, forward).changes_in_sets(sets, f"path {path}")
+        return write_checkpoint(path, changes, None if out is None else Path(out))
+
+    def __repr__(self) -> str:
+        method = self.request.get("method", "no method named")
+        return (
+            f"Patch({method}: {len(self._deltas)} of {len(self.entries)} tensors changed, "
+            f"{_readable(self.nbytes)})"
+        )
+
+    def __rich__(self) -> Table:
+        """Show the changed tensors and the request as one table in a terminal."""
+        from rich.table import Table  # printing only; keep the import of forgetkit light
+
+        table = Table("tensor", "dtype", "shape", "size", title=repr(self), title_justify="left")
+        for name, delta in self._deltas.items():
+            print_before = self.entries[name].before
+            table.add_row(
+                name, print_before.dtype, str(print_before.shape), _readable(delta.numel())
+            )
+        table.caption = "\n".join(f"{key}: {value}" for key, value in self.request.items())
+        table.caption_justify = "left"
+        return table
+
+
+def _by_plain_name(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {short: tensors[name] for name, short in plain_names(tensors).items()}
+
+
+def _tied_groups(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> list[list[str]]:
+    """Group names of one tensor: live tensors show ties, copies taken one by one no longer do."""
+    groups = same_tensor_groups(after)
+    known = {name for group in groups for name in group}
+    groups.extend([name] for name in before if name not in known)
+    for group in groups:
+        if not any(name in after for name in group):
+            raise _not_one_model(f"{group[0]!r} only before the edit")
+    return groups
+
+
+def _shared_bits(live: Mapping[str, Tensor]) -> dict[str, TensorBits]:
+    """Describe live tensors; all names of a tied tensor get one and the same description."""
+    return {
+        name: bits
+        for group in same_tensor_groups(live)
+        for bits in [TensorBits.of(live[group[0]], group[0])]
+        for name in group
+    }
+
+
+def _write(tensor: Tensor, bits: Tensor) -> None:
+    tensor.copy_(from_bits(bits, tensor.dtype, tensor.shape))
+
+
+def _not_one_model(found: str) -> PatchMismatch:
+    return PatchMismatch(
+        "before and after are expected to hold the same tensors in the same shapes and dtypes; "
+        f"found {found}. Take both from one model, with state_dict()."
+    )
+
+
+def _readable(size: int) -> str:
+    amount = float(size)
+    for unit in ("B", "kB", "MB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} GB"
