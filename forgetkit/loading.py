@@ -1,0 +1,295 @@
+"""Getting a model from a string: nothing is downloaded unasked, no code in a file is run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pickle
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from forgetkit.errors import ModelError
+from forgetkit.hub import hub_folder
+from forgetkit.origin import Origin, origin_of, remember
+from forgetkit.torchvision_models import build, builder_of
+from forgetkit.weights import load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+RECORD_FILE = "forgetkit.json"
+_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError)
+_FORMS = (
+    "a transformers or timm folder, torchvision/<name>, timm/<name>, package.module:factory, or "
+    "with allow_download=True a hub id"
+)
+
+__all__ = ["Origin", "load_model", "origin_of"]
+
+
+def load_model(
+    source: str | Path,
+    *,
+    state_dict: str | Path | None = None,
+    num_classes: int | None = None,
+    allow_download: bool = False,
+    untrained: bool = False,
+) -> nn.Module:
+    """Return a model in eval mode, on the CPU.
+
+    Args:
+        source: a local folder of transformers, timm, PEFT or ``Result.save``;
+            ``torchvision/<name>``; ``timm/<name>``; ``package.module:factory``, which names
+            something that returns a module when called without arguments; or a hub id.
+        state_dict: weights for it: ``.safetensors``, or a torch state dict (read with
+            ``weights_only=True``).
+        num_classes: classes of a torchvision or timm architecture filled from ``state_dict``.
+        allow_download: fetch what the local caches do not hold.
+        untrained: build torchvision and timm architectures with fresh weights, to look at them.
+
+    Raises:
+        ModelError: nothing loadable there, weights that do not fit, or a download that nobody
+            allowed.
+    """
+    text = str(source)
+    folder = Path(source)
+    head, _, name = text.partition("/")
+    if folder.is_dir():
+        model = _from_folder(folder, text, allow_download=allow_download)
+        _check_classes(model, num_classes)
+    elif folder.is_file():
+        raise ModelError(
+            f"source {text!r} is expected to say how to build the model ({_FORMS}); found a file, "
+            f"which holds weights only. Pass the architecture, and state_dict={text!r}."
+        )
+    elif head == "torchvision" and name:
+        model = _from_torchvision(
+            name, text, state_dict, num_classes, allow_download=allow_download, untrained=untrained
+        )
+    elif head == "timm" and name and _timm_knows(name):
+        model = _from_timm(
+            name, text, state_dict, num_classes, allow_download=allow_download, untrained=untrained
+        )
+    elif _FACTORY.fullmatch(text):
+        model = _from_factory(text)
+        _check_classes(model, num_classes)
+    elif _HUB_ID.fullmatch(text):
+        local = hub_folder(text, allow_download=allow_download)
+        model = _from_folder(local, text, allow_download=allow_download)
+        _check_classes(model, num_classes)
+    else:
+        raise ModelError(
+            f"source {text!r} is expected to be {_FORMS}; found no such folder and no name of that "
+            "form. Check the path, or pass the model itself."
+        )
+    if state_dict is not None:
+        load_weights(model, state_dict)
+    return model.eval()
+
+
+def _from_folder(folder: Path, source: str, *, allow_download: bool) -> nn.Module:
+    if (folder / "adapter_config.json").is_file():
+        return _from_peft(folder, source, allow_download=allow_download)
+    config = _read_json(folder / "config.json")
+    if "architecture" in config:
+        return _from_timm_folder(folder, source)
+    if "architectures" in config or "model_type" in config:
+        return _from_transformers(folder, source)
+    record = _read_json(folder / RECORD_FILE)
+    weights = folder / "model.safetensors"
+    if record.get("form") == "torchvision" and isinstance(record.get("name"), str):
+        classes = record.get("num_classes")
+        name, count = str(record["name"]), classes if isinstance(classes, int) else None
+        model = build(name, count)
+        load_weights(model, weights)
+        remember(model, Origin("torchvision", source, name, folder, count))
+        return model
+    if record:
+        built_by = record.get("name") or record.get("class")
+        # Importing what a data file names would let the file choose what code runs.
+        raise ModelError(
+            f"source {source!r} is expected to be a folder that says how to build the model; found "
+            f"weights of {built_by}. Pass 'package.module:factory' (something that builds that "
+            f"class) as source, and state_dict={str(weights)!r}."
+        )
+    raise ModelError(
+        f"source {source!r} is expected to be a transformers or timm folder, or one written by "
+        f"Result.save; found {sorted(p.name for p in folder.iterdir())[:6]}, no config.json of "
+        "either. Save the model with save_pretrained or timm.models.save_for_hf."
+    )
+
+
+def _from_transformers(folder: Path, source: str) -> nn.Module:
+    from transformers import AutoModelForImageClassification  # slow; only when asked for
+
+    try:
+        model, report = AutoModelForImageClassification.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True
+        )
+    except _LOAD_ERRORS as error:
+        raise _not_loaded(source, "an image classifier of transformers", error) from error
+    fresh = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+    if fresh:
+        raise ModelError(
+            f"source {source!r} is expected to hold a whole trained classifier; found no weights "
+            f"for {fresh[:3]}, which would start at random. Train the classifier first, or pass "
+            "the folder of one that was."
+        )
+    return _noted(model, Origin("transformers", source, folder=folder))
+
+
+def _from_timm_folder(folder: Path, source: str) -> nn.Module:
+    import timm  # slow; only when asked for
+
+    try:
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    except (*_LOAD_ERRORS, TypeError, AssertionError) as error:
+        raise _not_loaded(source, "a timm model", error) from error
+    name = str(_read_json(folder / "config.json").get("architecture", ""))
+    return _noted(model, Origin("timm", source, name, folder))
+
+
+def _from_timm(
+    name: str,
+    source: str,
+    state_dict: str | Path | None,
+    num_classes: int | None,
+    *,
+    allow_download: bool,
+    untrained: bool,
+) -> nn.Module:
+    import timm  # slow; only when asked for
+
+    if state_dict is not None or untrained:
+        model = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        return _noted(model, Origin("timm", source, name, num_classes=num_classes))
+    _refuse_random_head(source, num_classes)
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        raise ModelError(
+            f"source {source!r} is expected to have published weights; found none for it in timm. "
+            "Pass state_dict, or untrained=True to look at the architecture."
+        )
+    return _from_timm_folder(hub_folder(known.hf_hub_id, allow_download=allow_download), source)
+
+
+def _from_torchvision(
+    name: str,
+    source: str,
+    state_dict: str | Path | None,
+    num_classes: int | None,
+    *,
+    allow_download: bool,
+    untrained: bool,
+) -> nn.Module:
+    if state_dict is not None or untrained:
+        model = build(name, num_classes)
+        return _noted(model, Origin("torchvision", source, name, num_classes=num_classes))
+    import torchvision  # slow; only when asked for
+    from torch.hub import get_dir
+
+    _refuse_random_head(source, num_classes)
+    builder_of(name)  # an unknown name gets its own message
+    weights = torchvision.models.get_model_weights(name)["DEFAULT"]
+    cached = Path(get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    if not allow_download and not cached.is_file():
+        raise ModelError(
+            f"source {source!r} is expected to come with weights at hand; found none (no "
+            f"state_dict, and {cached.name} is not in torch's cache). Pass state_dict=..., or "
+            "allow_download=True, or untrained=True to look at the architecture."
+        )
+    model = torchvision.models.get_model(name, weights=weights)
+    return _noted(model, Origin("torchvision", source, name))
+
+
+def _from_factory(source: str) -> nn.Module:
+    module_name, _, path = source.partition(":")
+    try:
+        found: object = importlib.import_module(module_name)
+        for part in path.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"source {source!r} is expected to be package.module:factory; found {error}. Run from "
+            "the folder that holds the package, or install it, and check the spelling."
+        ) from error
+    model = found() if callable(found) and not isinstance(found, nn.Module) else found
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"source {source!r} is expected to name something that returns a torch.nn.Module; "
+            f"found {type(model).__name__}. Name a function without arguments that builds it."
+        )
+    return _noted(model, Origin("factory", source, source))
+
+
+def _from_peft(folder: Path, source: str, *, allow_download: bool) -> nn.Module:
+    base_path = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base_path, str) or not base_path:
+        raise ModelError(
+            f"source {source!r} is expected to name the model of its adapter; found no "
+            "base_model_name_or_path in adapter_config.json. Load that model yourself and pass "
+            "PeftModel.from_pretrained(base, folder)."
+        )
+    try:
+        from peft import PeftModel  # optional
+    except ImportError as error:
+        raise ModelError(
+            f"source {source!r} is expected to be loadable here; found a PEFT adapter and no peft "
+            "package. Install peft."
+        ) from error
+    base = load_model(base_path, allow_download=allow_download)
+    model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+    return _noted(model, Origin("peft", source, folder=folder))
+
+
+def _noted(model: nn.Module, origin: Origin) -> nn.Module:
+    remember(model, origin)
+    return model
+
+
+def _timm_knows(name: str) -> bool:
+    import timm  # slow; only when asked for
+
+    return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _check_classes(model: nn.Module, num_classes: int | None) -> None:
+    stored = getattr(model, "num_classes", None) or getattr(model, "num_labels", None)
+    if num_classes is not None and stored != num_classes:
+        raise ModelError(
+            f"num_classes is expected to be left out, or equal to what the model was saved with; "
+            f"found {num_classes} for a model of {stored}. Leave it out."
+        )
+
+
+def _refuse_random_head(source: str, num_classes: int | None) -> None:
+    if num_classes is not None:
+        raise ModelError(
+            f"num_classes is expected together with state_dict for {source!r}; found it alone, so "
+            "the classifier would start at random. Pass state_dict, or leave num_classes out."
+        )
+
+
+def _read_json(path: Path) -> Mapping[str, object]:
+    """Return a JSON object; empty when there is no such file."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise _not_loaded(str(path), "a JSON file", error) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _not_loaded(source: str, expected: str, error: Exception) -> ModelError:
+    reason = " ".join(str(error).split())[:300]
+    return ModelError(
+        f"source {source!r} is expected to be {expected}; found otherwise "
+        f"({type(error).__name__}: {reason}). Check the folder, or load the model yourself and "
+        "pass it."
+    )

@@ -1,0 +1,271 @@
+"""Writing a model in its own format: transformers, timm, a PEFT adapter, or plain safetensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_model as save_tensors
+from torch import Tensor, nn
+
+from forgetkit.checkpoint import INDEX_FILES, WEIGHT_FILES, beside, replace_all
+from forgetkit.errors import ModelError
+from forgetkit.fingerprint import TensorBits, model_tensors, storage_key
+from forgetkit.loading import RECORD_FILE
+from forgetkit.origin import origin_of
+from forgetkit.torchvision_models import name_of
+
+RECORD_FORMAT = "forgetkit.model/1"
+CARD_FILE = "README.md"
+_PREPROCESSING = "preprocessor_config.json"
+_OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+def save_model(
+    model: nn.Module,
+    directory: str | Path,
+    *,
+    card: str | None = None,
+    changed: Iterable[str] = (),
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write a folder that ``load_model`` and the model's own library load again, or nothing.
+
+    Compile and data-parallel wrappers are left out. A transformers model is written with
+    ``save_pretrained``, a timm model that its architecture can rebuild as a timm folder, a PEFT
+    model as its adapter, anything else as ``model.safetensors``. ``forgetkit.json`` says which.
+
+    Args:
+        model: what to write; not changed.
+        directory: created if absent. An earlier save of forgetkit is replaced.
+        card: Markdown for ``README.md``.
+        changed: names of edited tensors, to make sure that a PEFT adapter has them all.
+        overwrite: also replace files of the same names that forgetkit did not write.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ModelError: the folder holds files of something else, weights that would stay beside the
+            new ones, or the form cannot hold the edit.
+    """
+    inner = unwrapped(model)
+    target = Path(directory)
+    if target.exists() and not target.is_dir():
+        raise ModelError(
+            f"directory {target} is expected to be a folder; found a file. Choose another path."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = beside(target)
+    partial.mkdir()
+    try:
+        record = _write_form(inner, partial, changed)
+        if card is not None:
+            (partial / CARD_FILE).write_text(card, "utf-8")
+        files = sorted(p.name for p in partial.iterdir())
+        record = {"format": RECORD_FORMAT, **record, "files": [*files, RECORD_FILE]}
+        (partial / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", "utf-8")
+        return _put(partial, target, [*files, RECORD_FILE], overwrite=overwrite)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def push_to_hub(
+    model: nn.Module, name: str, card: str | None = None, *, private: bool = False
+) -> str:
+    """Upload what ``save_model`` writes to the Hugging Face hub.
+
+    Earlier commits of a hub repository stay readable: upload to a new one when the old weights
+    must not be seen any more.
+
+    Args:
+        model: what to upload.
+        name: ``owner/name``, or a name under your own account.
+        card: Markdown for ``README.md``.
+        private: whether a repository that is created is private.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        ModelError: not logged in, not allowed, or not reached.
+    """
+    from huggingface_hub import HfApi  # slow; only when asked for
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi(library_name="forgetkit")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        save_model(model, folder, card=card)
+        try:
+            repo = api.create_repo(name, exist_ok=True, private=private)
+            api.upload_folder(
+                repo_id=repo.repo_id,
+                folder_path=folder,
+                commit_message="Upload the model after forgetting",
+            )
+        except (HfHubHTTPError, OSError, ValueError) as error:
+            raise ModelError(
+                f"name {name!r} is expected to be a hub repository that you may write to; found "
+                f"{type(error).__name__}: {error}. Log in with 'hf auth login', or save to a "
+                "folder."
+            ) from error
+    return str(repo)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside compile, DataParallel and DistributedDataParallel wrappers.
+
+    Raises:
+        ModelError: not a module, or wrapped by FSDP, whose tensors are spread over processes.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model is expected to be a torch.nn.Module; found {type(model).__name__}. "
+            "Pass the model itself."
+        )
+    kind = type(model).__name__
+    if kind == "FullyShardedDataParallel":
+        raise ModelError(
+            "model is expected to be whole in this process; found FSDP shards. Gather the full "
+            "state dict into an unwrapped model first."
+        )
+    if kind == "OptimizedModule":
+        return unwrapped(model.get_submodule("_orig_mod"))
+    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return unwrapped(model.module)
+    return model
+
+
+def _write_form(model: nn.Module, folder: Path, changed: Iterable[str]) -> dict[str, object]:
+    """Write the model's files and return what ``forgetkit.json`` says about them."""
+    for name, tensor in model_tensors(model).items():
+        TensorBits.of(tensor, name)  # refuses what has no values to write
+    described: dict[str, object] = {"class": _class_path(model)}
+    if _is_from(model, "peft", "PeftModel"):
+        _require_in_adapter(model, changed)
+        model.save_pretrained(str(folder))  # type: ignore[operator]
+        return {"form": "peft", **described}
+    if _is_from(model, "transformers", "PreTrainedModel"):
+        model.save_pretrained(str(folder))  # type: ignore[operator]
+        origin = origin_of(model)
+        if origin and origin.folder and (origin.folder / _PREPROCESSING).is_file():
+            shutil.copyfile(origin.folder / _PREPROCESSING, folder / _PREPROCESSING)
+        return {"form": "transformers", **described}
+    if _write_timm(model, folder):
+        return {"form": "timm", **described}
+    save_tensors(model, str(folder / WEIGHT_FILES[0]))
+    return {**_how_to_build(model), **described}
+
+
+def _how_to_build(model: nn.Module) -> dict[str, object]:
+    known = name_of(model)
+    if known is not None:
+        return {"form": "torchvision", "name": known[0], "num_classes": known[1]}
+    origin = origin_of(model)
+    if origin is not None and origin.form == "factory":
+        return {"form": "factory", "name": origin.name}
+    return {"form": "class"}
+
+
+def _write_timm(model: nn.Module, folder: Path) -> bool:
+    """Write a timm folder if timm can rebuild this model from it; tell whether it was written."""
+    if "timm" not in sys.modules or not isinstance(getattr(model, "pretrained_cfg", None), dict):
+        return False
+    import timm
+    from timm.models import save_for_hf
+
+    tensors = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
+    try:
+        save_for_hf(model, str(folder), safe_serialization=True)
+        with torch.random.fork_rng(devices=[]):  # building draws weights; leave no trace of that
+            twin = timm.create_model(f"local-dir:{folder}", pretrained=False)
+        rebuilt = {k: t.shape for k, t in twin.state_dict().items() if type(twin) is type(model)}
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError):
+        rebuilt = {}
+    if rebuilt == {name: tensor.shape for name, tensor in tensors.items()}:
+        return True
+    for written in folder.iterdir():  # altered by its owner: no architecture name stands for it
+        written.unlink()
+    return False
+
+
+def _require_in_adapter(model: nn.Module, changed: Iterable[str]) -> None:
+    from peft import get_peft_model_state_dict
+
+    live = model_tensors(model)
+    kept = {storage_key(t) for t in get_peft_model_state_dict(model).values()}
+    lost = [name for name in changed if name in live and storage_key(live[name]) not in kept]
+    if lost:
+        raise ModelError(
+            f"model is expected to be edited in its PEFT adapter, which is all that is saved; "
+            f"found edited tensors of the model under it: {lost[:3]}. Save model.merge_and_unload(), or "
+            "name the head in modules_to_save when the adapter is made."
+        )
+
+
+def _is_from(model: nn.Module, package: str, base: str) -> bool:
+    loaded = sys.modules.get(package)  # not imported means that no such model can exist
+    return loaded is not None and isinstance(model, getattr(loaded, base))
+
+
+def _class_path(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
+def _put(partial: Path, target: Path, files: list[str], *, overwrite: bool) -> list[Path]:
+    """Move a finished folder into place, over an earlier save if there is one."""
+    if not target.exists():
+        partial.replace(target)
+        return [target / name for name in files]
+    earlier = _earlier_files(target)
+    present = {p.name for p in target.iterdir()}
+    foreign = sorted(present - earlier)
+    if foreign and not earlier and not overwrite:
+        raise ModelError(
+            f"directory {target} is expected to be empty or an earlier save; found {foreign[:4]}. "
+            "Choose another folder, or pass overwrite=True to save_model."
+        )
+    in_the_way = [name for name in foreign if name in files]
+    if in_the_way and not overwrite:
+        raise ModelError(
+            f"directory {target} is expected to hold no other {in_the_way[:4]}; found such files, "
+            "not written by forgetkit. Move them, or pass overwrite=True to save_model."
+        )
+    stale = [name for name in foreign if name not in files and _holds_weights(name)]
+    if stale:
+        raise ModelError(
+            f"directory {target} is expected to hold one set of weights after saving; found "
+            f"{stale[:4]}, which would stay and keep what was forgotten. Remove them first or "
+            "choose another folder."
+        )
+    replace_all([(partial / name, target / name) for name in files])
+    for name in earlier - set(files):
+        (target / name).unlink(missing_ok=True)
+    return [target / name for name in files]
+
+
+def _holds_weights(name: str) -> bool:
+    stems = [Path(known).stem for known in (*WEIGHT_FILES, *_OTHER_WEIGHTS)]
+    return name in INDEX_FILES or (
+        Path(name).suffix in (".safetensors", ".bin", ".pt", ".pth")
+        and any(name.startswith(stem) for stem in stems)
+    )
+
+
+def _earlier_files(folder: Path) -> set[str]:
+    """Return the names of the files that an earlier save wrote and that are still there."""
+    try:
+        record = json.loads((folder / RECORD_FILE).read_text("utf-8"))
+        listed = record["files"] if record["format"] == RECORD_FORMAT else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+    # Only plain names: the list must not reach outside the folder.
+    return {
+        n for n in listed if isinstance(n, str) and Path(n).name == n and (folder / n).is_file()
+    }

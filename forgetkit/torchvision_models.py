@@ -1,0 +1,75 @@
+"""Torchvision classifiers by name, and the name of one that is already built."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from forgetkit.errors import ModelError
+
+_PREFIX = "torchvision.models."
+_SLOW_START = ("googlenet", "inception_v3")  # draw from a truncated normal for minutes
+
+
+def builder_of(name: str) -> Callable[..., nn.Module]:
+    """Return the function that builds this architecture.
+
+    Raises:
+        ModelError: torchvision has no such classifier.
+    """
+    import torchvision  # slow; only when asked for
+
+    try:
+        builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(name)
+    except ValueError as error:
+        raise ModelError(
+            f"source 'torchvision/{name}' is expected to name a torchvision model; found an "
+            "unknown name. torchvision.models.list_models() has them all."
+        ) from error
+    return builder
+
+
+def build(name: str, num_classes: int | None = None) -> nn.Module:
+    """Build an architecture with fresh weights; ``None`` leaves the usual 1000 classes.
+
+    Raises:
+        ModelError: torchvision has no such classifier.
+    """
+    options: dict[str, object] = {} if num_classes is None else {"num_classes": num_classes}
+    if name in _SLOW_START:
+        options["init_weights"] = False
+    return builder_of(name)(weights=None, **options)
+
+
+def name_of(model: nn.Module) -> tuple[str, int] | None:
+    """Return architecture and number of classes of an unaltered torchvision classifier.
+
+    Every architecture of the same source file is laid out without memory and compared; ``None``
+    when none or more than one has the model's tensors.
+    """
+    home = type(model).__module__
+    if not home.startswith(_PREFIX) or home not in sys.modules:
+        return None
+    from torchvision.models import list_models
+
+    widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    widths += [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)][-1:]
+    candidates = [n for n in list_models(sys.modules[home]) if n not in _SLOW_START]
+    wanted = _outline(model)
+    for width in dict.fromkeys(reversed(widths)):
+        fitting = [name for name in candidates if _layout(name, width) == wanted]
+        if fitting:
+            return (fitting[0], width) if len(fitting) == 1 else None
+    return None
+
+
+def _layout(name: str, num_classes: int) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return _outline(build(name, num_classes))
+
+
+def _outline(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}

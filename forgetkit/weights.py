@@ -1,0 +1,63 @@
+"""Putting the tensors of a checkpoint into a freshly built model, all of them or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from forgetkit.checkpoint import read_state_dict
+from forgetkit.errors import ModelError
+from forgetkit.fingerprint import plain_names, same_tensor_groups
+
+_SHOWN = 3
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Fill every tensor of a model from a checkpoint file or folder.
+
+    Names may carry the marks of compile and data-parallel wrappers; of tied tensors one name is
+    enough, as safetensors stores them.
+
+    Args:
+        model: changed in place.
+        path: ``.safetensors``, a torch state dict, or a folder that holds one.
+
+    Raises:
+        ModelError: the file cannot be read safely, or its tensors are not those of the model.
+    """
+    stored = read_state_dict(path)
+    held = {short: stored[name] for name, short in plain_names(stored).items()}
+    own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
+    short_names = plain_names(own)
+    chosen: dict[str, Tensor] = {}
+    for group in same_tensor_groups(own):
+        given = [short_names[name] for name in group if short_names[name] in held]
+        chosen.update({name: held[given[0]] for name in group if given})
+    problems = _problems(own, chosen, {short_names[n] for n in own}, held)
+    if problems:
+        shown = "; ".join(problems[:_SHOWN])
+        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        raise ModelError(
+            f"state_dict {path} is expected to hold exactly the tensors of "
+            f"{type(model).__name__}; found {shown}{more}. Name the architecture that it was saved "
+            "from; if only the shape of the last layer differs, pass num_classes."
+        )
+    model.load_state_dict(chosen, strict=False)  # completeness was checked above
+
+
+def _problems(
+    own: Mapping[str, Tensor],
+    chosen: Mapping[str, Tensor],
+    known: set[str],
+    held: Mapping[str, Tensor],
+) -> list[str]:
+    absent = [f"no {name!r}" for name in own if name not in chosen]
+    shapes = [
+        f"{name!r} of shape {tuple(t.shape)} instead of {tuple(own[name].shape)}"
+        for name, t in chosen.items()
+        if t.shape != own[name].shape
+    ]
+    extra = [f"an unknown {name!r}" for name in held if name not in known]
+    return shapes + absent + extra
