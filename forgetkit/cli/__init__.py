@@ -1,0 +1,44 @@
+"""The command line: one file a command, all over the same public calls."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forgetkit import __version__
+from forgetkit.cli import demo, inspect, methods, patch, run
+
+app = typer.Typer(
+    name="forgetkit",
+    help="Make a trained vision classifier forget a class, a set of images or a wrong label.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+) -> None:
+    """Hold the options that come before a command."""
+
+
+app.command("demo")(demo.demo)
+app.command("run")(run.run)
+app.command("inspect")(inspect.inspect)
+app.command("methods")(methods.methods)
+app.add_typer(patch.app, name="patch")

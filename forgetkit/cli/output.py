@@ -1,0 +1,73 @@
+"""What every command shares: where lines go, how errors end it, how JSON is printed."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Annotated, ParamSpec, TypeAlias
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from forgetkit.errors import ForgetkitError
+
+P = ParamSpec("P")
+
+FAILED = 2
+"""Exit status when a request was refused or broke; the model is as it was."""
+ROLLED_BACK = 3
+"""Exit status when the run cost more than its guard allows and was undone."""
+
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, nothing else.")
+]
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn a refused request into one red sentence on standard error and exit status 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except (ForgetkitError, FileNotFoundError) as error:
+            Console(stderr=True, soft_wrap=True).print(Text(str(error), style="red"))
+            raise typer.Exit(FAILED) from error
+        except BrokenPipeError:  # the reader of a pipe has gone, for instance `| head`
+            sys.stderr.close()
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def say(line: str) -> None:
+    """Print one line about progress on standard error."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(line, style="dim"))
+
+
+def show(thing: object) -> None:
+    """Print a text or a rich table on standard output; wider than a pipe's default 80 columns."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(thing)
+
+
+def show_json(record: object) -> None:
+    """Print one JSON object on standard output; numbers that JSON has no word for become null."""
+    print(json.dumps(_plain(record), indent=2, allow_nan=False))  # noqa: T201
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, dict):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (str, int, bool)):
+        return value
+    return str(value)

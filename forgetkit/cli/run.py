@@ -1,0 +1,116 @@
+"""``forgetkit run MODEL --data DIR --classes 3 --using lau --out DIR``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+import typer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from forgetkit.cli.arguments import (
+    Download,
+    HeadName,
+    ModelName,
+    NumClasses,
+    Weights,
+    label_names,
+    model_folder,
+    parse_classes,
+    parse_settings,
+)
+from forgetkit.cli.output import ROLLED_BACK, Json, reports_errors, say, show, show_json
+
+if TYPE_CHECKING:
+    from forgetkit.api import Request
+    from forgetkit.images import FolderPair, ImageFiles
+
+
+@reports_errors
+def run(
+    model: ModelName,
+    data: Annotated[
+        Path, typer.Option(help="Image folder: CLASS/*.png, or train/CLASS and test/CLASS.")
+    ],
+    classes: Annotated[list[str], typer.Option(help="Numbers or names: 3, 3,5 or cat.")],
+    out: Annotated[Path, typer.Option(help="Where the edited model goes, in its own format.")],
+    using: Annotated[str, typer.Option(help="A method's name, or auto.")] = "auto",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter.")
+    ] = None,
+    weights: Weights = None,
+    num_classes: NumClasses = None,
+    head: HeadName = None,
+    size: Annotated[int | None, typer.Option(help="Input size in pixels.", min=1)] = None,
+    batch_size: Annotated[int, typer.Option(help="Images a batch.", min=1)] = 64,
+    workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best.")] = None,
+    precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
+    seed: Annotated[int, typer.Option(help="Every random choice.", min=0)] = 0,
+    patch: Annotated[
+        Path | None, typer.Option(help="Also write the edit as a patch, which can undo it.")
+    ] = None,
+    download: Download = False,
+    as_json: Json = False,
+) -> None:
+    """Make a model forget classes of an image folder, and save it."""
+    from forgetkit.loading import load_model
+
+    wanted = parse_classes(classes)
+    chosen = parse_settings(using, settings or []) if using != "auto" else {}
+    loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
+    images = _images(loaded, model, data, size)
+    request = _request(loaded, images, wanted, using, chosen, batch_size, workers)
+    if head is not None:
+        request = request.head(head)
+    if device is not None or precision is not None:
+        request = request.on(device, mixed_precision=precision)
+    say(f"{len(images.train)} training images, "
+        f"{len(images.test) if images.test else 'no'} test images in {data}")  # fmt: skip
+    result = request.seed(seed).run(_loader(images.train, batch_size, workers))
+    saved = [] if result.rolled_back else result.save(out)
+    if patch is not None and not result.rolled_back:
+        saved.append(result.patch.save(patch))
+    if as_json:
+        show_json({**result.to_json(), "saved": [str(file) for file in saved]})
+    else:
+        show(result)
+        for file in saved:
+            say(f"wrote {file}")
+    if result.rolled_back:
+        say("rolled back: nothing was saved")
+        raise typer.Exit(ROLLED_BACK)
+
+
+def _images(loaded: nn.Module, name: str, data: Path, size: int | None) -> FolderPair:
+    """Read the folder the way the model's own preprocessing says."""
+    from forgetkit.images import example_input, preprocessing_of, read_folder
+
+    preprocessing = preprocessing_of(loaded, model_folder(name), size)
+    with torch.no_grad():
+        output = loaded(example_input(preprocessing))
+    logits = getattr(output, "logits", output)
+    return read_folder(data, preprocessing, int(logits.shape[-1]), label_names(loaded))
+
+
+def _request(
+    loaded: nn.Module,
+    images: FolderPair,
+    classes: list[int | str],
+    using: str,
+    settings: dict[str, object],
+    batch_size: int,
+    workers: int,
+) -> Request:
+    from forgetkit.api import forget
+
+    request = forget(loaded).classes(classes).using(using, **settings)
+    if images.test is not None:
+        request = request.validate(_loader(images.test, batch_size, workers))
+    return request
+
+
+def _loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
+    return DataLoader(images, batch_size=batch_size, num_workers=workers)
