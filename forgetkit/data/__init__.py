@@ -1,0 +1,1 @@
+"""Loaders in, sample sets out: finding labels, splitting by goal, reading batches."""

@@ -1,0 +1,176 @@
+"""Everything that one loader holds, with labels, as a set that can be cut in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from forgetkit.data.batches import Reader, batch_size, rows_of
+from forgetkit.data.labels import normalised, stored
+from forgetkit.data.loaders import Loader, Reading, covered, reading_of
+from forgetkit.data.sets import IndexedSet, StoredSet, read_chunks
+from forgetkit.errors import DataError
+from forgetkit.types import Inputs
+
+Membership: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""From labels and positions of some samples to a boolean mask of those wanted."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was found in a loader.
+
+    Args:
+        labels: labels of every sample seen.
+        positions: (samples,) int64 position of every sample seen.
+        samples: the samples that can be read again.
+        complete: whether these are all that were seen, or only the wanted ones.
+    """
+
+    labels: Tensor
+    positions: Tensor
+    samples: IndexedSet | StoredSet
+    complete: bool
+
+    @property
+    def indexed(self) -> bool:
+        """Whether positions are those of a map-style data set."""
+        return isinstance(self.samples, IndexedSet)
+
+    def part(self, chosen: Tensor) -> IndexedSet | StoredSet:
+        """Return the samples of a boolean mask over everything seen.
+
+        An incomplete source has kept the wanted samples only, and gives those.
+        """
+        if not self.complete:
+            return self.samples
+        return self.samples.take(torch.nonzero(chosen).flatten())
+
+
+def read_source(loader: Loader, num_classes: int, name: str, wanted: Membership) -> Source:
+    """Read a loader once, or not at all where its data set tells its labels.
+
+    Lists of batches and other loaders with a length that can be read again are kept whole; of an
+    iterable data set or an iterator only the wanted samples are kept.
+
+    Raises:
+        DataError: the loader holds nothing, or its batches cannot be used.
+    """
+    reading = reading_of(loader)
+    if reading is not None:
+        samples = _indexed(loader, reading, num_classes, name)
+        return Source(samples.labels, samples.positions, samples, complete=True)
+    once = isinstance(getattr(loader, "dataset", loader), IterableDataset)
+    whole = isinstance(loader, Sized) and not isinstance(loader, Iterator) and not once
+    return _streamed(loader, num_classes, name, None if whole else wanted)
+
+
+def read_all(loader: Loader, num_classes: int, name: str) -> IndexedSet | StoredSet:
+    """Return everything in a loader; what has no positions is kept in memory.
+
+    Raises:
+        DataError: the loader holds nothing, or its batches cannot be used.
+    """
+    reading = reading_of(loader)
+    if reading is not None:
+        return _indexed(loader, reading, num_classes, name)
+    return _streamed(loader, num_classes, name, None).samples
+
+
+def _indexed(loader: Loader, reading: Reading, num_classes: int, name: str) -> IndexedSet:
+    positions = covered(loader, name)
+    if len(positions) == 0:
+        raise DataError(
+            f"{name}: expected samples, found a sampler that draws none; pass one that does"
+        )
+    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    known = stored(dataset, num_classes)
+    probed = torch.unique(positions[[0, -1]])  # unlike labels, where samples are sorted by class
+    found = _labels_read(reading, probed, num_classes, name)
+    if known is not None and known.ndim == found.ndim and torch.equal(known[probed], found):
+        labels = known[positions]
+    else:
+        labels = _labels_read(reading, positions, num_classes, name)
+    return IndexedSet(reading, positions, labels, name=name)
+
+
+def _labels_read(reading: Reading, positions: Tensor, num_classes: int, name: str) -> Tensor:
+    reader = Reader(name)
+    chunks = [rows.tolist() for rows in positions.split(reading.batch_size)]
+    parts = [
+        normalised(labels, num_classes, reader.where)
+        for _, labels in read_chunks(reading, chunks, 0, reader)
+    ]
+    return _joined(parts, name)
+
+
+def _streamed(loader: Loader, num_classes: int, name: str, wanted: Membership | None) -> Source:
+    reader = Reader(name)
+    labels: list[Tensor] = []
+    kept_inputs: list[Inputs] = []
+    kept: list[Tensor] = []
+    seen, largest = 0, 0
+    for raw in _iterated(loader, name):
+        inputs, found = reader.read(raw)
+        size = batch_size(inputs)
+        if size == 0:
+            continue
+        part = normalised(found, num_classes, reader.where)
+        labels.append(part)
+        positions = torch.arange(seen, seen + size)
+        seen, largest = seen + size, max(largest, size)
+        if wanted is None:
+            kept_inputs.append(inputs)
+            kept.append(positions)
+            continue
+        mask = wanted(part, positions)
+        # an empty cut of the first batch says what the inputs look like if none is wanted
+        if bool(mask.any()) or not kept:
+            kept_inputs.append(rows_of(inputs, torch.nonzero(mask).flatten()))
+            kept.append(positions[mask])
+    if not seen:
+        raise DataError(
+            f"{name}: expected batches, found a loader that yields nothing; pass one that holds "
+            "samples, or make an exhausted iterator anew"
+        )
+    every, rows = _joined(labels, name), torch.cat(kept)
+    samples = StoredSet(_concatenated(kept_inputs, name), every[rows], rows, largest)
+    return Source(every, torch.arange(seen), samples, complete=wanted is None)
+
+
+def _iterated(loader: Loader, name: str) -> Iterable[object]:
+    single = isinstance(loader, (Dataset, str, bytes, dict))
+    if single or not isinstance(loader, Iterable):
+        raise DataError(
+            f"{name}: expected an iterable of batches, found {type(loader).__name__}; pass a "
+            "torch.utils.data.DataLoader over it, or a list of (images, labels) batches"
+        )
+    return loader
+
+
+def _joined(parts: list[Tensor], name: str) -> Tensor:
+    if len({part.ndim for part in parts}) > 1:
+        raise DataError(
+            f"{name}: expected one kind of label, found class indices in some batches and "
+            "multi-label rows in others; return one kind"
+        )
+    return torch.cat(parts)
+
+
+def _concatenated(parts: list[Inputs], name: str) -> Inputs:
+    first = parts[0]
+    try:
+        if isinstance(first, Tensor):
+            return torch.cat([part for part in parts if isinstance(part, Tensor)])
+        named = [part for part in parts if not isinstance(part, Tensor)]
+        return {key: torch.cat([part[key] for part in named]) for key in first}
+    except (RuntimeError, KeyError) as error:
+        raise DataError(
+            f"{name}: expected inputs of one shape in every batch, found others ({error}); resize "
+            "or crop all images to one size, and give every batch the same entries"
+        ) from error
