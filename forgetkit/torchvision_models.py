@@ -53,13 +53,14 @@ def name_of(model: nn.Module) -> tuple[str, int] | None:
     home = type(model).__module__
     if not home.startswith(_PREFIX) or home not in sys.modules:
         return None
-    from torchvision.models import list_models
+    import torchvision  # slow; only when asked for
 
-    widths = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
-    widths += [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)][-1:]
-    candidates = [n for n in list_models(sys.modules[home]) if n not in _SLOW_START]
+    linear = [m.out_features for m in model.modules() if isinstance(m, nn.Linear)]
+    convolution = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    names = torchvision.models.list_models(torchvision.models)
+    candidates = [n for n in names if builder_of(n).__module__ == home and n not in _SLOW_START]
     wanted = _outline(model)
-    for width in dict.fromkeys(reversed(widths)):
+    for width in linear[-1:] or convolution[-1:]:
         fitting = [name for name in candidates if _layout(name, width) == wanted]
         if fitting:
             return (fitting[0], width) if len(fitting) == 1 else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +13,18 @@ if TYPE_CHECKING:
     from transformers import ViTForImageClassification
 
 
-def spread(model: nn.Module) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def spread(model: M) -> M:
     """Give every floating tensor distinct values, as training would."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for tensor in model_tensors(model).values():
             if tensor.is_floating_point():
                 tensor.copy_(torch.randn(tensor.shape, generator=generator).abs() * 0.05 + 0.01)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def vit(num_labels: int = 5) -> ViTForImageClassification:
@@ -34,7 +38,7 @@ def vit(num_labels: int = 5) -> ViTForImageClassification:
             intermediate_size=32,
             image_size=16,
             patch_size=8,
-            num_labels=num_labels,
+            id2label={label: f"class {label}" for label in range(num_labels)},
         )
     )
     spread(model)

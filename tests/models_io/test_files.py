@@ -80,7 +80,7 @@ def test_a_timm_folder_into_a_new_place(tmp_path: Path) -> None:
     assert written == [tmp_path / "new" / "model.safetensors"]
     assert contents(tmp_path / "vit") == original
     assert same_bits(load_model(tmp_path / "new"), model)
-    with pytest.raises(ModelError, match="out .* is expected not to exist"):
+    with pytest.raises(ModelError, match=r"out .* is expected not to exist"):
         patch.apply_to_file(tmp_path / "vit", tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "vit"]
 

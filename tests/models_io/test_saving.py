@@ -1,0 +1,257 @@
+"""Saving: the model's own form, the same bits back, nothing overwritten, nothing left half done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torchvision
+from peft import LoraConfig, get_peft_model
+from small_models import same_bits, spread, timm_vit, vit
+from torch import nn
+
+from forgetkit import load_model
+from forgetkit.errors import ModelError
+from forgetkit.fingerprint import model_tensors
+from forgetkit.model_card import model_card
+from forgetkit.saving import push_to_hub, save_model, unwrapped
+from forgetkit.weights import load_weights
+
+
+def record_of(folder: Path) -> dict[str, object]:
+    content: dict[str, object] = json.loads((folder / "forgetkit.json").read_text())
+    return content
+
+
+def test_transformers(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    vit().save_pretrained(tmp_path / "in")
+    (tmp_path / "in" / "preprocessor_config.json").write_text('{"size": 16}')
+    model = load_model(tmp_path / "in")
+    files = save_model(model, tmp_path / "out", card="# Card\n")
+    assert {p.name for p in files} == {
+        "README.md", "config.json", "forgetkit.json", "model.safetensors",
+        "preprocessor_config.json",
+    }  # fmt: skip
+    assert record_of(tmp_path / "out")["form"] == "transformers"
+    assert same_bits(load_model(tmp_path / "out"), model)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_byobnet"])
+def test_timm(tmp_path: Path, name: str) -> None:
+    model = spread(timm.create_model(name, num_classes=6))
+    state = torch.get_rng_state()
+    save_model(model, tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert record_of(tmp_path / "out")["form"] == "timm"
+    loaded = load_model(tmp_path / "out")
+    assert same_bits(loaded, model)
+    x = torch.ones(1, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x))
+
+
+def test_a_timm_model_with_options(tmp_path: Path) -> None:
+    model = timm_vit()
+    save_model(model, tmp_path / "out")
+    assert same_bits(load_model(tmp_path / "out"), model)
+
+
+def test_a_timm_model_that_was_altered_is_no_timm_model(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=6)
+    width = model.get_parameter("fc.weight").shape[1]
+    model.fc = nn.Sequential(nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, 6))
+    spread(model)
+    save_model(model, tmp_path / "out")
+    assert record_of(tmp_path / "out")["form"] == "class"
+    assert not (tmp_path / "out" / "config.json").exists()
+    with pytest.raises(ModelError, match="weights of timm"):
+        load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_torchvision(tmp_path: Path, name: str) -> None:
+    model = spread(torchvision.models.get_model(name, num_classes=4))
+    save_model(model, tmp_path / "out")
+    record = record_of(tmp_path / "out")
+    assert (record["form"], record["name"], record["num_classes"]) == ("torchvision", name, 4)
+    assert same_bits(load_model(tmp_path / "out"), model)
+
+
+def test_a_model_of_ones_own(tmp_path: Path) -> None:
+    model = load_model("small_models:build_tied")
+    with torch.no_grad():
+        model.get_parameter("first.weight").add_(1)
+    save_model(model, tmp_path / "out")
+    record = record_of(tmp_path / "out")
+    assert (record["form"], record["name"]) == ("factory", "small_models:build_tied")
+    weights = tmp_path / "out" / "model.safetensors"
+    assert same_bits(load_model("small_models:build_tied", state_dict=weights), model)
+    save_model(nn.Linear(2, 2), tmp_path / "plain")
+    assert record_of(tmp_path / "plain")["class"] == "torch.nn.modules.linear.Linear"
+
+
+def test_wrappers_are_left_out(tmp_path: Path) -> None:
+    model = spread(nn.Sequential(nn.Linear(2, 2)))
+    compiled = torch.compile(nn.DataParallel(model))
+    assert isinstance(compiled, nn.Module)
+    assert unwrapped(compiled) is model
+    save_model(compiled, tmp_path / "out")
+    twin = nn.Sequential(nn.Linear(2, 2))
+    load_weights(twin, tmp_path / "out")
+    assert same_bits(twin, model)
+    with pytest.raises(ModelError, match="found str"):
+        unwrapped("model")  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # inside peft
+def test_peft_saves_the_adapter_and_refuses_edits_outside(tmp_path: Path) -> None:
+    vit().save_pretrained(tmp_path / "base")
+    base = load_model(tmp_path / "base")
+    model = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["classifier"])
+    )
+    edited = [name for name, p in model.named_parameters() if p.requires_grad]
+    with torch.no_grad():
+        for name in edited:
+            model.get_parameter(name).add_(0.5)
+    save_model(model, tmp_path / "out", changed=edited)
+    assert record_of(tmp_path / "out")["form"] == "peft"
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+    assert same_bits(load_model(tmp_path / "out"), model.eval())
+    frozen = next(n for n in model_tensors(model) if n.endswith("layernorm.weight"))
+    with pytest.raises(ModelError, match="merge_and_unload"):
+        save_model(model, tmp_path / "other", changed=[*edited, frozen])
+    assert not (tmp_path / "other").exists()
+
+
+def test_foreign_files_are_not_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"mine")
+    model = spread(nn.Linear(2, 2))
+    with pytest.raises(ModelError, match="overwrite=True"):
+        save_model(model, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"mine"
+    assert len(list(tmp_path.iterdir())) == 1
+    save_model(model, tmp_path, overwrite=True)
+    twin = nn.Linear(2, 2)
+    load_weights(twin, tmp_path)
+    assert same_bits(twin, model)
+
+
+def test_an_earlier_save_is_replaced_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save_model(vit(), out, card="old")
+    (out / "notes.txt").write_text("mine")
+    model = spread(nn.Linear(2, 2))
+    save_model(model, out)
+    assert {p.name for p in out.iterdir()} == {"forgetkit.json", "model.safetensors", "notes.txt"}
+    (out / "README.md").write_text("mine")
+    with pytest.raises(ModelError, match="no other"):
+        save_model(model, out, card="new")
+    assert (out / "README.md").read_text() == "mine"
+
+
+def test_no_second_set_of_weights_stays_behind(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="keep what was forgotten"):
+        save_model(nn.Linear(2, 2), tmp_path, overwrite=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["pytorch_model.bin"]
+
+
+def test_a_record_cannot_point_outside(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save_model(nn.Linear(2, 2), out)
+    (tmp_path / "precious").write_text("mine")
+    record = record_of(out)
+    record["files"] = ["../precious", "model.safetensors", "forgetkit.json"]
+    (out / "forgetkit.json").write_text(json.dumps(record))
+    save_model(nn.Linear(2, 2), out)
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    model = spread(nn.Linear(2, 2))
+    save_model(model, out)
+    held = (out / "model.safetensors").read_bytes()
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forgetkit.saving.save_tensors", crash)
+    for target in (out, tmp_path / "fresh"):
+        with pytest.raises(KeyboardInterrupt):
+            save_model(nn.Linear(2, 2), target)
+    assert (out / "model.safetensors").read_bytes() == held
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_bad_targets_and_models(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match="found a file"):
+        save_model(nn.Linear(2, 2), tmp_path / "file")
+    with pytest.raises(ModelError, match="meta tensor"):
+        save_model(nn.Linear(2, 2, device="meta"), tmp_path / "meta")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_push_to_hub_uploads_a_folder_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm_vit()
+    calls: list[object] = []
+
+    def create(self: object, name: str, *, exist_ok: bool, private: bool) -> object:
+        calls.append((name, exist_ok, private))
+
+        class Address(str):
+            repo_id = "me/forgetful"
+
+        return Address("https://huggingface.co/me/forgetful")
+
+    def upload(self: object, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        assert (folder_path / "README.md").read_text() == "# Card"
+        calls.append((repo_id, same_bits(load_model(folder_path), model)))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    address = push_to_hub(model, "forgetful", "# Card", private=True)
+    assert address == "https://huggingface.co/me/forgetful"
+    assert calls == [("forgetful", True, True), ("me/forgetful", True)]
+
+
+def test_push_to_hub_says_why_not() -> None:
+    with pytest.raises(ModelError, match=r"name 'me/model' is expected .* Log in"):
+        push_to_hub(nn.Linear(2, 2), "me/model")
+
+
+def test_model_card() -> None:
+    card = model_card(
+        {"method": "lau", "goal": {"classes": [3]}},
+        {"forget": {"accuracy": 1.0, "by_class": {"3": 1.0}, "samples": 10}, "test": 0.75},
+        {"forget": {"accuracy": 0.0, "by_class": {"3": 0.0}, "samples": 10}},
+        "No membership inference was run.",
+        library="timm",
+    )
+    assert card.startswith('---\nlibrary_name: "timm"\ntags:\n- machine-unlearning')
+    assert '| goal | `{"classes": [3]}` |' in card
+    assert "| forget | accuracy | 1.0000 | 0.0000 |" in card
+    assert "| test | accuracy | 0.7500 | not measured |" in card
+    assert "### forget, by class\n\n| class | before | after |\n| --- | --- | --- |\n| 3 |" in card
+    assert card.endswith("## Limits\n\nNo membership inference was run.\n")
+    assert "No accuracy was measured." in model_card({}, {}, {}, "Nothing was tested.")
+    with pytest.raises(ValueError, match="limits is expected"):
+        model_card({}, {}, {}, " ")
+
+
+def test_nothing_heavy_is_imported_early() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, forgetkit.saving, forgetkit.loading, forgetkit.patch\n"
+        "heavy = {'timm', 'transformers', 'torchvision', 'peft', 'rich', 'huggingface_hub'}\n"
+        "sys.exit(bool(heavy & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
