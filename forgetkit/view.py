@@ -163,9 +163,6 @@ def effective_affine(view: ModelView) -> tuple[Tensor, Tensor] | None:
         ]
     return torch.cat(columns).T.contiguous(), bias
 
-    def logits(self, output: object) -> Tensor:
-        """Take the logits, (batch, classes), out of what the model returned."""
-
 
 class Adapter(Protocol):
     """What an ecosystem knows about its models; hints only, the dataflow decides.

@@ -29,6 +29,14 @@ def is_quantised(module: nn.Module) -> bool:
     return ".quantized" in type(module).__module__ or hasattr(module, "_packed_params")
 
 
+def is_overridden(module: nn.Module) -> bool:
+    """Tell whether a class derived from a torch layer computes something else than that layer."""
+    for kind in type(module).__mro__:
+        if "forward" in vars(kind) or "_conv_forward" in vars(kind):
+            return not kind.__module__.startswith("torch.nn.modules")
+    return True
+
+
 def is_atom(module: nn.Module) -> bool:
     """Tell whether a call of ``module`` is recorded as one step: a leaf, scripted or packed."""
     if isinstance(module, torch.jit.ScriptModule) or hasattr(module, "_packed_params"):

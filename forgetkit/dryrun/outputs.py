@@ -86,7 +86,7 @@ def choices(output: object, output_choice: OutputChoice, num_classes: int | None
 
 
 def logits_of(
-    output: object, *, output_choice: OutputChoice = None, num_classes: int | None = None
+    output: object, output_choice: OutputChoice = None, *, num_classes: int | None = None
 ) -> Tensor:
     """Pick the logits out of a model's output without looking at the model.
 

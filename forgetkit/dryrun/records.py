@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from forgetkit.dryrun.atoms import is_quantised
+from forgetkit.dryrun.atoms import is_overridden, is_quantised
 from forgetkit.dryrun.graph import Graph, Node, Use, WeightUse
 from forgetkit.dryrun.program import weights_of
 from forgetkit.dryrun.slicing import Slice
@@ -20,7 +20,7 @@ def affine_record(node: Node, found: Slice) -> Affine:
     """Describe one final affine call with its live tensors."""
     parameters = trainable(call_weights(node, found.graph))
     if node.module is not None:
-        weight, axis = _module_weight(node.module, found.width)
+        weight, axis = _module_weight(node.module)
         bias = getattr(node.module, "bias", None)
         plain = isinstance(bias, nn.Parameter) and weight is not None
         return Affine(node.name, weight, bias if plain else None, axis, parameters)
@@ -86,22 +86,15 @@ def _is_within(path: str, modules: set[str]) -> bool:
     return any(path.startswith(f"{name}.") for name in modules if name)
 
 
-def _module_weight(module: nn.Module, width: int) -> tuple[Tensor | None, int]:
+def _module_weight(module: nn.Module) -> tuple[Tensor | None, int]:
     weight = module._parameters.get("weight")  # noqa: SLF001 - a derived weight is an attribute
-    if isinstance(module, _ConvTransposeNd):
+    if isinstance(module, _ConvTransposeNd) and not is_overridden(module):
         return weight, 1
-    if isinstance(module, nn.Linear | _ConvNd | nn.Bilinear):
+    if isinstance(module, nn.Linear | _ConvNd | nn.Bilinear) and not is_overridden(module):
         return weight, 0
-    matrices = [tensor for tensor in module.parameters() if tensor.dim() >= 2]
-    matrices += [tensor for tensor in module.buffers() if tensor.dim() >= 2]
-    if len(matrices) != 1 or is_quantised(module) or hasattr(module, "parametrizations"):
-        return None, 0
-    sizes = list(matrices[0].shape)
-    # GPT-2's transposed Linear is the one square-safe case that is known by name.
-    if width not in sizes:
-        return None, 0
-    axis = 1 if type(module).__name__ == "Conv1D" else sizes.index(width)
-    return matrices[0], axis
+    if type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2:
+        return weight, 1  # GPT-2's transposed Linear
+    return None, 0  # what another module does with its weight is not known
 
 
 def _function_weight(node: Node, graph: Graph) -> tuple[Tensor | None, int, str | None]:

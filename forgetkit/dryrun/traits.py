@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from forgetkit.dryrun.atoms import is_overridden
 from forgetkit.dryrun.graph import Node
 from forgetkit.dryrun.packing import Packing
 from forgetkit.dryrun.program import Program
@@ -37,7 +38,8 @@ def _is_plain(program: Program) -> bool:
     found = program.slice
     kinds = (torch.nn.Linear, torch.nn.modules.conv._ConvNd)  # noqa: SLF001 - its public base
     nodes = [found.graph.nodes[number] for number in found.affines]
-    own = all(isinstance(node.module, kinds) for node in nodes) and len(nodes) == 1
+    own = len(nodes) == 1 and isinstance(nodes[0].module, kinds)
+    own = own and nodes[0].module is not None and not is_overridden(nodes[0].module)
     return own and not found.folded and all(_keeps_values(node) for node in found.tail())
 
 
