@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import count
 from typing import NamedTuple
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from forgetkit.errors import ModelError
 
 _WRAPPER_SEGMENT = "_orig_mod"  # torch.compile inserts it wherever a module was compiled
+_MOST_THREADS = 8  # more are no use: memory is then the limit
 _WRAPPER_PREFIX = "module."  # DataParallel, DistributedDataParallel and many training scripts
 
 
@@ -117,7 +120,15 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> dict[str, TensorPrint]:
     Raises:
         ModelError: a tensor is meta, sharded, sparse or quantized.
     """
-    return {name: TensorBits.of(t, name).fingerprint for name, t in tensors.items()}
+    described = {name: TensorBits.of(tensor, name) for name, tensor in tensors.items()}
+    hash_all(described.values())
+    return {name: bits.fingerprint for name, bits in described.items()}
+
+
+def hash_all(tensors: Iterable[TensorBits]) -> None:
+    """Compute fingerprints ahead, several at a time: hashing releases the interpreter's lock."""
+    with ThreadPoolExecutor(max_workers=min(_MOST_THREADS, os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda bits: bits.fingerprint, tensors))
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from forgetkit.errors import PatchMismatch
 from forgetkit.fingerprint import (
     TensorBits,
     from_bits,
+    hash_all,
     model_tensors,
     plain_names,
     same_tensor_groups,
@@ -81,12 +82,14 @@ class Patch:
         entries: dict[str, Entry] = {}
         deltas: dict[str, Tensor] = {}
         left = set(plain_before)
+        described = {name: TensorBits.of(t, name) for name, t in plain_before.items()}
+        hash_all(described.values())
         for group in _tied_groups(plain_before, plain_after):
             name = next((n for n in group if n in plain_before), "")
             if not name:
                 raise _not_one_model(f"{group[0]!r} only after the edit")
             left -= set(group)
-            old = TensorBits.of(plain_before[name], name)
+            old = described[name]
             new = TensorBits.of(plain_after[name], name)
             if (old.dtype, old.shape) != (new.dtype, new.shape):
                 raise _not_one_model(

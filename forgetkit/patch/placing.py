@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from forgetkit.fingerprint import TensorBits, TensorPrint, plain_names
+from forgetkit.fingerprint import TensorBits, TensorPrint, hash_all, plain_names
 from forgetkit.patch.header import Entry
 
 
@@ -49,6 +49,7 @@ def place(
     """
     placement = Placement()
     by_plain_name = {short: name for name, short in plain_names(found).items()}
+    hash_all({id(found[n]): found[n] for n in _named(entries, by_plain_name)}.values())
     unnamed: list[str] = []
     for name, entry in entries.items():
         present = [by_plain_name[n] for n in (name, *entry.aliases) if n in by_plain_name]
@@ -68,6 +69,11 @@ def place(
         _place_by_content(placement, entries, found, unnamed, pool, forward=forward)
     placement.spare = [name for name in pool if name not in placement.names]
     return placement
+
+
+def _named(entries: Mapping[str, Entry], by_plain_name: Mapping[str, str]) -> list[str]:
+    names = (n for name, entry in entries.items() for n in (name, *entry.aliases))
+    return [by_plain_name[n] for n in names if n in by_plain_name]
 
 
 def _difference(expected: TensorPrint, there: TensorBits) -> str:
