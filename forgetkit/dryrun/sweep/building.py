@@ -1,0 +1,90 @@
+"""Building many models with random weights, fast."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+LARGEST = 320_000_000
+"""Parameters; larger models are checked by shapes on the meta device."""
+
+_POOL = 1 << 20
+_BIG = 10_000
+_RANDOM_FILLS = frozenset({"normal_", "uniform_", "erfinv_"})
+
+
+class _NoRandomFill(TorchFunctionMode):
+    """Skip the random initialisation of large weights; `cheap_weights` fills them afterwards."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        del types
+        if getattr(func, "__name__", "") in _RANDOM_FILLS and args:
+            tensor = args[0]
+            if isinstance(tensor, Tensor) and tensor.dim() >= 2 and tensor.numel() > _BIG:
+                return tensor
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def cheap_initialisation() -> Iterator[None]:
+    """Make building a model cost little more than allocating it."""
+    with _NoRandomFill():
+        yield
+
+
+def cheap_weights(model: nn.Module) -> None:
+    """Fill large weights from one pool of random numbers, scaled by fan-in, and scales with ones.
+
+    Layer scales start near zero in many models, which would make every logit the same for every
+    input, and any head would pass.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randn(_POOL + 1, generator=generator)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2 and parameter.numel() > _BIG:
+                fan_in = max(1, parameter[0].numel())
+                whole, rest = divmod(parameter.numel(), _POOL + 1)
+                flat = torch.cat([pool.repeat(whole), pool[:rest]]) / math.sqrt(fan_in)
+                parameter.copy_(flat.view(parameter.shape))
+            elif name.endswith(("gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1")):
+                parameter.fill_(1.0)
+
+
+def count(model: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def recalibrate(model: nn.Module, run: Callable[[], object]) -> None:
+    """Set batch-norm statistics from one forward, so that deep random networks stay in range."""
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)  # noqa: SLF001 - its public base
+        and module.running_mean is not None
+    ]
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.momentum = 1.0
+        module.training = True
+        if module.weight is not None:
+            nn.init.ones_(module.weight)
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+            module.training = False
