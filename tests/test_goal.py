@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 from forgetkit.errors import BadTarget, DataError
 from forgetkit.goal import (
@@ -161,9 +161,7 @@ def test_names_resolve_whatever_their_case() -> None:
         (["f"], [*NAMES, "f"], "5 outputs"),
     ],
 )
-def test_resolving_refuses(
-    wanted: list[int | str], names: list[str] | None, message: str
-) -> None:
+def test_resolving_refuses(wanted: list[int | str], names: list[str] | None, message: str) -> None:
     with pytest.raises(BadTarget, match=message):
         resolve_classes(Classes(wanted), 5, names)
 
@@ -189,7 +187,7 @@ def test_class_names_are_found() -> None:
     loader = DataLoader(Subset(Subset(Named(["cat", "dog"]), [0, 1]), [0]))
     assert class_names(bare, loader) == ["cat", "dog"]
     assert class_names(bare, Named(features={"img": 1, "fine_label": label})) == ["cat", "dog"]
-    both = torch.utils.data.ConcatDataset([Named(["cat", "dog"]), Named()])
+    both: ConcatDataset[object] = ConcatDataset([Named(["cat", "dog"]), Named()])
     assert class_names(bare, both) == ["cat", "dog"]
     assert class_names(_model("Katze", "Hund"), loader) == ["Katze", "Hund"]
     assert class_names(_model("LABEL_0", "LABEL_1"), loader) == ["cat", "dog"]

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from forgetkit.data.batches import Reader, batch_size, rows_of
 from forgetkit.data.labels import normalised, stored
 from forgetkit.data.loaders import Loader, Reading, covered, reading_of
+from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sets import IndexedSet, StoredSet, read_chunks
 from forgetkit.errors import DataError
 from forgetkit.types import Inputs
@@ -80,6 +81,24 @@ def read_all(loader: Loader, num_classes: int, name: str) -> IndexedSet | Stored
     if reading is not None:
         return _indexed(loader, reading, num_classes, name)
     return _streamed(loader, num_classes, name, None).samples
+
+
+def first_inputs(loader: Loader, name: str, count: int = 2) -> Inputs | None:
+    """Return the inputs of the first samples that a loader draws from, in data-set order.
+
+    Its sampler is not moved and the global random state is kept. ``None`` for a loader without
+    positions, from which nothing can be read without taking it away.
+
+    Raises:
+        DataError: the loader holds nothing, or its samples cannot be used.
+    """
+    reading = reading_of(loader)
+    if reading is None:
+        return None
+    with random_state_kept():
+        rows = covered(loader, name)[:count].tolist()
+        inputs, _ = next(read_chunks(reading, [rows], 0, Reader(name)))
+    return inputs
 
 
 def _indexed(loader: Loader, reading: Reading, num_classes: int, name: str) -> IndexedSet:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections import UserDict, namedtuple
+from collections import UserDict
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +18,16 @@ from forgetkit.data.labels import normalised
 from forgetkit.errors import DataError
 
 X, Y = torch.arange(12.0).reshape(3, 1, 2, 2), torch.tensor([0, 2, 1])
-Fields = namedtuple("Fields", ["image", "label"])
-Unnamed = namedtuple("Unnamed", ["first", "second"])
+
+
+class Fields(NamedTuple):
+    image: Tensor
+    label: Tensor
+
+
+class Unnamed(NamedTuple):
+    first: Tensor
+    second: Tensor
 
 
 @dataclass
@@ -108,7 +117,7 @@ def test_refused(raw: object, message: str) -> None:
 def test_batches_of_several_forms_are_refused() -> None:
     reader = Reader("loader")
     reader.read((X, Y))
-    with pytest.raises(DataError, match="batch 1 .*one form"):
+    with pytest.raises(DataError, match=r"batch 1 .*one form"):
         reader.read({"image": X, "label": Y})
 
 

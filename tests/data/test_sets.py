@@ -150,7 +150,7 @@ class Noisy(TensorDataset):
     """Adds noise from torch's global generator, as augmentations do."""
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        image, label = super().__getitem__(index)
+        image, label = (tensor[index] for tensor in self.tensors)
         return image + torch.rand(()), label
 
 
