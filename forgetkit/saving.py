@@ -204,8 +204,8 @@ def _require_in_adapter(model: nn.Module, changed: Iterable[str]) -> None:
     if lost:
         raise ModelError(
             f"model is expected to be edited in its PEFT adapter, which is all that is saved; "
-            f"found edited tensors of the model under it: {lost[:3]}. Save model.merge_and_unload(), or "
-            "name the head in modules_to_save when the adapter is made."
+            f"found edited tensors of the model under it: {lost[:3]}. Save "
+            "model.merge_and_unload(), or name the head in modules_to_save of the adapter."
         )
 
 

@@ -21,7 +21,6 @@ from forgetkit.fingerprint import (
     model_tensors,
     plain_names,
     same_tensor_groups,
-    sha256_of,
 )
 from forgetkit.patch.changes import Turn
 from forgetkit.patch.header import Entry, check_request, decode, encode
@@ -83,25 +82,24 @@ class Patch:
         deltas: dict[str, Tensor] = {}
         left = set(plain_before)
         described = {name: TensorBits.of(t, name) for name, t in plain_before.items()}
-        hash_all(described.values())
+        changed_to = {name: TensorBits.of(t, name) for name, t in plain_after.items()}
+        hash_all([*described.values(), *changed_to.values()])
         for group in _tied_groups(plain_before, plain_after):
             name = next((n for n in group if n in plain_before), "")
             if not name:
                 raise _not_one_model(f"{group[0]!r} only after the edit")
             left -= set(group)
             old = described[name]
-            new = TensorBits.of(plain_after[name], name)
+            new = changed_to[name]
             if (old.dtype, old.shape) != (new.dtype, new.shape):
                 raise _not_one_model(
                     f"{name!r} as {old.dtype} {old.shape} before, {new.dtype} {new.shape} after"
                 )
             aliases = tuple(n for n in group if n != name)
-            old_bits, new_bits = old.read(), new.read()
-            digest = old.fingerprint.sha256
-            if not torch.equal(old_bits, new_bits):
-                deltas[name] = old_bits ^ new_bits
-                digest = sha256_of(new_bits)
-            entries[name] = Entry(old.fingerprint, digest, aliases)
+            entry = Entry(old.fingerprint, new.fingerprint.sha256, aliases)
+            if entry.changed:
+                deltas[name] = old.read() ^ new.read()
+            entries[name] = entry
         if left:
             raise _not_one_model(f"{min(left)!r} only before the edit")
         return cls(entries, deltas, record)
