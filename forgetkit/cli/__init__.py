@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -35,6 +36,8 @@ def _main(
     ] = False,
 ) -> None:
     """Hold the options that come before a command."""
+    # Other libraries' bars for steps that take milliseconds would bury the command's own lines.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 app.command("demo")(demo.demo)

@@ -88,8 +88,8 @@ class DemoReport:
 
         table = Table(
             title=f"Forgetting {', '.join(self.classes)} of {self.data} with {self.method}",
-            caption="accuracy on test images; a good method has 0 % in the second column and "
-            "keeps the third",
+            caption="accuracies on test images; wanted: 0 % on the forgotten class, and on the "
+            "others no less than before",
         )
         table.add_column("model")
         table.add_column("state")

@@ -1,0 +1,32 @@
+"""Settings of the documentation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from tables import write_pages
+
+import forgetkit
+
+write_pages()
+
+project = "forgetkit"
+author = "The forgetkit authors"
+project_copyright = "the forgetkit authors"
+version = release = forgetkit.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+
+html_theme = "furo"
+html_title = f"forgetkit {release}"

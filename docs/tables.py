@@ -1,0 +1,138 @@
+"""Tables and pages that are made from the registry: the README's table, one page a method.
+
+``python docs/tables.py`` rewrites the table in README.md; a test fails when it is out of date.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from pathlib import Path
+
+from forgetkit.fields import bounds_of
+from forgetkit.method import Method, all_methods
+
+ROOT = Path(__file__).parent.parent
+GENERATED = Path(__file__).parent / "_generated"
+START, END = "<!-- methods: made by docs/tables.py -->", "<!-- end of methods -->"
+EDITS = {"head": "the head", "all": "all weights"}
+
+
+def methods_table(*, pages: bool) -> str:
+    """Return the Markdown table of all methods, with links to their pages or their papers."""
+    lines = [
+        "| name | method | goals | needs | edits | cost |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for method in all_methods():
+        card = method.card
+        name = f"[`{card.slug}`](methods/{card.slug}.md)" if pages else f"`{card.slug}`"
+        cells = (
+            name,
+            f"[{card.title}]({card.link})",
+            ", ".join(card.goals),
+            ", ".join(f"{need} set" for need in card.needs) or "nothing",
+            EDITS[card.edits],
+            card.cost,
+        )
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def method_page(method: type[Method]) -> str:
+    """Return the page of one method: card, docstring, settings."""
+    card = method.card
+    facts = [
+        ("goals", ", ".join(card.goals)),
+        ("needs", ", ".join(card.needs) or "nothing"),
+        ("edits", EDITS[card.edits]),
+        ("cost", card.cost),
+        ("source", f"[{card.source}]({card.link})"),
+    ]
+    settings = [
+        (entry.name, entry.default, bounds_of(entry).describe(), bounds_of(entry).about)
+        for entry in dataclasses.fields(method)
+    ]
+    example = f'forget(model).{_goal_call(card.goals[0])}.using("{card.slug}").run(loader)'
+    return "\n".join(
+        [
+            f"# {card.title} (`{card.slug}`)",
+            "",
+            card.about,
+            "",
+            "```{code-block} python",
+            example,
+            "```",
+            "",
+            "| | |",
+            "| --- | --- |",
+            *(f"| {name} | {_cell(text)} |" for name, text in facts),
+            "",
+            "## What it does",
+            "",
+            "```{code-block} text",
+            inspect.cleandoc(method.__doc__ or ""),
+            "```",
+            "",
+            "## Settings",
+            "",
+            "| setting | default | accepted | meaning |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| `{name}` | `{default}` | {_cell(accepted)} | {_cell(about)} |"
+                for name, default, accepted, about in settings
+            ),
+            "",
+        ]
+    )
+
+
+def write_pages() -> None:
+    """Write the generated pages of the documentation, and remove those of methods long gone."""
+    folder = GENERATED / "methods"
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {f"{method.card.slug}.md": method_page(method) for method in all_methods()}
+    for stale in folder.glob("*.md"):
+        if stale.name not in pages:
+            stale.unlink()
+    for name, text in pages.items():
+        _write_if_new(folder / name, text)
+    _write_if_new(
+        GENERATED / "methods.md",
+        "# Methods\n\nF is a forward pass over one sample, FB a forward and backward pass; D_f is "
+        "the forget set, D_r the retain set.\n\n"
+        + methods_table(pages=True)
+        + "\n\n```{toctree}\n:hidden:\n:glob:\n\nmethods/*\n```\n",
+    )
+
+
+def readme_with_table(text: str) -> str:
+    """Return the README's text with its table of methods made anew."""
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{methods_table(pages=False)}\n{END}{after}"
+
+
+def _goal_call(goal: str) -> str:
+    return {
+        "classes": "classes([3])",
+        "instances": "instances([17, 42])",
+        "relabel": "relabel({17: 4})",
+        "depoison": "depoison([17, 42])",
+    }[goal]
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"\s+", " ", text).replace("|", "\\|")
+
+
+def _write_if_new(path: Path, text: str) -> None:
+    """Leave a file alone that is right already, so that Sphinx does not read it again."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(readme_with_table(readme.read_text(encoding="utf-8")), encoding="utf-8")

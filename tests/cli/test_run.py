@@ -1,0 +1,173 @@
+"""``forgetkit run`` on every kind of checkpoint, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import Result
+
+Invoke: TypeAlias = Callable[..., Result]
+
+
+def words(colours: Path, out: Path, *more: object) -> list[object]:
+    return ["--data", colours, "--classes", "2", "--using", "lau", "--out", out, *more]
+
+
+def test_a_factory_with_a_state_dict_forgets_a_colour(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    out, patch = tmp_path / "out", tmp_path / "edit.safetensors"
+    done = invoke(
+        "run", name, "--weights", weights, *words(colours, out, "--patch", patch, "--json")
+    )
+    assert done.exit_code == 0, done.output
+    record = json.loads(done.stdout)
+    assert record["before"]["forget"]["accuracy"] == 1.0
+    assert record["after"]["forget"]["accuracy"] == 0.0
+    assert record["after"]["validation_forget"]["accuracy"] == 0.0
+    assert record["after"]["validation_retain"]["accuracy"] == 1.0
+    assert record["samples"]["forget"] == 8
+    assert not record["rolled_back"]
+    old, new = torch.load(weights, weights_only=True), load_file(out / "model.safetensors")
+    assert [key for key in old if not torch.equal(old[key], new[key])] == ["4.weight", "4.bias"]
+    assert patch.is_file()
+
+
+def test_the_table_goes_to_standard_output_and_the_rest_to_standard_error(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    done = invoke("run", name, "--weights", weights, *words(colours, tmp_path / "out"))
+    assert done.exit_code == 0, done.output
+    assert "Layer Attack Unlearning" in done.stdout
+    assert "100.00 %" in done.stdout
+    assert "wrote" not in done.stdout
+    assert "24 training images, 12 test images" in done.stderr
+
+
+def test_a_name_is_as_good_as_a_number(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    done = invoke(
+        "run", name, "--weights", weights, "--data", colours, "--classes", "red,blue",
+        "--using", "lau", "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["forget_classes"] == [2, 0]
+
+
+def test_a_transformers_folder_keeps_its_form(
+    invoke: Invoke, colours: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=16, patch_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, id2label={0: "red", 1: "green", 2: "blue"},
+    )  # fmt: skip
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    done = invoke("run", tmp_path / "vit", *words(colours, tmp_path / "out", "--json"))
+    assert done.exit_code in (0, 3), done.output
+    # The model calls class 2 blue, and the folder `blue` holds the forget samples.
+    assert json.loads(done.stdout)["forget_classes"] == [2]
+    if done.exit_code == 0:
+        again = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+        assert again.config.id2label[2] == "blue"
+
+
+def test_a_timm_folder_keeps_its_form(invoke: Invoke, colours: Path, tmp_path: Path) -> None:
+    import timm
+    from timm.models import save_for_hf
+
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_for_hf(model, str(tmp_path / "timm"), safe_serialization=True)
+    options = ["--size", "32", "--seed", "1", "--json"]
+    done = invoke("run", tmp_path / "timm", *words(colours, tmp_path / "out", *options))
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == "test_resnet"
+
+
+def test_a_torchvision_name_takes_a_state_dict(
+    invoke: Invoke, colours: Path, tmp_path: Path
+) -> None:
+    from torchvision.models import squeezenet1_1
+
+    torch.save(squeezenet1_1(num_classes=3).state_dict(), tmp_path / "net.pth")
+    done = invoke(
+        "run", "torchvision/squeezenet1_1", "--weights", tmp_path / "net.pth",
+        "--num-classes", "3", "--size", "48", *words(colours, tmp_path / "out", "--json"),
+    )  # fmt: skip
+    assert done.exit_code in (0, 3), done.output
+    assert json.loads(done.stdout)["method"]["method"] == "lau"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--classes", "7"], "7"),
+        (["--classes", "mauve"], "mauve"),
+        (["--classes", ","], "--classes: expected"),
+        (["--using", "laus"], "did you mean 'lau'"),
+        (["--set", "alpha=2"], "alpha must be a number in [0, 1]"),
+        (["--set", "alpha=much"], "expected a number in [0, 1]"),
+        (["--set", "alpha"], "expected NAME=VALUE"),
+        (["--set", "alhpa=0.5"], "did you mean alpha"),
+        (["--set", "double_softmax=maybe"], "True or False"),
+        (["--data", "nowhere"], "found nothing there"),
+        (["--head", "nothing.here"], "nothing.here"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    invoke: Invoke,
+    colours: Path,
+    factory: tuple[str, Path],
+    tmp_path: Path,
+    change: list[str],
+    says: str,
+) -> None:
+    name, weights = factory
+    options = dict(zip(*[iter(map(str, words(colours, tmp_path / "out")))] * 2, strict=True))
+    options |= {change[0]: change[1]}
+    flat = [word for pair in options.items() for word in pair]
+    done = invoke("run", name, "--weights", weights, *flat)
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
+    assert "Traceback" not in done.output
+    assert done.stdout == ""
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such-folder", "torchvision/no_such_net", "colour_models:broken"]
+)
+def test_a_model_that_cannot_be_loaded_is_refused(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path, name: str
+) -> None:
+    done = invoke("run", name, *words(colours, tmp_path / "out"))
+    assert done.exit_code == 2, done.output
+    assert name in done.stderr
+
+
+def test_a_run_that_costs_too_much_is_rolled_back_with_status_3(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    done = invoke(
+        "run", name, "--weights", weights, "--data", colours, "--classes", "2", "--using",
+        "neggrad", "--set", "lr=5", "--set", "max_norm=None", "--set", "momentum=0",
+        "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    record = json.loads(done.stdout)
+    assert record["rolled_back"]
+    assert done.exit_code == 3
+    assert record["saved"] == []
+    assert not (tmp_path / "out").exists()

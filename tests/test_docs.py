@@ -1,0 +1,138 @@
+"""The code blocks of README and docs run as they stand; the README's table is up to date."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit.testing.toys import toy
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BY_MAKE = ("make ", "pip ")  # what installs: continuous integration runs these themselves
+
+
+def blocks(page: Path, language: str) -> list[tuple[int, str]]:
+    """Return line number and text of each fenced block of one language."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text[: found.start()].count("\n") + 2, found[2])
+        for found in BLOCK.finditer(text)
+        if found[1] == language
+    ]
+
+
+def commands(page: Path) -> list[str]:
+    """Return the lines after ``$`` of a page's console blocks."""
+    return [
+        line.removeprefix("$ ").partition("  #")[0]
+        for _, text in blocks(page, "console")
+        for line in text.splitlines()
+        if line.startswith("$ ") and not line.removeprefix("$ ").startswith(BY_MAKE)
+    ]
+
+
+def given() -> dict[str, object]:
+    """Return what the pages take for granted: a model and loaders with a class 3."""
+    problem = toy("cnn")
+    images, labels = problem.train.tensors
+    kept = labels != 3
+    return {
+        "__name__": "__main__",
+        "model": problem.model,
+        "loader": problem.loader(),
+        "test_loader": DataLoader(problem.test, 64),
+        "forget_loader": problem.forget_loader(),
+        "retain_loader": DataLoader(TensorDataset(images[kept], labels[kept]), 32),
+    }
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.stem
+)
+def test_python_blocks_run_in_order(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # A block starts from the untouched model; names made by earlier blocks stay.
+    names = given()
+    for line, text in blocks(page, "python"):
+        names |= {"model": toy("cnn").model} if "forget(model)" in text else {}
+        code = compile("\n" * (line - 1) + text, str(page), "exec")
+        exec(code, names)  # noqa: S102
+
+
+@pytest.mark.slow
+def test_console_blocks_run_in_order(tmp_path: Path) -> None:
+    """All pages share one folder; the demo, which others build on, runs once."""
+    ordered = [command for page in PAGES for command in commands(page)]
+    unique = list(dict.fromkeys(ordered))
+    unique.sort(key=lambda command: not command.startswith("forgetkit demo"))
+    assert unique[0] == "forgetkit demo"
+    assert len(unique) >= 8
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    for command in unique:
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command == "forgetkit demo":
+            check_the_demo(done.stdout)
+
+
+def check_the_demo(printed: str) -> None:
+    """The class is gone from both models, and the others lost at most half a point."""
+    rows = [re.findall(r"([\d.]+) %", line) for line in printed.splitlines() if " % " in line]
+    figures = [(float(lost), float(kept)) for lost, kept in rows]
+    assert len(figures) == 8
+    for before, forgotten in ((figures[0], figures[1]), (figures[4], figures[5])):
+        assert before[0] > 90
+        assert forgotten[0] == 0
+        assert forgotten[1] >= before[1] - 0.5
+
+
+def load_tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_lists_the_registered_methods() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert load_tables().readme_with_table(text) == text, "run: python docs/tables.py"
+
+
+def test_a_method_page_shows_card_docstring_and_settings() -> None:
+    from forgetkit.method import find
+
+    page = load_tables().method_page(find("lau"))
+    assert "# Layer Attack Unlearning (`lau`)" in page
+    assert 'forget(model).classes([3]).using("lau").run(loader)' in page
+    assert "c = argmax T(A) outside the forgotten classes" in page
+    assert "| `alpha` | `0.5` | a number in [0, 1] |" in page
+    assert "KL(target \\|\\| student)" in page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_relative_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    for target in targets:
+        if not target.startswith("_generated/"):
+            assert (page.parent / target).exists(), target
