@@ -18,6 +18,7 @@ FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
     "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
+FASHION_MEAN, FASHION_STD = 0.2860, 0.3530
 IMAGE_SIZE = 32
 
 
@@ -48,10 +49,19 @@ class TensorImages(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class Pair:
-    """A training and a test set of the same classes."""
+    """A training and a test set of the same classes.
+
+    Args:
+        train: images to train on.
+        test: images never trained on.
+        mean: what was subtracted from pixels in [0, 1].
+        std: what they were divided by then.
+    """
 
     train: TensorImages
     test: TensorImages
+    mean: float = 0.0
+    std: float = 1.0
 
     @property
     def num_classes(self) -> int:
@@ -74,7 +84,10 @@ def digits(seed: int = 0) -> Pair:
     mean, std = images[train].mean(), images[train].std()
     everything = TensorImages((images - mean) / std, labels, tuple("0123456789"))
     return Pair(
-        everything.where(torch.from_numpy(train)), everything.where(torch.from_numpy(test))
+        everything.where(torch.from_numpy(train)),
+        everything.where(torch.from_numpy(test)),
+        float(mean),
+        float(std),
     )
 
 
@@ -91,14 +104,16 @@ def fashion_mnist(root: str | Path) -> Pair:
     folder = Path(root)
     if (nested := folder / "FashionMNIST" / "raw").is_dir():
         folder = nested
-    return Pair(_fashion_part(folder, "train"), _fashion_part(folder, "t10k"))
+    return Pair(
+        _fashion_part(folder, "train"), _fashion_part(folder, "t10k"), FASHION_MEAN, FASHION_STD
+    )
 
 
 def _fashion_part(folder: Path, part: str) -> TensorImages:
     images = _read_idx(folder, f"{part}-images-idx3-ubyte").reshape(-1, 1, 28, 28)
     labels = _read_idx(folder, f"{part}-labels-idx1-ubyte")
     pixels = functional.pad(images.float() / 255.0, (2, 2, 2, 2))
-    return TensorImages((pixels - 0.2860) / 0.3530, labels.long(), FASHION_CLASSES)
+    return TensorImages((pixels - FASHION_MEAN) / FASHION_STD, labels.long(), FASHION_CLASSES)
 
 
 def _read_idx(folder: Path, name: str) -> Tensor:

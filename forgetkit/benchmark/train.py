@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class TrainRecipe:
 
 
 RECIPES = {
-    "resnet18": TrainRecipe(epochs=7, lr=0.1, optimizer="sgd", weight_decay=5e-4),
+    "resnet18": TrainRecipe(epochs=10, lr=0.1, optimizer="sgd", weight_decay=5e-4, shift=1),
     "vit": TrainRecipe(epochs=16, lr=2e-3, optimizer="adamw", weight_decay=0.05),
 }
 
@@ -104,12 +104,23 @@ def fit(
     device: torch.device | str = "cpu",
     label: str = "",
     quiet: bool = False,
+    on_epoch: Callable[[], None] | None = None,
 ) -> float:
-    """Train ``model`` in place on ``data`` and return the seconds it took."""
+    """Train ``model`` in place on ``data`` and return the seconds it took.
+
+    Args:
+        model: returns logits or an object that has them.
+        data: what to train on.
+        recipe: how.
+        device: where; the model stays there.
+        label: stands before each line about an epoch.
+        quiet: whether to print no such line.
+        on_epoch: called after each epoch, for a progress bar.
+    """
     start = time.perf_counter()
     console = Console(stderr=True, quiet=quiet)
     memory = torch.channels_last
-    model.to(device=device, memory_format=memory).train()  # type: ignore[call-overload]
+    model.to(device).to(memory_format=memory).train()
     steps = recipe.epochs * -(-len(data) // recipe.batch_size)
     optimizer: torch.optim.Optimizer
     if recipe.optimizer == "sgd":
@@ -138,14 +149,14 @@ def fit(
             f"{label} epoch {epoch + 1}/{recipe.epochs} loss {mean:.4f} "
             f"{time.perf_counter() - start:.0f} s"
         )
-    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        if on_epoch is not None:
+            on_epoch()
+    model.to(memory_format=torch.contiguous_format)
     model.eval()
     return time.perf_counter() - start
 
 
-def _augmented_batches(
-    data: TensorImages, recipe: TrainRecipe
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _augmented_batches(data: TensorImages, recipe: TrainRecipe) -> Iterator[tuple[Tensor, Tensor]]:
     order = torch.randperm(len(data))
     for rows in order.split(recipe.batch_size):
         if len(rows) == 1:  # BatchNorm cannot train on one sample
