@@ -1,0 +1,87 @@
+"""Make a trained vision classifier forget a class, a set of images or a wrong label."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forgetkit.adapting import adapt
+    from forgetkit.api import Request, forget
+    from forgetkit.engine.guard import Guard
+    from forgetkit.errors import (
+        BadHyperparameter,
+        BadTarget,
+        CannotSplitModel,
+        DataError,
+        ForgetkitError,
+        ModelError,
+        PatchMismatch,
+        UnknownMethod,
+        UnlearningFailed,
+    )
+    from forgetkit.loading import load_model
+    from forgetkit.method import Card, Method, register
+    from forgetkit.patch import Patch
+    from forgetkit.recipe import Trained
+    from forgetkit.result import Result
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "forget": "api",
+    "Request": "api",
+    "adapt": "adapting",
+    "Guard": "engine.guard",
+    "load_model": "loading",
+    "Card": "method",
+    "Method": "method",
+    "register": "method",
+    "Patch": "patch",
+    "Trained": "recipe",
+    "Result": "result",
+    "ForgetkitError": "errors",
+    "BadHyperparameter": "errors",
+    "BadTarget": "errors",
+    "CannotSplitModel": "errors",
+    "DataError": "errors",
+    "ModelError": "errors",
+    "PatchMismatch": "errors",
+    "UnknownMethod": "errors",
+    "UnlearningFailed": "errors",
+}
+
+__all__ = [
+    "BadHyperparameter",
+    "BadTarget",
+    "CannotSplitModel",
+    "Card",
+    "DataError",
+    "ForgetkitError",
+    "Guard",
+    "Method",
+    "ModelError",
+    "Patch",
+    "PatchMismatch",
+    "Request",
+    "Result",
+    "Trained",
+    "UnknownMethod",
+    "UnlearningFailed",
+    "adapt",
+    "forget",
+    "load_model",
+    "register",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use, so that ``import forgetkit`` itself stays quick."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'forgetkit' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"forgetkit.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return __all__

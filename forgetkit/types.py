@@ -41,10 +41,14 @@ class SampleSet(Protocol):
     Attributes:
         labels: (samples,) int64, or (samples, classes) float for multi-label.
         positions: (samples,) int64 positions of the samples in the user's data set or stream.
+        new_labels: (samples,) int64 wanted labels of a relabel goal, else ``None``.
+        batch_size: samples a batch when none is asked for: that of the user's loader.
     """
 
     labels: Tensor
     positions: Tensor
+    batch_size: int
+    new_labels: Tensor | None
 
     def __len__(self) -> int: ...
 

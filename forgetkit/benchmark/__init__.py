@@ -1,0 +1,1 @@
+"""Training, tables and speed reports of the built-in benchmark."""

@@ -1,0 +1,259 @@
+"""The sentence: ``forget(model).classes([3]).using("lau").run(loader)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
+from forgetkit.goal import Classes, Depoison, Goal, Instances, Relabel
+from forgetkit.method import Method, build
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from forgetkit.engine.guard import Guard
+    from forgetkit.result import Result
+
+
+@dataclass(frozen=True)
+class Request:
+    """A frozen description of what to forget, how, and with what data.
+
+    Every step returns a new request, so a half-built one can be kept and reused. Nothing is read
+    and nothing changes before ``run``.
+    """
+
+    model: nn.Module
+    goal: Goal | None = None
+    method: Method | str | None = None
+    retain_loader: Iterable[object] | None = None
+    validation_loader: Iterable[object] | None = None
+    device: torch.device | str | None = None
+    mixed_precision: str | None = None
+    accelerator: Accelerator | None = None
+    accumulate: int = 1
+    head_name: str | Sequence[str] | None = None
+    output: str | int | Callable[[object], Tensor] | None = None
+    initial: Mapping[str, Tensor] | Callable[[], nn.Module] | None = None
+    random_seed: int = 0
+    seconds_allowed: float | None = None
+
+    def classes(self, classes: Sequence[int | str]) -> Request:
+        """Forget every sample of these classes, given as indices or names.
+
+        Raises:
+            BadTarget: empty, duplicate, negative, or a single string instead of a list.
+        """
+        return self._aimed(Classes(_as_tuple(classes, "classes")))
+
+    def instances(self, positions: Sequence[int] | None = None) -> Request:
+        """Forget these positions in ``loader.dataset``, or everything in the loader.
+
+        Raises:
+            BadTarget: empty, duplicate or negative.
+        """
+        return self._aimed(
+            Instances(None if positions is None else _as_tuple(positions, "instances"))
+        )
+
+    def relabel(self, labels: Mapping[int, int] | Sequence[int]) -> Request:
+        """Correct these samples instead of losing them.
+
+        Args:
+            labels: new label by position in ``loader.dataset``, or one for each sample in it.
+
+        Raises:
+            BadTarget: empty, or a label or position is not a non-negative integer.
+        """
+        return self._aimed(Relabel(labels))
+
+    def depoison(self, positions: Sequence[int] | None = None) -> Request:
+        """Undo the effect of samples that carried wrong labels, the right ones being unknown.
+
+        Without positions, everything in the loader is meant.
+
+        Raises:
+            BadTarget: empty, duplicate or negative.
+        """
+        return self._aimed(
+            Depoison(None if positions is None else _as_tuple(positions, "depoison"))
+        )
+
+    def using(self, method: str | Method, **hyperparameters: Any) -> Request:  # noqa: ANN401
+        """Choose a method by name with hyper-parameters, or pass a ``Method`` object.
+
+        Args:
+            method: a registered name, ``"auto"``, or an object.
+            **hyperparameters: fields of that method; ``seconds`` limits ``"auto"``.
+
+        Raises:
+            UnknownMethod: no method has this name.
+            BadHyperparameter: a name is unknown or a value is out of range.
+        """
+        if isinstance(method, Method):
+            if hyperparameters:
+                raise BadHyperparameter(
+                    f"using({method!r}, {', '.join(hyperparameters)}): expected no "
+                    "hyper-parameters beside a Method object, found some; set them on the object"
+                )
+            return replace(self, method=method)
+        if method == "auto":
+            allowed = hyperparameters.pop("seconds", None)
+            if hyperparameters or (allowed is not None and not _positive(allowed)):
+                raise BadHyperparameter(
+                    f"using('auto', {', '.join(hyperparameters) or f'seconds={allowed!r}'}): "
+                    "expected at most seconds=, a positive number; name a method to set others"
+                )
+            return replace(self, method="auto", seconds_allowed=allowed)
+        return replace(self, method=build(method, hyperparameters))
+
+    def retain(self, loader: Iterable[object]) -> Request:
+        """Name the data to keep, when the main loader does not hold it."""
+        return replace(self, retain_loader=loader)
+
+    def validate(self, loader: Iterable[object]) -> Request:
+        """Name data to measure and stop on; nothing trains on it."""
+        return replace(self, validation_loader=loader)
+
+    def on(
+        self,
+        device: torch.device | str | None = None,
+        *,
+        mixed_precision: str | None = None,
+        accelerator: Accelerator | None = None,
+        accumulate: int = 1,
+    ) -> Request:
+        """Say where and how to compute; the default is Accelerate's own choice.
+
+        Args:
+            device: where the run computes; the model returns to its own device afterwards.
+            mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
+            accelerator: an existing ``accelerate.Accelerator`` to take all of it from.
+            accumulate: parts that each batch is cut into; the gradient is that of the whole.
+
+        Raises:
+            BadHyperparameter: ``accumulate`` is not a positive integer.
+        """
+        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+            raise BadHyperparameter(
+                f"on(accumulate={accumulate!r}): expected a positive integer, found "
+                f"{accumulate!r}; 1 computes each batch whole"
+            )
+        return replace(
+            self,
+            device=device,
+            mixed_precision=mixed_precision,
+            accelerator=accelerator,
+            accumulate=accumulate,
+        )
+
+    def head(
+        self,
+        name: str | Sequence[str],
+        *,
+        output: str | int | Callable[[object], Tensor] | None = None,
+    ) -> Request:
+        """Name the head when detection must be overruled, and where the logits are."""
+        return replace(self, head_name=name, output=output)
+
+    def fresh(self, initial: Mapping[str, Tensor] | Callable[[], nn.Module]) -> Request:
+        """Give the untrained weights, or a function that builds an untrained model."""
+        return replace(self, initial=initial)
+
+    def seed(self, seed: int) -> Request:
+        """Fix every random choice; the caller's random state is put back after the run.
+
+        Raises:
+            BadHyperparameter: not an integer from 0 to 2^32 - 1.
+        """
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise BadHyperparameter(
+                f"seed({seed!r}): expected an integer from 0 to 2^32 - 1, found {seed!r}; "
+                "any such number will do"
+            )
+        return replace(self, random_seed=seed)
+
+    def run(self, loader: Iterable[object], *, guard: Guard | str | None = "default") -> Result:
+        """Do it, in place.
+
+        Args:
+            loader: any iterable of batches; with ``classes`` it may hold the whole training set.
+            guard: what the run may cost; ``None`` turns the guard off.
+
+        Returns:
+            The result; its ``model`` is the object that came in.
+
+        Raises:
+            ForgetkitError: bad input, or a run that broke; the model is as it was.
+        """
+        from forgetkit.engine import execute
+        from forgetkit.engine.guard import Guard
+
+        if self.goal is None:
+            raise BadTarget(
+                "run(): expected what to forget, found no goal; call .classes(), .instances(), "
+                ".relabel() or .depoison() first"
+            )
+        if self.method is None:
+            raise BadHyperparameter(
+                'run(): expected a method, found none; call .using("auto") or name one first'
+            )
+        if isinstance(guard, str):
+            if guard != "default":
+                raise BadHyperparameter(
+                    f"run(guard={guard!r}): expected a Guard or None, found {guard!r}; leave it "
+                    "out for the default guard"
+                )
+            guard = Guard()
+        return execute(self, loader, guard)
+
+    def _aimed(self, goal: Goal) -> Request:
+        if self.goal is not None:
+            raise BadTarget(
+                f"{goal.kind}: expected one goal for a request, found {self.goal.kind} already "
+                "there; start a second request with forget(model)"
+            )
+        return replace(self, goal=goal)
+
+
+def forget(model: nn.Module | str | Path) -> Request:
+    """Start a request to make a model forget something.
+
+    Args:
+        model: a module, or where to load one from: a local transformers or timm folder,
+            ``torchvision/<name>``, or ``package.module:factory``.
+
+    Raises:
+        ModelError: not a module and nothing that can be loaded.
+    """
+    if isinstance(model, (str, Path)):
+        from forgetkit.loading import load_model
+
+        model = load_model(model)
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"forget({type(model).__name__}): expected a torch.nn.Module or a string that names "
+            f"one, found {type(model).__name__}; pass the model itself"
+        )
+    return Request(model)
+
+
+def _as_tuple(values: object, step: str) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise BadTarget(
+            f"{step}({values!r}): expected a list, found {type(values).__name__}; "
+            f"write {step}([{values!r}])"
+        )
+    if isinstance(values, Tensor):
+        return tuple(values.tolist())
+    return tuple(value.item() if hasattr(value, "item") else value for value in values)
+
+
+def _positive(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

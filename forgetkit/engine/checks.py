@@ -1,0 +1,103 @@
+"""What must hold before a run may begin. Nothing here changes anything."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from forgetkit.errors import BadTarget, DataError, ModelError
+from forgetkit.goal import Goal
+from forgetkit.method import Method, all_cards
+from forgetkit.types import Sets
+
+
+def check_goal(method: Method, goal: Goal) -> None:
+    """Refuse a goal that the method does not serve.
+
+    Raises:
+        BadTarget: the message names methods that do.
+    """
+    if goal.kind in method.card.goals:
+        return
+    others = [card.slug for card in all_cards() if goal.kind in card.goals]
+    advice = f"use {' or '.join(others[:5])}" if others else "no registered method serves it yet"
+    raise BadTarget(
+        f"using({method.card.slug!r}): expected a goal of {', '.join(method.card.goals)}, found "
+        f"{goal.kind}; {advice}"
+    )
+
+
+def check_sets(method: Method, sets: Sets) -> None:
+    """Refuse to start without the sets that the method reads.
+
+    Raises:
+        DataError: a set is missing.
+    """
+    if "retain" in method.needs and (sets.retain is None or len(sets.retain) == 0):
+        raise DataError(
+            f"{method.card.slug} needs samples to keep: expected a retain set, found none; pass "
+            "`.retain(loader)` or run on a loader that holds the whole training set and can be "
+            "read again"
+        )
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse models whose weights cannot be edited in place.
+
+    Raises:
+        ModelError: no parameters, lazy, meta or sharded ones.
+    """
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if not any(True for _ in model.parameters()):
+        raise ModelError(
+            f"model {type(model).__name__}: expected trainable weights, found no parameters; "
+            "pass a trained classifier"
+        )
+    for name, tensor in tensors:
+        if is_lazy(tensor):
+            raise ModelError(
+                f"model {type(model).__name__}: expected initialised weights, found the lazy "
+                f"parameter {name}; run the model once on a batch first"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"model {type(model).__name__}: expected weights in memory, found {name} on the "
+                "meta device; load the weights (remove offloading) before unlearning"
+            )
+        if hasattr(tensor, "placements"):
+            raise ModelError(
+                f"model {type(model).__name__}: expected whole tensors, found {name} sharded "
+                "(FSDP or DTensor); unlearn before sharding, or gather the weights first"
+            )
+
+
+def editable_parameters(
+    candidates: dict[str, nn.Parameter], method: Method
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that may change: those that are not frozen.
+
+    Raises:
+        ModelError: all of them are frozen.
+    """
+    free = {name: p for name, p in candidates.items() if p.requires_grad}
+    if free:
+        return free
+    names = ", ".join(list(candidates)[:3])
+    raise ModelError(
+        f"{method.card.slug} edits {'the head' if method.card.edits == 'head' else 'all weights'}: "
+        f"expected parameters with requires_grad=True, found all {len(candidates)} frozen "
+        f"({names}); call requires_grad_(True) on what may change"
+    )
+
+
+def check_untied(parameters: dict[str, nn.Parameter], tied: list[str]) -> None:
+    """Refuse a head whose weights are also used elsewhere in the model.
+
+    Raises:
+        ModelError: an edited tensor is shared with a part that must not change.
+    """
+    if tied:
+        raise ModelError(
+            f"head parameters {', '.join(parameters)}: expected tensors of their own, found them "
+            f"shared with {', '.join(tied)}; untie the weights first or use a full-network method"
+        )

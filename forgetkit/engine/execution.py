@@ -1,0 +1,353 @@
+"""The life of one request: check, split, borrow, run, measure, give back."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from forgetkit.engine import checks
+from forgetkit.engine.clock import Clock
+from forgetkit.engine.guard import BestState, Guard, Reading, hold_out, verdict
+from forgetkit.engine.measuring import SetAccuracy, measure
+from forgetkit.engine.modes import evaluating, set_update_mode
+from forgetkit.engine.place import Place, Precision, choose_place
+from forgetkit.engine.preparing import Prepared, prepare
+from forgetkit.engine.run import Run
+from forgetkit.engine.session import (
+    Storage,
+    borrowed_flags,
+    borrowed_randomness,
+    named_tensors,
+    rolled_back_on_error,
+    write_back,
+)
+from forgetkit.engine.training import Loop, Outcome, count_steps
+from forgetkit.errors import ForgetkitError, UnlearningFailed
+from forgetkit.fingerprint import model_tensors
+from forgetkit.fresh import reset_weights
+from forgetkit.patch import Patch
+from forgetkit.progress import progress
+from forgetkit.recipe import FullNetwork, StopsEarly, Trained
+from forgetkit.result import Result
+from forgetkit.types import SampleSet
+
+if TYPE_CHECKING:
+    from forgetkit.api import Request
+
+
+def execute(request: Request, loader: Iterable[object], guard: Guard | None) -> Result:
+    """Carry out a request on the data of a loader.
+
+    Raises:
+        ForgetkitError: bad input before anything changed, or ``UnlearningFailed`` when the run
+            broke; either way the model is bit-identical to what came in.
+    """
+    clock = Clock()
+    with ExitStack() as stack:
+        stack.enter_context(borrowed_randomness(request.random_seed))
+        stack.enter_context(torch.inference_mode(mode=False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_eager())
+        execution: Execution | None = None
+        try:
+            with clock("prepare"):
+                place = choose_place(request.device, request.mixed_precision, request.accelerator)
+                prepared = prepare(request, loader, watched=guard is not None)
+            execution = Execution(request, prepared, place, guard, clock)
+            return execution.result()
+        except ForgetkitError:
+            raise
+        except Exception as error:
+            where = "" if execution is None else f" ({execution.position()})"
+            raise UnlearningFailed(
+                f"run(): expected the run to finish, found {type(error).__name__} in phase "
+                f"{clock.phase}{where}: {error}; the model holds the weights it came in with: "
+                "mend the cause and run again"
+            ) from error
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Run compiled modules eagerly: dynamo skips hooks and recompiles for borrowed storage."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+class Execution:
+    """One run on prepared input. Everything borrowed is given back when ``result`` returns."""
+
+    def __init__(
+        self, request: Request, prepared: Prepared, place: Place, guard: Guard | None, clock: Clock
+    ) -> None:
+        self._request = request
+        self._prepared = prepared
+        self._place = place
+        self._guard = guard
+        self._clock = clock
+        self._model = prepared.model
+        self._method = prepared.method
+        self._head_only = prepared.method.card.edits == "head"
+        self._run: Run | None = None
+        self._watched: SampleSet | None = None
+        self._best: BestState | None = None
+
+    def position(self) -> str:
+        """Say how far the run is."""
+        if self._run is None:
+            return "before the first step"
+        return f"epoch {self._run.epoch + 1}, step {self._run.step}"
+
+    def result(self) -> Result:
+        """Run and report."""
+        tensors = named_tensors(self._model)
+        editable = self._editable()
+        buffers = dict(self._model.named_buffers())
+        kept = {**editable, **buffers}
+        names = set(editable) if self._head_only else set(kept)
+        with rolled_back_on_error(kept) as before:
+            with borrowed_flags(self._model), self._borrowed_storage(tensors, names) as storage:
+                measured_before, measured_after, outcome, undone = self._inside(
+                    storage, editable, kept, before
+                )
+            if undone is not None:
+                write_back(kept, before)
+            elif self._head_only:  # a forward may count calls in a buffer; a head edit leaves none
+                write_back(buffers, {name: before[name] for name in buffers})
+            with self._clock("patch"):
+                live = model_tensors(self._model)
+                copies = {id(kept[name]): before[name] for name in names}
+                was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
+                patch = Patch.between(was, live, self._record())
+        return Result(
+            model=self._request.model,
+            method=self._method,
+            goal=self._prepared.goal,
+            forget_classes=self._prepared.forget_classes,
+            before=measured_before,
+            after=measured_before if undone is not None else measured_after,
+            history=outcome.history,
+            seconds=dict(self._clock.seconds),
+            stopped_because=undone or outcome.stopped_because,
+            rolled_back=undone is not None,
+            seed=self._request.random_seed,
+            patch=patch,
+            why=self._prepared.why,
+            class_names=self._prepared.class_names,
+            samples=self._prepared.sizes(),
+        )
+
+    @contextmanager
+    def _borrowed_storage(self, tensors: dict[str, Tensor], names: set[str]) -> Iterator[Storage]:
+        with Storage(tensors, names, self._place.device).borrowed() as storage:
+            halves = set(storage.halved.values())
+            if not self._head_only and halves and self._place.precision == "no":
+                half: Precision = "fp16" if torch.float16 in halves else "bf16"
+                self._place = replace(self._place, precision=half)
+            yield storage
+
+    def _editable(self) -> dict[str, nn.Parameter]:
+        if self._prepared.view is not None and self._head_only:
+            candidates = self._prepared.view.head_parameters()
+            checks.check_untied(candidates, self._prepared.view.tied)
+        else:
+            candidates = dict(self._model.named_parameters())
+        if self._method.card.fresh:
+            return candidates
+        return checks.editable_parameters(candidates, self._method)
+
+    def _inside(
+        self,
+        storage: Storage,
+        editable: dict[str, nn.Parameter],
+        kept: dict[str, Tensor],
+        before: dict[str, Tensor],
+    ) -> tuple[dict[str, SetAccuracy], dict[str, SetAccuracy], Outcome, str | None]:
+        """Do all that happens while the model is borrowed; return why it must be undone, if so."""
+        chosen = {id(parameter) for parameter in editable.values()}
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(id(parameter) in chosen)
+        sets = self._prepared.sets
+        if self._guard is not None:
+            sets, self._watched = self._watch_slice()
+        run = self._run = Run(
+            model=self._model,
+            view=self._prepared.view if self._head_only else None,
+            goal=self._prepared.goal,
+            forget_classes=self._prepared.forget_classes,
+            num_classes=self._prepared.num_classes,
+            seed=self._request.random_seed,
+            sets=sets,
+            place=self._place,
+            head_only=self._head_only,
+            editable=editable,
+            before=before,
+            autocast=self._place.autocast,
+            own_precision=lambda: self._own_precision(storage),
+        )
+        try:
+            with self._clock("measure"):
+                measured_before = self._measure(storage)
+            start = self._reading(measured_before)
+            target = self._target(measured_before)
+            edited = kept if not self._head_only else dict(editable)
+            keeps_best = self._watched is not None and not self._method.card.fresh
+            if keeps_best:
+                goal_target = target if target is not None else self._fallback_target(start)
+                self._best = BestState(edited, start, goal_target)
+            outcome = self._change(storage, run, target)
+            if self._best is not None:
+                self._best.restore()
+            if self._place.world > 1 and not self._head_only:
+                self._average_buffers()
+            with self._clock("measure"):
+                measured_after = self._measure(storage)
+            undone = None
+            if self._guard is not None:
+                undone = verdict(self._guard, start, self._reading(measured_after))
+        finally:
+            run.close()
+        return measured_before, measured_after, outcome, undone
+
+    def _watch_slice(self) -> tuple[Any, SampleSet | None]:
+        """Return the sets to work on and what the guard watches: validation data comes first."""
+        if self._guard is None:
+            return self._prepared.sets, None
+        generator = Generator().manual_seed(self._request.random_seed)
+        kept = self._prepared.validation.get("validation_retain")
+        if kept is not None and len(kept) > 0:
+            rows = torch.randperm(len(kept), generator=generator)[: self._guard.most]
+            return self._prepared.sets, kept.take(rows.sort().values)
+        return hold_out(self._prepared.sets, self._guard, generator)
+
+    def _change(self, storage: Storage, run: Run, target: float | None) -> Outcome:
+        """Let the method change the weights."""
+        method = self._method
+        if method.card.fresh:
+            with self._clock("reset"):
+                reset_weights(self._model, self._request.initial)
+        with self._clock("setup"), torch.no_grad(), evaluating(self._model):
+            run.state = method.setup(run)
+        if not isinstance(method, Trained):
+            with self._clock("edit"), torch.no_grad(), evaluating(self._model):
+                method.edit(run)
+            return Outcome(stopped_because="a closed-form edit, made once")
+        with self._clock("train"):
+            forget = run.images.forget
+            steps = method.epochs * count_steps(method, forget, run.images.retain)
+            with progress(method.card.slug, steps) as tick:
+                outcome = Loop(
+                    method,
+                    run,
+                    self._place,
+                    update_mode=self._update_mode,
+                    forget_accuracy=lambda: self._forget_accuracy(storage),
+                    watch=lambda: self._observe(storage),
+                    target=target,
+                    accumulate=self._request.accumulate,
+                    refresh=self._prepared.random_inputs,
+                    tick=tick,
+                ).train()
+        if outcome.clipped:
+            outcome.stopped_because += f"; the gradient was clipped in {outcome.clipped} steps"
+        return outcome
+
+    def _update_mode(self) -> None:
+        if self._head_only:
+            return
+        method = self._method
+        bn = method.bn if isinstance(method, FullNetwork) else "frozen"
+        set_update_mode(self._model, bn=bn, dropout=method.card.dropout)
+
+    def _own_precision(self, storage: Storage) -> AbstractContextManager[None]:
+        return storage.in_own_precision() if storage.halved else nullcontext()
+
+    def _measure(self, storage: Storage) -> dict[str, SetAccuracy]:
+        run = self._active()
+        sets: dict[str, SampleSet] = {"forget": run.images.forget}
+        if self._watched is not None and "validation_retain" not in self._prepared.validation:
+            sets["retain"] = self._watched
+        sets |= {name: s for name, s in self._prepared.validation.items() if len(s) > 0}
+        with self._own_precision(storage):
+            return {name: self._measured(samples) for name, samples in sets.items()}
+
+    def _measured(self, samples: SampleSet) -> SetAccuracy:
+        run = self._active()
+        with evaluating(self._model):
+            return measure(
+                run.working(samples), run.logits, self._prepared.num_classes, self._place
+            )
+
+    def _forget_accuracy(self, storage: Storage) -> float:
+        with self._own_precision(storage):
+            return self._measured(self._active().images.forget).accuracy
+
+    def _observe(self, storage: Storage) -> dict[str, float]:
+        """Measure what the history shows after an epoch, and offer the state to the guard."""
+        with self._own_precision(storage):
+            forget = self._measured(self._active().images.forget)
+            row = {"forget_accuracy": forget.accuracy}
+            kept: float | None = None
+            if self._watched is not None:
+                kept = self._measured(self._watched).accuracy
+                row["retain_accuracy"] = kept
+        if self._best is not None:
+            self._best.offer(Reading(forget.accuracy, forget.loss, kept))
+        return row
+
+    def _reading(self, measured: dict[str, SetAccuracy]) -> Reading:
+        forget = measured["forget"]
+        kept = measured.get("validation_retain", measured.get("retain"))
+        return Reading(forget.accuracy, forget.loss, None if kept is None else kept.accuracy)
+
+    def _target(self, measured: dict[str, SetAccuracy]) -> float | None:
+        """Return the forget accuracy to stop at, or ``None`` for no such rule (rule R6).
+
+        A class should be gone; single samples should be predicted like unseen ones of the same
+        classes, when validation data tell how well that is.
+        """
+        if not isinstance(self._method, StopsEarly):
+            return None
+        if self._prepared.goal.kind != "instances" or "validation_retain" not in measured:
+            return 0.0
+        classes = set(self._prepared.sets.forget.labels.reshape(-1).long().tolist())
+        seen = [
+            pair
+            for label, pair in measured["validation_retain"].by_class.items()
+            if label in classes
+        ]
+        count = sum(samples for _, samples in seen)
+        if count == 0:
+            return 0.0
+        return sum(accuracy * samples for accuracy, samples in seen) / count
+
+    def _fallback_target(self, start: Reading) -> float:
+        """Return the forget accuracy that the guard counts as forgotten when no rule names one."""
+        if self._prepared.goal.kind == "instances" and start.retain is not None:
+            return start.retain
+        return 0.0
+
+    def _average_buffers(self) -> None:
+        with torch.no_grad():
+            for buffer in self._model.buffers():
+                if buffer.is_floating_point():
+                    buffer.copy_(self._place.total(buffer) / self._place.world)
+
+    def _active(self) -> Run:
+        if self._run is None:
+            raise TypeError("the run has not begun")
+        return self._run
+
+    def _record(self) -> dict[str, object]:
+        return {
+            "goal": self._prepared.goal.to_json(),
+            "forget_classes": list(self._prepared.forget_classes),
+            "method": self._method.to_json(),
+            "seed": self._request.random_seed,
+            "versions": {name: importlib.metadata.version(name) for name in ("forgetkit", "torch")},
+        }

@@ -1,0 +1,136 @@
+"""The guard: watch retained samples that the run does not train on, keep the best state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Generator, Tensor
+
+from forgetkit.errors import BadHyperparameter
+from forgetkit.losses import unlearning_score
+from forgetkit.types import SampleSet, Sets
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What a run may cost before it is undone.
+
+    Args:
+        budget: largest loss of accuracy on retained samples, as a fraction.
+        share: part of the retain set that is held out and watched.
+        most: largest number of samples in that slice.
+
+    Raises:
+        BadHyperparameter: a value is out of range.
+    """
+
+    budget: float = 0.10
+    share: float = 0.10
+    most: int = 1024
+
+    def __post_init__(self) -> None:
+        for name, value in (("budget", self.budget), ("share", self.share)):
+            if not 0.0 <= value <= 1.0:
+                raise BadHyperparameter(
+                    f"Guard({name}={value!r}): expected a fraction in [0, 1], found {value!r}; "
+                    "0.10 means ten points of accuracy"
+                )
+        if self.most < 1:
+            raise BadHyperparameter(
+                f"Guard(most={self.most!r}): expected at least 1 sample, found {self.most!r}; "
+                "pass guard=None to watch nothing"
+            )
+
+
+FEWEST = 16
+"""A held-out slice smaller than this measures nothing; then all retained samples are watched."""
+
+
+def hold_out(sets: Sets, guard: Guard, generator: Generator) -> tuple[Sets, SampleSet | None]:
+    """Return the sets to work on and the slice of the retain set to watch, drawn at random.
+
+    The slice is taken out of the retain set, so that nothing trains on it.
+    """
+    if sets.retain is None:
+        return sets, None
+    count = len(sets.retain)
+    held = min(guard.most, int(count * guard.share))
+    order = torch.randperm(count, generator=generator)
+    if held < FEWEST:
+        return sets, sets.retain.take(order[: guard.most].sort().values)
+    watched = sets.retain.take(order[:held].sort().values)
+    rest = sets.retain.take(order[held:].sort().values)
+    return replace(sets, retain=rest), watched
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was seen of the model at one moment.
+
+    Args:
+        forget: accuracy on D_f.
+        forget_loss: mean cross-entropy on D_f in nats.
+        retain: accuracy on the watched samples, or ``None`` when nothing is watched.
+    """
+
+    forget: float
+    forget_loss: float
+    retain: float | None
+
+    def score(self, target: float) -> float:
+        """Return the unlearning score, with forgetting beyond the target not rewarded."""
+        return unlearning_score(self.retain or 0.0, max(self.forget - target, 0.0))
+
+
+class BestState:
+    """Keeps a copy of the edited tensors from the moment with the best score.
+
+    Args:
+        tensors: the live tensors that the run edits.
+        start: the reading before the run.
+        target: forget accuracy that counts as fully forgotten.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], start: Reading, target: float) -> None:
+        self._tensors = tensors
+        self._target = target
+        self._score = start.score(target)
+        self._kept: dict[str, Tensor] | None = None
+        self.reading = start
+
+    def offer(self, reading: Reading) -> None:
+        """Keep the present weights if they score at least as well as the best so far."""
+        score = reading.score(self._target)
+        if score >= self._score:
+            self._score, self.reading = score, reading
+            self._kept = {name: t.detach().clone() for name, t in self._tensors.items()}
+
+    def restore(self) -> bool:
+        """Write the best state back; return whether any state beat the start."""
+        if self._kept is None:
+            return False
+        with torch.no_grad():
+            for name, value in self._kept.items():
+                self._tensors[name].copy_(value)
+        return True
+
+
+def verdict(guard: Guard, before: Reading, after: Reading) -> str | None:
+    """Return why the run must be undone, or ``None`` when it may stand."""
+    if before.retain is None or after.retain is None:
+        return None
+    lost = before.retain - after.retain
+    if lost > guard.budget:
+        return (
+            f"guard: accuracy on watched retained samples fell by {100 * lost:.1f} points "
+            f"({100 * before.retain:.1f} to {100 * after.retain:.1f} %), more than the budget of "
+            f"{100 * guard.budget:.1f}"
+        )
+    if after.forget >= before.forget > 0 and after.forget_loss <= before.forget_loss + 1e-3:
+        return (
+            f"guard: nothing was forgotten (forget accuracy {100 * before.forget:.1f} % before, "
+            f"{100 * after.forget:.1f} % after)"
+        )
+    return None

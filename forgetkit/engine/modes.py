@@ -1,0 +1,39 @@
+"""Train and eval mode of the passes, module by module (rule R1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+
+def has_running_statistics(module: nn.Module) -> bool:
+    """Return whether a module normalises with statistics that training passes would move."""
+    return isinstance(getattr(module, "running_mean", None), Tensor)
+
+
+def set_update_mode(model: nn.Module, *, bn: str, dropout: bool) -> None:
+    """Set the mode of update passes: everything in eval but what is asked to train.
+
+    Args:
+        model: changed in place; the caller restores the flags.
+        bn: ``"frozen"`` keeps normalisation with running statistics in eval, ``"train"`` not.
+        dropout: whether the rest (dropout, stochastic depth) is in train mode.
+    """
+    model.train(dropout)
+    for module in model.modules():
+        if has_running_statistics(module):
+            module.train(bn == "train")
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put every module into eval mode for the block, then restore each one's own flag."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, flag in before:
+            module.training = flag

@@ -1,0 +1,164 @@
+"""Where a run computes: device, precision and processes, as Accelerate sees them."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from forgetkit.errors import BadHyperparameter
+from forgetkit.types import Batch, Inputs
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Precision: TypeAlias = Literal["no", "bf16", "fp16"]
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Device, precision and rank of this process.
+
+    Args:
+        device: where tensors go.
+        precision: autocast type of the passes, ``"no"`` for none.
+        rank: index of this process.
+        world: number of processes.
+    """
+
+    device: torch.device
+    precision: Precision = "no"
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Rank and number of processes, as ``SampleSet.batches`` wants them."""
+        return self.rank, self.world
+
+    def autocast(self, *, enabled: bool = True) -> AbstractContextManager[object]:
+        """Return the autocast context of this precision."""
+        dtype = torch.float16 if self.precision == "fp16" else torch.bfloat16
+        active = enabled and self.precision != "no"
+        return torch.autocast(self.device.type, dtype=dtype, enabled=active)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Return a loss scaler, active for fp16 only."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+
+    def total(self, value: Tensor) -> Tensor:
+        """Return the sum of a tensor over processes."""
+        if self.world == 1:
+            return value
+        from accelerate.utils import reduce
+
+        summed = reduce(value.to(self.device), reduction="sum")
+        if not isinstance(summed, Tensor):
+            raise TypeError("accelerate.utils.reduce did not return a tensor")
+        return summed
+
+    def mean_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over processes, in one message per type."""
+        if self.world == 1:
+            return
+        for dtype in {parameter.dtype for parameter in parameters}:
+            group = [parameter for parameter in parameters if parameter.dtype == dtype]
+            for parameter in group:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            grads = [parameter.grad for parameter in group if parameter.grad is not None]
+            flat = self.total(torch.cat([grad.reshape(-1) for grad in grads])) / self.world
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def moved(self, batch: Batch, dtype: torch.dtype | None = None) -> Batch:
+        """Return the batch on this device, floating inputs in ``dtype`` when one is given."""
+        return Batch(
+            moved_inputs(batch.inputs, self.device, dtype),
+            batch.labels.to(self.device, non_blocking=True),
+            batch.index,
+            batch.total,
+        )
+
+
+def moved_inputs(inputs: Inputs, device: torch.device, dtype: torch.dtype | None) -> Inputs:
+    """Return inputs on a device, floating tensors in ``dtype`` when one is given."""
+
+    def one(value: Tensor) -> Tensor:
+        wanted = dtype if dtype is not None and value.is_floating_point() else value.dtype
+        return value.to(device, wanted, non_blocking=True)
+
+    if isinstance(inputs, Tensor):
+        return one(inputs)
+    return {name: one(value) for name, value in inputs.items()}
+
+
+def choose_place(
+    device: torch.device | str | None,
+    mixed_precision: str | None,
+    accelerator: Accelerator | None,
+) -> Place:
+    """Return the place that the request names, else Accelerate's own choice.
+
+    Raises:
+        BadHyperparameter: an unknown precision or device, or a conflict with ``accelerator``.
+    """
+    if mixed_precision is not None and mixed_precision not in PRECISIONS:
+        raise BadHyperparameter(
+            f"on(mixed_precision={mixed_precision!r}): expected one of {', '.join(PRECISIONS)}; "
+            "leave it out for full precision"
+        )
+    if accelerator is not None:
+        given = str(accelerator.mixed_precision)
+        if mixed_precision is not None and mixed_precision != given:
+            raise BadHyperparameter(
+                f"on(mixed_precision={mixed_precision!r}, accelerator=...): expected the "
+                f"accelerator's own precision, found {given!r} there; build the Accelerator with "
+                f"mixed_precision={mixed_precision!r} or leave mixed_precision out"
+            )
+        return Place(
+            torch.device(accelerator.device) if device is None else _device(device),
+            _precision(given),
+            int(accelerator.process_index),
+            int(accelerator.num_processes),
+        )
+    from accelerate import PartialState
+
+    state = PartialState()
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    return Place(
+        torch.device(state.device) if device is None else _device(device),
+        _precision(mixed_precision or launched),
+        int(state.process_index),
+        int(state.num_processes),
+    )
+
+
+def _precision(name: str) -> Precision:
+    if name == "bf16":
+        return "bf16"
+    if name == "fp16":
+        return "fp16"
+    if name == "no":
+        return "no"
+    raise BadHyperparameter(
+        f"on(mixed_precision={name!r}): expected one of {', '.join(PRECISIONS)}; other precisions "
+        "of Accelerate are not supported for unlearning"
+    )
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise BadHyperparameter(
+            f"on(device={str(device)!r}): expected a device that this machine has, found an error "
+            f"({error}); pass 'cpu' or a CUDA device, or leave it out"
+        ) from error
+    return found

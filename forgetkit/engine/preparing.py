@@ -1,0 +1,201 @@
+"""From a request and a loader to checked, split, detected input. Nothing changes here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+
+from forgetkit.adapting import adapt, class_count_hint, logits_of, unwrap
+from forgetkit.data.names import class_names
+from forgetkit.data.split import example_inputs, split
+from forgetkit.engine import checks
+from forgetkit.engine.modes import evaluating
+from forgetkit.engine.peeking import peeked
+from forgetkit.engine.place import moved_inputs
+from forgetkit.errors import BadTarget
+from forgetkit.goal import Classes, Goal, resolve_classes
+from forgetkit.method import Facts, Method
+from forgetkit.types import Inputs, SampleSet, Sets
+from forgetkit.view import ModelView
+
+if TYPE_CHECKING:
+    from forgetkit.api import Request
+
+logger = logging.getLogger("forgetkit")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything a run needs, checked.
+
+    Args:
+        model: the user's model without wrappers that hide it (compiled, data parallel).
+        view: the split model, only for methods that edit the head.
+        method: with defaults filled in that depend on model and data.
+        goal: what was asked for.
+        forget_classes: class indices, empty unless the goal is ``classes``.
+        num_classes: width of the logits.
+        class_names: by class index, or ``None``.
+        sets: D_f (the part that the method chose), D_r, nothing else.
+        validation: validation samples, of retained and of forgotten classes.
+        random_inputs: whether the loader gives different tensors each time it is read.
+        why: why ``"auto"`` chose the method.
+    """
+
+    model: nn.Module
+    view: ModelView | None
+    method: Method
+    goal: Goal
+    forget_classes: tuple[int, ...]
+    num_classes: int
+    class_names: list[str] | None
+    sets: Sets
+    validation: dict[str, SampleSet]
+    random_inputs: bool
+    why: str | None = None
+
+    def sizes(self) -> dict[str, int]:
+        """Return the number of samples of each set."""
+        sizes = {"forget": len(self.sets.forget)}
+        if self.sets.retain is not None:
+            sizes["retain"] = len(self.sets.retain)
+        return sizes | {name: len(samples) for name, samples in self.validation.items()}
+
+
+def prepare(request: Request, loader: Iterable[object], *, watched: bool) -> Prepared:
+    """Check and split everything that a request names.
+
+    Args:
+        request: has a goal and a method.
+        loader: what ``run`` was given.
+        watched: whether a guard will look at retained samples.
+
+    Raises:
+        ForgetkitError: the input cannot be used; the message says why.
+    """
+    goal = request.goal
+    if goal is None or request.method is None:
+        raise BadTarget("run(): expected a goal and a method, found none; set both first")
+    model = unwrap(request.model)
+    checks.check_model(model)
+    method, why = _method(request)
+    checks.check_goal(method, goal)
+    names = class_names(model, loader)
+    loader, first = peeked(loader)
+    here = next(model.parameters()).device
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    example = moved_inputs(first, here, dtype)
+    view = _view(request, model, method, example)
+    num_classes = view.num_classes if view is not None else _count_classes(request, model, example)
+    forget_classes: tuple[int, ...] = ()
+    if isinstance(goal, Classes):
+        forget_classes = resolve_classes(goal, num_classes, names)
+    needs_retain = "retain" in method.needs
+    sets = split(
+        loader,
+        goal,
+        num_classes=num_classes,
+        forget_classes=forget_classes,
+        retain=request.retain_loader if needs_retain or watched else None,
+        validate=request.validation_loader,
+        need_retain=needs_retain,
+    )
+    checks.check_sets(method, sets)
+    generator = Generator().manual_seed(request.random_seed)
+    rows = method.choose(sets.forget.labels, generator)
+    chosen = sets.forget if rows is None else sets.forget.take(rows)
+    facts = Facts(
+        forget_size=len(chosen),
+        retain_size=0 if sets.retain is None else len(sets.retain),
+        num_classes=num_classes,
+        transformer=_is_transformer(model),
+    )
+    return Prepared(
+        model=model,
+        view=view,
+        method=method.tuned(facts),
+        goal=goal,
+        forget_classes=forget_classes,
+        num_classes=num_classes,
+        class_names=names,
+        sets=Sets(chosen, sets.retain),
+        validation=_parts(sets.validation, forget_classes),
+        random_inputs=_differs_when_read_again(sets.forget),
+        why=why,
+    )
+
+
+def _method(request: Request) -> tuple[Method, str | None]:
+    if isinstance(request.method, Method):
+        return request.method, None
+    from forgetkit.choosing import choose
+
+    return choose(request)
+
+
+def _view(request: Request, model: nn.Module, method: Method, example: Inputs) -> ModelView | None:
+    if method.card.edits != "head":
+        return None
+    head = request.head_name
+    return adapt(
+        model,
+        example,
+        head=head if head is None or isinstance(head, str) else list(head),
+        output=request.output,
+    )
+
+
+def _count_classes(request: Request, model: nn.Module, example: Inputs) -> int:
+    """Return the width of the logits: what the model says, else what one forward pass shows."""
+    hint = class_count_hint(model)
+    if hint is not None and hint > 0:
+        return hint
+    with torch.no_grad(), evaluating(model):
+        output = model(example) if isinstance(example, Tensor) else model(**example)
+    return int(logits_of(output, request.output).shape[1])
+
+
+def _parts(validation: SampleSet | None, forget_classes: tuple[int, ...]) -> dict[str, SampleSet]:
+    """Split validation data into retained and forgotten classes."""
+    if validation is None:
+        return {}
+    labels = validation.labels
+    if labels.ndim == 2:
+        lost = labels[:, list(forget_classes)].any(dim=1)
+    else:
+        lost = torch.isin(labels, torch.tensor(forget_classes, dtype=labels.dtype))
+    parts = {"validation_retain": validation.take((~lost).nonzero()[:, 0])}
+    if bool(lost.any()):
+        parts["validation_forget"] = validation.take(lost.nonzero()[:, 0])
+    return parts
+
+
+def _is_transformer(model: nn.Module) -> bool:
+    """Return whether attention dominates: attention modules, and convolutions only to embed."""
+    modules = list(model.modules())
+    attention = sum("attention" in type(m).__name__.lower() for m in modules)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in modules)
+    return attention > convolutions
+
+
+def _differs_when_read_again(samples: SampleSet) -> bool:
+    example, again = example_inputs(samples), example_inputs(samples)
+
+    def same(left: Inputs, right: Inputs) -> bool:
+        if isinstance(left, Tensor) or isinstance(right, Tensor):
+            return isinstance(left, Tensor) and isinstance(right, Tensor) and left.equal(right)
+        return all(left[name].equal(right[name]) for name in left)
+
+    if same(example, again):
+        return False
+    logger.warning(
+        "the loader gives a different image each time a sample is read (random augmentation); "
+        "features are extracted anew each epoch and what is computed per sample is approximate; "
+        "use a deterministic transform for exact results"
+    )
+    return True

@@ -1,0 +1,198 @@
+"""What a method sees of a run: sets, logits, head and draws, but no device or optimiser."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+from torch import Generator, Tensor, nn
+
+from forgetkit import draws
+from forgetkit.adapting import logits_of
+from forgetkit.engine.bank import FeatureBank
+from forgetkit.engine.modes import evaluating
+from forgetkit.engine.place import Place, moved_inputs
+from forgetkit.errors import DataError
+from forgetkit.goal import Goal
+from forgetkit.types import Batch, Inputs, SampleSet, Sets
+from forgetkit.view import ModelView
+
+
+class Run:
+    """The state of one run.
+
+    Attributes:
+        goal: what to forget.
+        forget_classes: forgotten class indices, empty unless the goal is ``classes``.
+        num_classes: width of the logits.
+        seed: the request's seed.
+        generator: CPU generator seeded from it.
+        state: what the method's ``setup`` or ``start_epoch`` returned.
+        epoch: current epoch, from 0.
+        step: optimiser steps made so far.
+        images: the sets as the user gave them.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        view: ModelView | None,
+        goal: Goal,
+        forget_classes: tuple[int, ...],
+        num_classes: int,
+        seed: int,
+        sets: Sets,
+        place: Place,
+        head_only: bool,
+        editable: Mapping[str, nn.Parameter],
+        before: Mapping[str, Tensor],
+        autocast: Callable[[], AbstractContextManager[object]],
+        own_precision: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self.goal = goal
+        self.forget_classes = forget_classes
+        self.num_classes = num_classes
+        self.seed = seed
+        self.generator = Generator().manual_seed(seed)
+        self.state: Mapping[str, Tensor] = {}
+        self.epoch = 0
+        self.step = 0
+        self.images = sets
+        self._model = model
+        self._view = view
+        self._place = place
+        self._head_only = head_only
+        self._editable = dict(editable)
+        self._before = before
+        self._autocast = autocast
+        self._own_precision = own_precision
+        self._original: nn.Module | None = None
+        self._bank = FeatureBank(view, place, self._input_dtype) if view is not None else None
+        self._features: dict[int, tuple[SampleSet, SampleSet]] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the run computes; a method needs it only for tensors that it makes itself."""
+        return self._place.device
+
+    @property
+    def forget(self) -> SampleSet:
+        """D_f: features for a head-only method, the user's inputs otherwise."""
+        return self.working(self.images.forget)
+
+    @property
+    def retain(self) -> SampleSet:
+        """D_r, in the same form.
+
+        Raises:
+            DataError: nothing retained is at hand.
+        """
+        if self.images.retain is None:
+            raise DataError(
+                "retain set: expected samples to keep, found none; pass `.retain(loader)` or a "
+                "loader that holds the whole training set"
+            )
+        return self.working(self.images.retain)
+
+    def working(self, samples: SampleSet) -> SampleSet:
+        """Return a set as the method reads it: its features, extracted once, if head-only."""
+        if not self._head_only or self._bank is None:
+            return samples
+        known = self._features.get(id(samples))
+        if known is None:
+            with evaluating(self._model), self._own_precision():
+                known = (samples, self._bank.extract(samples))
+            self._features[id(samples)] = known
+        return known[1]
+
+    def forget_features(self) -> None:
+        """Drop the extracted features, so that the next use reads the loader again."""
+        self._features.clear()
+
+    def close(self) -> None:
+        """Free what the run holds."""
+        self._features.clear()
+        self._original = None
+        if self._bank is not None:
+            self._bank.close()
+
+    @property
+    def view(self) -> ModelView:
+        """The split model of a head-only run."""
+        if self._view is None:
+            raise DataError(
+                "view: expected a split model, found a full-network run; declare edits='head' in "
+                "the method's Card to work on features"
+            )
+        return self._view
+
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the live model's logits, (batch, classes)."""
+        if self._head_only:
+            return self.head(batch.inputs)
+        return self.logits_from_inputs(batch.inputs)
+
+    def head(self, features: Inputs) -> Tensor:
+        """Return logits from features, (batch, classes), with the live head in float32."""
+        if not isinstance(features, Tensor):
+            raise TypeError("features are one tensor")
+        with self._place.autocast(enabled=False):
+            return self.view.head(features.to(self._place.device, self._head_dtype()))
+
+    def logits_from_inputs(self, inputs: Inputs) -> Tensor:
+        """Return the live model's logits from the user's inputs, whatever the method edits."""
+        with self._autocast():
+            return logits_of(_call(self._model, self._on_device(inputs)))
+
+    @property
+    def original(self) -> nn.Module:
+        """The model as it came in: a frozen copy in eval mode, made on first use."""
+        if self._original is None:
+            twin = copy.deepcopy(self._model)
+            tensors = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+            with torch.no_grad():
+                for name, value in self._before.items():
+                    tensors[name].copy_(value)
+            self._original = twin.eval().requires_grad_(requires_grad=False)
+        return self._original
+
+    @torch.no_grad()
+    def original_logits(self, batch: Batch) -> Tensor:
+        """Return the logits of the model as it came in, (batch, classes)."""
+        with self._autocast():
+            return logits_of(_call(self.original, self._on_device(batch.inputs)))
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The tensors that the method may change, by dotted path."""
+        return dict(self._editable)
+
+    def uniform(self, purpose: str, positions: Tensor) -> Tensor:
+        """Return one float64 in [0, 1) per sample position, independent of the reading order."""
+        return draws.uniform(self.seed, purpose, positions)
+
+    @contextmanager
+    def eval_mode(self) -> Iterator[None]:
+        """Put the model into eval mode for the block: statistics passes."""
+        with evaluating(self._model):
+            yield
+
+    def _on_device(self, inputs: Inputs) -> Inputs:
+        return moved_inputs(inputs, self._place.device, self._input_dtype())
+
+    def _input_dtype(self) -> torch.dtype | None:
+        """Return the floating type that the model's first layer works in at this moment."""
+        return next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
+
+    def _head_dtype(self) -> torch.dtype:
+        """Return the head's type: float32 masters while it trains, its own while it is measured."""
+        return next((p.dtype for p in self._editable.values()), torch.float32)
+
+
+def _call(model: nn.Module, inputs: Inputs) -> object:
+    if isinstance(inputs, Tensor):
+        return model(inputs)
+    return model(**inputs)

@@ -1,0 +1,133 @@
+"""Everything borrowed from the model and the process during a run, and given back after it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer once, by dotted path."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@contextmanager
+def borrowed_randomness(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and random for the block, and put the caller's states back."""
+    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  the caller's state
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002  user transforms draw from it
+        torch.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)  # noqa: NPY002
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+@contextmanager
+def borrowed_flags(model: nn.Module) -> Iterator[None]:
+    """Put back ``training`` per module, ``requires_grad`` and ``grad`` per parameter."""
+    training = [(module, module.training) for module in model.modules()]
+    required = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        for parameter, _, _ in required:
+            parameter.grad = None
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag, grad in required:
+            parameter.requires_grad_(flag)
+            parameter.grad = grad
+
+
+@contextmanager
+def rolled_back_on_error(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Yield copies of the tensors; write them back, bit for bit, when the block raises.
+
+    ``BaseException`` is caught on purpose: Ctrl-C must not leave a half-edited model either.
+    """
+    before = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    try:
+        yield before
+    except BaseException:
+        write_back(tensors, before)
+        raise
+
+
+def write_back(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy values into tensors in place, keeping identity and storage."""
+    with torch.no_grad():
+        for name, value in values.items():
+            tensors[name].data.copy_(value)
+
+
+class Storage:
+    """The model's tensors on another device, half-precision ones as float32 masters.
+
+    The ``Parameter`` objects stay; only their ``data`` points elsewhere for a while. On leaving,
+    edited tensors are copied into the original memory, in the original type.
+
+    Args:
+        tensors: every parameter and buffer of the model by dotted path.
+        edited: the names that the run may change.
+        device: where the run computes.
+    """
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], edited: set[str], device: torch.device
+    ) -> None:
+        self._tensors = dict(tensors)
+        self._edited = edited
+        self._device = device
+        self._home: dict[str, Tensor] = {}
+
+    @property
+    def halved(self) -> dict[str, torch.dtype]:
+        """Edited tensors whose own type has less than 32 bits, with that type."""
+        return {
+            name: self._home[name].dtype
+            for name in self._edited & self._home.keys()
+            if self._home[name].is_floating_point() and self._home[name].element_size() < 4
+        }
+
+    @contextmanager
+    def borrowed(self) -> Iterator[Storage]:
+        """Move on entry, give back on exit, whatever happens in between."""
+        try:
+            for name, tensor in self._tensors.items():
+                half = tensor.is_floating_point() and tensor.element_size() < 4
+                dtype = torch.float32 if half and name in self._edited else tensor.dtype
+                if tensor.device != self._device or tensor.dtype != dtype:
+                    self._home[name] = tensor.data
+                    tensor.data = tensor.data.to(self._device, dtype)
+            yield self
+        finally:
+            for name, home in self._home.items():
+                tensor = self._tensors[name]
+                if name in self._edited:
+                    home.copy_(tensor.data)
+                tensor.data = home
+            self._home.clear()
+
+    @contextmanager
+    def in_own_precision(self) -> Iterator[None]:
+        """Round masters to the model's own type for the block, as the caller will see them."""
+        masters = {name: self._tensors[name].data for name in self.halved}
+        try:
+            for name, dtype in self.halved.items():
+                self._tensors[name].data = masters[name].to(dtype)
+            yield
+        finally:
+            for name, master in masters.items():
+                self._tensors[name].data = master

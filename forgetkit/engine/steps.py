@@ -1,0 +1,91 @@
+"""The batches of an epoch: which set drives it, and how two sets are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Generator
+
+from forgetkit.errors import DataError
+from forgetkit.method import Pair
+from forgetkit.types import Batch, Inputs, SampleSet
+
+
+def _forever(
+    samples: SampleSet, size: int | None, generator: Generator, shard: tuple[int, int]
+) -> Iterator[Batch]:
+    while True:
+        yield from samples.batches(size, generator=generator, shard=shard)
+
+
+def pairs(
+    steps: str,
+    forget: SampleSet,
+    retain: SampleSet | None,
+    *,
+    batch_size: int | None,
+    generator: Generator,
+    shard: tuple[int, int],
+) -> Iterator[Pair]:
+    """Yield the pairs of one epoch.
+
+    With ``"both"`` the set with more samples is read once and the other one is restarted as often
+    as needed (rule R2), so that no sample is dropped.
+    """
+    if steps == "forget":
+        for batch in forget.batches(batch_size, generator=generator, shard=shard):
+            yield Pair(batch, None)
+        return
+    if retain is None:
+        raise DataError(
+            "retain set: expected samples to keep, found none; pass `.retain(loader)` or a loader "
+            "that holds the whole training set"
+        )
+    if steps == "retain":
+        for batch in retain.batches(batch_size, generator=generator, shard=shard):
+            yield Pair(None, batch)
+    elif len(forget) >= len(retain):
+        other = _forever(retain, batch_size, generator, shard)
+        for batch in forget.batches(batch_size, generator=generator, shard=shard):
+            yield Pair(batch, next(other))
+    else:
+        other = _forever(forget, batch_size, generator, shard)
+        for batch in retain.batches(batch_size, generator=generator, shard=shard):
+            yield Pair(next(other), batch)
+
+
+def part(batch: Batch, rows: torch.Tensor) -> Batch:
+    """Return the given rows of a batch; ``total`` becomes their number."""
+    inputs: Inputs
+    if isinstance(batch.inputs, torch.Tensor):
+        inputs = batch.inputs[rows]
+    else:
+        inputs = {name: value[rows] for name, value in batch.inputs.items()}
+    return Batch(inputs, batch.labels[rows], batch.index[rows], len(rows))
+
+
+def chunks(pair: Pair, count: int) -> list[tuple[Pair, float, float]]:
+    """Cut a pair into ``count`` parts; each comes with its share of the two batches."""
+    if count == 1:
+        return [(pair, 1.0, 1.0)]
+    forgets = _cut(pair.forget, count)
+    retains = _cut(pair.retain, count)
+    return [
+        (Pair(f, r), _share(f, pair.forget), _share(r, pair.retain))
+        for f, r in zip(forgets, retains, strict=True)
+        if f is not None or r is not None
+    ]
+
+
+def _cut(batch: Batch | None, count: int) -> list[Batch | None]:
+    if batch is None:
+        return [None] * count
+    rows = torch.arange(len(batch)).tensor_split(count)
+    return [part(batch, some) if len(some) else None for some in rows]
+
+
+def _share(some: Batch | None, whole: Batch | None) -> float:
+    if some is None or whole is None or len(whole) == 0:
+        return 0.0
+    return len(some) / len(whole)

@@ -1,0 +1,114 @@
+"""Hyper-parameters as dataclass fields whose range and meaning live in their metadata."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field, dataclass, field
+from typing import Any, Literal, TypeVar
+
+from forgetkit.errors import BadHyperparameter
+
+T = TypeVar("T")
+_KEY = "forgetkit"
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a field accepts.
+
+    Args:
+        kind: ``"number"``, ``"integer"``, ``"choice"``, ``"flag"`` or ``"interval"``.
+        about: one line: meaning, unit, the paper's letter.
+        low: smallest value, included.
+        high: largest value, included.
+        options: the accepted words of a choice.
+        optional: whether ``None`` is accepted.
+    """
+
+    kind: Literal["number", "integer", "choice", "flag", "interval"]
+    about: str
+    low: float = -math.inf
+    high: float = math.inf
+    options: tuple[str, ...] = ()
+    optional: bool = False
+
+    def describe(self) -> str:
+        """Say in words what is accepted."""
+        if self.kind == "choice":
+            text = "one of " + ", ".join(repr(option) for option in self.options)
+        elif self.kind == "flag":
+            text = "True or False"
+        elif self.kind == "interval":
+            text = "a pair (low, high) with low < high"
+        else:
+            noun = "an integer" if self.kind == "integer" else "a number"
+            text = f"{noun} in [{self.low:g}, {self.high:g}]"
+        return f"{text}, or None" if self.optional else text
+
+    def accepts(self, value: object) -> bool:
+        """Return whether a value has the right type and lies in the range."""
+        if value is None:
+            return self.optional
+        if self.kind == "choice":
+            return value in self.options
+        if self.kind == "flag":
+            return isinstance(value, bool)
+        if self.kind == "interval":
+            return (
+                isinstance(value, tuple)
+                and len(value) == 2
+                and all(isinstance(end, (int, float)) for end in value)
+                and value[0] < value[1]
+            )
+        kinds = (int,) if self.kind == "integer" else (int, float)
+        return (
+            isinstance(value, kinds)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
+
+
+def bounded(default: T, low: float, high: float, about: str, *, optional: bool = False) -> T:
+    """Declare a number in [low, high]; a default of ``None`` makes ``None`` acceptable too."""
+    kind: Literal["number", "integer"] = "integer" if isinstance(low, int) else "number"
+    return _declare(default, Bounds(kind, about, low, high, optional=optional or default is None))
+
+
+def choice(default: T, options: tuple[str, ...], about: str) -> T:
+    """Declare one of several words."""
+    return _declare(default, Bounds("choice", about, options=options, optional=default is None))
+
+
+def flag(default: bool, about: str) -> bool:
+    """Declare a switch."""
+    return _declare(default, Bounds("flag", about))
+
+
+def interval(about: str) -> tuple[float, float] | None:
+    """Declare an optional pair (low, high)."""
+    nothing: tuple[float, float] | None = None
+    return _declare(nothing, Bounds("interval", about, optional=True))
+
+
+def _declare(default: T, bounds: Bounds) -> T:
+    # The type of a dataclass field is that of its default; dataclasses.field says Any.
+    declared: T = field(default=default, metadata={_KEY: bounds})
+    return declared
+
+
+def bounds_of(declared: Field[Any]) -> Bounds:
+    """Return what a declared field accepts."""
+    found = declared.metadata[_KEY]
+    if not isinstance(found, Bounds):
+        raise TypeError(f"field {declared.name} was not declared by forgetkit.fields")
+    return found
+
+
+def check(owner: str, declared: Field[Any], value: object) -> None:
+    """Raise ``BadHyperparameter`` unless the field accepts the value."""
+    bounds = bounds_of(declared)
+    if not bounds.accepts(value):
+        raise BadHyperparameter(
+            f"{owner}: {declared.name} must be {bounds.describe()}, found {value!r}; it is "
+            f"{bounds.about}; leave it out to use the default {declared.default!r}"
+        )

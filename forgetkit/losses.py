@@ -1,0 +1,91 @@
+"""Pure functions of logits that several methods share. Shapes: logits (batch, classes)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross-entropy for class indices (batch,), in nats.
+
+    For multi-label targets (batch, classes) it is the binary cross-entropy, mean over samples and
+    labels. An empty batch gives 0 with a gradient of 0, so that every process can take the step.
+    """
+    if len(labels) == 0:
+        return logits.sum() * 0.0
+    if labels.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    return functional.cross_entropy(logits.float(), labels)
+
+
+def bounded_ascent(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return minus the mean cross-entropy over samples whose loss is still below its cap.
+
+    Ascent on cross-entropy is unbounded; a sample whose loss exceeds 2 log K + 5 nats gets weight
+    zero (K classes), which keeps the run finite. The mean stays over the whole batch.
+    """
+    if len(labels) == 0:
+        return logits.sum() * 0.0
+    if labels.ndim == 2:
+        each = functional.binary_cross_entropy_with_logits(
+            logits.float(), labels.float(), reduction="none"
+        ).mean(dim=1)
+        cap = 2 * math.log(2) + 5
+    else:
+        each = functional.cross_entropy(logits.float(), labels, reduction="none")
+        cap = 2 * math.log(logits.shape[1]) + 5
+    return -(each * (each.detach() <= cap)).mean()
+
+
+def kl_divergence(target_probs: Tensor, log_probs: Tensor) -> Tensor:
+    """Return KL(target || model) in nats, summed over classes, mean over samples."""
+    return functional.kl_div(log_probs, target_probs, reduction="batchmean")
+
+
+def logsumexp_without(logits: Tensor, blocked: Tensor) -> Tensor:
+    """Return log sum exp over the classes that a (batch, classes) boolean mask does not block."""
+    return logits.masked_fill(blocked, -math.inf).logsumexp(dim=1)
+
+
+def membership(labels: Tensor, num_classes: int) -> Tensor:
+    """Return a (batch, classes) boolean mask of each sample's own class."""
+    return functional.one_hot(labels, num_classes).bool()
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return correctness per sample as 0/1: argmax, or the share of right labels (multi-label)."""
+    if labels.ndim == 2:
+        return ((logits > 0) == (labels > 0.5)).float().mean(dim=1)
+    return (logits.argmax(dim=1) == labels).float()
+
+
+def unlearning_score(retain_accuracy: float, forget_accuracy: float) -> float:
+    """Return US from the accuracies on retained and forgotten test samples, as fractions.
+
+    US = (e^a_r + e^(1 - a_f) - 2) / (2 (e - 1)), in [0, 1], higher is better. Only meaningful
+    when a whole class is forgotten.
+
+    Source: Kim, Lee, Woo, "Layer Attack Unlearning", AAAI 2024, Eq. 8.
+    """
+    gained = math.exp(retain_accuracy) + math.exp(1.0 - forget_accuracy) - 2.0
+    return gained / (2.0 * (math.e - 1.0))
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of each prediction in nats, (batch,)."""
+    log_probs = torch.log_softmax(logits.double(), dim=1)
+    return -(log_probs.exp() * log_probs).sum(dim=1)
+
+
+def blocked_classes(labels: Tensor, forget_classes: tuple[int, ...], num_classes: int) -> Tensor:
+    """Return (batch, classes) booleans: the sample's own class and every forgotten class.
+
+    With several forgotten classes a target among them would pour one into the other.
+    """
+    blocked = membership(labels, num_classes)
+    blocked[:, list(forget_classes)] = True
+    return blocked

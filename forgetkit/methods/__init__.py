@@ -1,0 +1,1 @@
+"""One file per method. The registry walks this folder; there is no list to maintain."""

@@ -1,0 +1,188 @@
+"""LAU: Layer Attack Unlearning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from einops import rearrange
+from torch import Generator, Tensor
+from torch.nn import functional
+
+from forgetkit.attacks import affine_sign_attack, projection, sign_attack
+from forgetkit.fields import bounded, choice, flag, interval
+from forgetkit.losses import blocked_classes, kl_divergence
+from forgetkit.method import Card, Pair, State, register
+from forgetkit.recipe import StopsEarly
+from forgetkit.types import Terms
+from forgetkit.view import effective_affine
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from forgetkit.engine.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class LAU(StopsEarly):
+    """Move each forget feature to the class that a sign attack in feature space reaches first.
+
+    Only the head changes. Per epoch the teacher T is the head as it stands; the bank F of features
+    is attacked (Partial-PGD): A <- A + epsilon sign(grad_A CE(T(A), y)), n times. For a sample
+    that is still remembered the targets are those of T(A), for the others the student's own:
+
+        L = (1 - alpha) CE(z, c) + alpha T^2 KL(Q || softmax(z / T)),
+        c = argmax T(A) outside the forgotten classes, Q = softmax(softmax(T(A)) / T).
+
+    Source: Kim, Lee, Woo, "Layer Attack Unlearning", AAAI 2024, arXiv:2312.16823, Eq. 4-7,
+        Algorithm 1.
+
+    Differences: the paper leaves the projection undefined, it is the identity here unless
+        ``attack_radius`` or ``attack_clamp`` is given; the stop rule looks at all of D_f after
+        every batch; several classes may be forgotten at once, then none of them can be a target.
+    """
+
+    card: ClassVar[Card] = Card(
+        slug="lau",
+        title="Layer Attack Unlearning",
+        goals=("classes", "instances"),
+        needs=("forget",),
+        edits="head",
+        steps="forget",
+        cost="1 F over D_f, then head algebra",
+        source="Kim, Lee, Woo 2024, AAAI",
+        link="https://arxiv.org/abs/2312.16823",
+        about="Teaches the last layer the neighbouring class that a feature-space attack finds.",
+        probe={
+            "": {"lr": 0.0003, "batch_size": 16},
+            "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 10},
+        },
+    )
+
+    alpha: float = bounded(0.5, 0.0, 1.0, "weight of the distillation term; alpha in Eq. 7")
+    temperature: float = bounded(4.0, 0.1, 100.0, "divides what is distilled; T in Eq. 6")
+    double_softmax: bool = flag(
+        default=True, about="distil softmax(softmax(z) / T), as in the paper, not softmax(z / T)"
+    )
+    attack: str = choice("partial", ("partial", "full"), "attack features, or images (Table 3)")
+    attack_step: float = bounded(0.6, 0.0, 100.0, "length of an attack step; epsilon")
+    attack_steps: int = bounded(10, 1, 1000, "number of attack steps; n")
+    attack_radius: float | None = bounded(None, 0.0, 1e6, "L-infinity ball around the start")
+    attack_clamp: tuple[float, float] | None = interval("range of attacked features or pixels")
+    kd_direction: str = choice(
+        "target", ("target", "student"), "KL(target || student), or the reverse"
+    )
+    kd_reduction: str = choice(
+        "batchmean", ("batchmean", "mean"), "KL summed over classes, or averaged over them too"
+    )
+    edit_bias: bool = flag(default=True, about="whether the bias of the head may change")
+    share: float = bounded(1.0, 0.001, 1.0, "part of D_f that is used, drawn at random (Table 5)")
+    epochs: int = bounded(30, 1, 1000, "largest number of passes over the bank; E")
+    lr: float | None = bounded(0.003, 0.0, 10.0, "step size of SGD")
+    batch_size: int | None = bounded(128, 1, 65536, "rows of the bank a step")
+    check_every: int | None = bounded(1, 1, 100000, "batches between checks of the forget accuracy")
+
+    def choose(self, labels: Tensor, generator: Generator) -> Tensor | None:
+        """Return a random ``share`` of D_f, at least one sample."""
+        if self.share == 1.0:
+            return None
+        count = max(1, round(self.share * len(labels)))
+        return torch.randperm(len(labels), generator=generator)[:count].sort().values
+
+    def start_epoch(self, run: Run) -> State:
+        """Attack the whole bank with the head as it stands; return the teacher's logits, (N, K)."""
+        attacked = self._attack_images(run) if self.attack == "full" else self._attack_features(run)
+        return {"teacher": attacked}
+
+    def loss(self, batch: Pair, run: Run) -> Terms:
+        """Return the hard term (1 - alpha) CE and the soft term alpha T^2 KL."""
+        rows = batch.forget
+        if rows is None:
+            raise TypeError("LAU steps over the forget set")
+        student = run.logits(rows)
+        own = student.detach()
+        teacher = run.state["teacher"][rows.index].to(student.device)
+        blocked = blocked_classes(rows.labels, run.forget_classes, run.num_classes)
+        predicted = own.argmax(dim=1)
+        remembered = blocked.gather(1, predicted[:, None])[:, 0]
+
+        reached = teacher.masked_fill(blocked, -torch.inf).argmax(dim=1)
+        hard = functional.cross_entropy(student, torch.where(remembered, reached, predicted))
+
+        # For a sample already forgotten both targets are the student's own output: it stays put.
+        target = torch.where(remembered[:, None], teacher, own)
+        if self.double_softmax:
+            target = target.softmax(dim=1)
+        soft = self._distance(target / self.temperature, student / self.temperature)
+        return {
+            "hard": (1 - self.alpha) * hard,
+            "soft": self.alpha * self.temperature**2 * soft,
+        }
+
+    def mask(self, run: Run) -> Mapping[str, Tensor]:
+        """Hold the bias when ``edit_bias`` is off."""
+        if self.edit_bias:
+            return {}
+        return {
+            name: torch.zeros_like(parameter)
+            for name, parameter in run.parameters.items()
+            if parameter.ndim == 1
+        }
+
+    def _distance(self, target: Tensor, student: Tensor) -> Tensor:
+        """Return the Kullback-Leibler distance of two (batch, classes) rows of scores."""
+        first, second = target, student
+        if self.kd_direction == "student":
+            first, second = student, target
+        distance = kl_divergence(first.softmax(dim=1), second.log_softmax(dim=1))
+        return distance / target.shape[1] if self.kd_reduction == "mean" else distance
+
+    def _attack_features(self, run: Run) -> Tensor:
+        """Partial-PGD on the bank; closed form for an affine head, autograd for any other."""
+        affine = effective_affine(run.view) if run.view.linear else None
+        logits = []
+        for rows in run.forget.batches(4096):
+            features = rows.inputs
+            if not isinstance(features, Tensor):
+                raise TypeError("features are one tensor")
+            features, labels = features.to(run.device), rows.labels.to(run.device)
+            if affine is not None:
+                flat = rearrange(features, "batch ... -> batch (...)")
+                attacked = affine_sign_attack(
+                    flat,
+                    *affine,
+                    labels,
+                    blocked_classes(labels, run.forget_classes, run.num_classes),
+                    step=self.attack_step,
+                    steps=self.attack_steps,
+                    project=projection(flat, self.attack_radius, self.attack_clamp),
+                ).view_as(features)
+            else:
+                attacked = self._through_autograd(features, run.head, labels)
+            logits.append(run.head(attacked))
+        return torch.cat(logits)
+
+    def _attack_images(self, run: Run) -> Tensor:
+        """Attack the images through the whole network, as the paper's Table 3 does to compare."""
+        logits = []
+        for rows in run.images.forget.batches():
+            if not isinstance(rows.inputs, Tensor):
+                raise TypeError("attack='full' needs images as one tensor; use attack='partial'")
+            images, labels = rows.inputs.to(run.device), rows.labels.to(run.device)
+            attacked = self._through_autograd(images, run.logits_from_inputs, labels)
+            logits.append(run.logits_from_inputs(attacked).float())
+        return torch.cat(logits)
+
+    def _through_autograd(self, start: Tensor, logits_of: object, labels: Tensor) -> Tensor:
+        if not callable(logits_of):
+            raise TypeError("the attacked function must be callable")
+        return sign_attack(
+            start,
+            logits_of,
+            labels,
+            step=self.attack_step,
+            steps=self.attack_steps,
+            project=projection(start, self.attack_radius, self.attack_clamp),
+        )

@@ -1,0 +1,46 @@
+"""The training choices that every trained method shares, as hyper-parameters with ranges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forgetkit.fields import bounded, choice
+from forgetkit.method import Method
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained(Method):
+    """A method that the engine trains. Subclasses override the defaults, not the meaning."""
+
+    epochs: int = bounded(10, 1, 1000, "passes over the set that drives the method")
+    lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
+    optimizer: str = choice("sgd", ("sgd", "adam", "adamw"), "the optimiser")
+    momentum: float = bounded(0.9, 0.0, 0.999, "momentum of SGD, first beta of Adam")
+    weight_decay: float = bounded(0.0, 0.0, 1.0, "L2 penalty inside the optimiser")
+    schedule: str = choice("constant", ("constant", "cosine"), "how lr moves over the run")
+    batch_size: int | None = bounded(
+        None, 1, 65536, "samples a step; None takes the loader's batch size"
+    )
+    max_norm: float | None = bounded(
+        None, 0.0, 1e6, "gradient norm above which a step is scaled down; None never clips"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullNetwork(Trained):
+    """A trained method that edits the whole network, normalisation layers included."""
+
+    bn: str = choice(
+        "frozen",
+        ("frozen", "train"),
+        "running statistics of normalisation layers: frozen, or batch statistics and updates",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopsEarly(Trained):
+    """A trained method that is done as soon as the forget accuracy reaches its target."""
+
+    check_every: int | None = bounded(
+        None, 1, 100000, "steps between checks of the forget accuracy; None checks every epoch"
+    )

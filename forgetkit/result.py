@@ -1,0 +1,210 @@
+"""What a run did: accuracies before and after, history, the patch, undo and save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from forgetkit.engine.measuring import SetAccuracy
+from forgetkit.goal import Goal
+from forgetkit.losses import unlearning_score
+from forgetkit.method import Method
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from forgetkit.patch import Patch
+
+LIMITS = (
+    "A head-only edit hides a class: the features still hold it. No run is a proof of deletion; "
+    "only what the tables show was measured."
+)
+SETS = {
+    "forget": "forget set",
+    "retain": "retain set (watched slice)",
+    "validation_retain": "validation, retained",
+    "validation_forget": "validation, forgotten",
+}
+
+
+@dataclass
+class Result:
+    """The outcome of one run.
+
+    Attributes:
+        model: the user's model object, edited in place.
+        method: the method as it ran, defaults filled in.
+        goal: what was asked for.
+        forget_classes: forgotten class indices, empty unless classes were asked for.
+        before: accuracy by set name before the run; fractions.
+        after: the same after it.
+        history: one record an epoch: losses, seconds of training, then the forget accuracy and the
+            watched retain accuracy.
+        seconds: wall time by phase.
+        stopped_because: one sentence.
+        rolled_back: whether the guard put the original weights back.
+        seed: the request's seed.
+        why: why ``"auto"`` chose this method, or ``None``.
+        class_names: names by class index, or ``None``.
+        samples: size of each set that the run worked on.
+    """
+
+    model: nn.Module
+    method: Method
+    goal: Goal
+    forget_classes: tuple[int, ...]
+    before: Mapping[str, SetAccuracy]
+    after: Mapping[str, SetAccuracy]
+    history: list[dict[str, float]]
+    seconds: Mapping[str, float]
+    stopped_because: str
+    rolled_back: bool
+    seed: int
+    patch: Patch
+    why: str | None = None
+    class_names: list[str] | None = None
+    samples: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def us(self) -> float | None:
+        """Unlearning score from validation data, else from the sets at hand, else ``None``.
+
+        It is ``None`` for goals other than classes, where it means nothing.
+        """
+        return self._score(self.after)
+
+    @property
+    def head_masked(self) -> bool:
+        """Whether the forget accuracy is 0 by construction, because output rows were masked."""
+        return self.method.card.masks_head and not self.rolled_back
+
+    @property
+    def us_before(self) -> float | None:
+        """The same score of the model as it came in."""
+        return self._score(self.before)
+
+    def _score(self, measured: Mapping[str, SetAccuracy]) -> float | None:
+        if self.goal.kind != "classes":
+            return None
+        for retain, forget in (("validation_retain", "validation_forget"), ("retain", "forget")):
+            if retain in measured and forget in measured:
+                return unlearning_score(measured[retain].accuracy, measured[forget].accuracy)
+        return None
+
+    def undo(self) -> None:
+        """Put back the weights from before the run, bit for bit.
+
+        Raises:
+            PatchMismatch: the model no longer holds what the run left, or was undone already.
+        """
+        self.patch.revert(self.model)
+
+    def save(self, directory: str | Path) -> list[Path]:
+        """Save the model in its own format (transformers, timm or safetensors) with a model card.
+
+        Args:
+            directory: created when it does not exist.
+
+        Returns:
+            The files that were written.
+
+        Raises:
+            ModelError: the directory holds files of something else.
+        """
+        from forgetkit.saving import save_model
+
+        return save_model(self.model, directory, card=self.card(), changed=self.patch.names)
+
+    def push_to_hub(self, name: str) -> str:
+        """Upload the model with a card that says what was forgotten; return its address."""
+        from forgetkit.saving import push_to_hub
+
+        return push_to_hub(self.model, name, card=self.card())
+
+    def card(self) -> str:
+        """Return the Markdown model card of the edited model."""
+        from forgetkit.model_card import model_card
+
+        return model_card(
+            dict(self.patch.request),
+            {name: measured.to_json() for name, measured in self.before.items()},
+            {name: measured.to_json() for name, measured in self.after.items()},
+            LIMITS,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the weights as plain records."""
+        return {
+            "goal": self.goal.to_json(),
+            "method": self.method.to_json(),
+            "seed": self.seed,
+            "forget_classes": list(self.forget_classes),
+            "before": {name: measured.to_json() for name, measured in self.before.items()},
+            "after": {name: measured.to_json() for name, measured in self.after.items()},
+            "us_before": self.us_before,
+            "us": self.us,
+            "history": self.history,
+            "seconds": dict(self.seconds),
+            "stopped_because": self.stopped_because,
+            "rolled_back": self.rolled_back,
+            "why": self.why,
+            "samples": dict(self.samples),
+        }
+
+    def __rich__(self) -> Table:
+        """Return one small table for a terminal."""
+        from rich.table import Table
+
+        state = "rolled back" if self.rolled_back else "done"
+        table = Table(
+            title=f"{self.method.card.title}: {self.goal.describe()} ({state})",
+            caption=f"{self.stopped_because}; {sum(self.seconds.values()):.2f} s",
+        )
+        for name in ("", "samples", "before", "after"):
+            table.add_column(name, justify="left" if not name else "right")
+        for row in self._rows():
+            table.add_row(*row)
+        return table
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = []
+        for name, title in SETS.items():
+            if name in self.before and name in self.after:
+                old, new = self.before[name], self.after[name]
+                if name.endswith("forget") and self.head_masked:
+                    title += " (head masked)"
+                rows.append(
+                    (title, str(new.samples), f"{100 * old.accuracy:.2f} %",
+                     f"{100 * new.accuracy:.2f} %")
+                )  # fmt: skip
+        old_us, new_us = self.us_before, self.us
+        if old_us is not None and new_us is not None:
+            rows.append(("unlearning score", "", f"{old_us:.3f}", f"{new_us:.3f}"))
+        return rows
+
+    def __repr__(self) -> str:
+        """Return the same table as plain text."""
+        lines = [f"Result({self.method.card.slug}, {self.goal.describe()}, seed={self.seed})"]
+        lines += [f"  {name:<30} {old:>9} -> {new:>9}" for name, _, old, new in self._rows()]
+        lines.append(f"  {self.stopped_because}; {sum(self.seconds.values()):.2f} s")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return the same table for a notebook."""
+        from html import escape
+
+        head = "".join(f"<th>{name}</th>" for name in ("", "samples", "before", "after"))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self._rows()
+        )
+        title = escape(f"{self.method.card.title}: {self.goal.describe()}")
+        caption = escape(f"{self.stopped_because}; {sum(self.seconds.values()):.2f} s")
+        return (
+            f"<table><caption>{title}<br>{caption}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        )

@@ -1,0 +1,402 @@
+"""The checks of the contract. Each takes a method class and a kind of toy model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit.api import Request, forget
+from forgetkit.errors import BadHyperparameter, ForgetkitError
+from forgetkit.fields import Bounds, bounds_of
+from forgetkit.method import Method, build, from_json
+from forgetkit.patch import Patch
+from forgetkit.testing.toys import TOYS, Exploding, Toy, toy
+from forgetkit.testing.trace import changed, photograph, weights
+
+FORGOTTEN = 3
+KEPT = [0, 1, 2]
+MethodType = type[Method]
+Check = Callable[[MethodType, str], None]
+
+
+def _require(holds: bool, what: str) -> None:
+    if not holds:
+        raise AssertionError(what)
+
+
+def quick(method: MethodType, **overrides: Any) -> Method:  # noqa: ANN401
+    """Return the method with the hyper-parameters that its Card names for toy problems."""
+    return method(**{**dict(method.card.toy), **overrides})
+
+
+def short(method: MethodType, **overrides: Any) -> Method:  # noqa: ANN401
+    """Return the method for a single epoch, where it has epochs."""
+    names = {declared.name for declared in dataclasses.fields(method)}
+    one = {"epochs": 1} if "epochs" in names else {}
+    return quick(method, **{**one, **overrides})
+
+
+def request(method: Method, model: nn.Module) -> Request:
+    """Return a request for the kind of goal that the method serves first."""
+    start = forget(model).seed(0)
+    kind = method.card.goals[0]
+    if kind == "classes":
+        start = start.classes([FORGOTTEN])
+    elif kind == "instances":
+        start = start.instances(range(40))
+    elif kind == "relabel":
+        start = start.relabel({position: (position + 1) % 4 for position in range(40)})
+    else:
+        start = start.depoison(range(40))
+    return start.using(method).on("cpu")
+
+
+def check_runs_in_two_types(method: MethodType, kind: str) -> None:
+    """1. A short run on float32 and on bfloat16 weights ends with finite weights."""
+    for dtype in (torch.float32, torch.bfloat16):
+        some = toy(kind)
+        model = some.model.to(dtype)
+        result = request(short(method), model).run(some.loader(), guard=None)
+        _require(
+            all(bool(torch.isfinite(value).all()) for value in weights(model).values()),
+            f"{method.card.slug} left weights that are not finite in {dtype}",
+        )
+        _require(all(p.dtype == dtype for p in model.parameters()), "the weights changed type")
+        _require(len(result.seconds) > 0, "no seconds were recorded")
+
+
+def check_same_seed(method: MethodType, kind: str) -> None:
+    """2. The same seed gives the same bits, whatever random state the caller is in."""
+    outcomes = []
+    for noise in (1, 2):
+        some = toy(kind)
+        torch.manual_seed(noise)
+        request(short(method), some.model).run(some.loader(), guard=None)
+        outcomes.append(weights(some.model))
+    _require(not changed(*outcomes), f"{method.card.slug} gave other bits with the same seed")
+
+
+def check_forgets(method: MethodType, kind: str) -> None:
+    """3. Forget accuracy falls, retain accuracy keeps above the bound that the Card names."""
+    some = toy(kind)
+    before_forget = some.accuracy(some.test, [FORGOTTEN])
+    before_kept = some.accuracy(some.test, KEPT)
+    result = request(quick(method), some.model).run(some.loader(), guard=None)
+    if method.card.goals[0] != "classes":
+        _require(
+            result.after["forget"].accuracy < result.before["forget"].accuracy,
+            f"{method.card.slug} forgot nothing: {result!r}",
+        )
+        return
+    forgot = some.accuracy(some.test, [FORGOTTEN])
+    kept = some.accuracy(some.test, KEPT)
+    _require(
+        forgot <= before_forget - 0.5,
+        f"{method.card.slug}: forget accuracy {before_forget:.2f} became {forgot:.2f}",
+    )
+    _require(
+        kept >= before_kept - method.card.keeps,
+        f"{method.card.slug}: retain accuracy {before_kept:.2f} became {kept:.2f}",
+    )
+
+
+class _CrashError(Exception):
+    """The error of a crash test."""
+
+
+def check_no_trace(method: MethodType, kind: str) -> None:
+    """4. Success leaves no hook, flag, attribute, gradient or random state behind."""
+    some = toy(kind)
+    _sprinkle(some.model)
+    seen = photograph(some.model)
+    request(short(method), some.model).run(some.loader(), guard=None)
+    _require(photograph(some.model) == seen, f"{method.card.slug} left a trace")
+
+
+def check_all_or_nothing(method: MethodType, kind: str) -> None:
+    """4. and 5. A crash in the model or in the method, or Ctrl-C, restores everything."""
+    verb = "loss" if method.loss is not Method.loss else "edit"
+    inside = next(iter(toy(kind).model.children())).__class__
+    for error in (_CrashError("crash"), KeyboardInterrupt()):
+        for where in ("method", "model"):
+            some = toy(kind)
+            _sprinkle(some.model)
+            configured = short(method)
+            asked = request(configured, some.model)
+            seen, before = photograph(some.model), weights(some.model)
+            if where == "method":
+                broken = _broken_method(configured, verb, error)
+                asked = dataclasses.replace(asked, method=broken)
+                fails: Any = _nothing()
+            else:
+                owner = next(m for m in some.model.children() if isinstance(m, inside))
+                fails = _failing_module(owner, error)
+            raised = False
+            with fails:
+                try:
+                    asked.run(some.loader(), guard=None)
+                except (ForgetkitError, KeyboardInterrupt):
+                    raised = True
+            _require(raised, f"{method.card.slug} swallowed {error!r} in the {where}")
+            _require(not changed(before, weights(some.model)), f"weights moved after {error!r}")
+            _require(photograph(some.model) == seen, f"a trace was left after {error!r}")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _broken_method(method: Method, verb: str, error: BaseException) -> Method:
+    """Return the method, whose verb does its work and then raises."""
+    own = getattr(type(method), verb)
+
+    def broken(self: Method, *args: object) -> object:
+        own(self, *args)
+        raise error
+
+    kind = type("Broken", (type(method),), {verb: broken})
+    made = kind(**{f.name: getattr(method, f.name) for f in dataclasses.fields(method)})
+    if not isinstance(made, Method):
+        raise TypeError("a subclass of a method is a method")
+    return made
+
+
+@contextmanager
+def _failing_module(module: nn.Module, error: BaseException) -> Iterator[None]:
+    """Make a module's forward raise from its third call on, by swapping its class's forward."""
+    kind = type(module)
+    original = kind.forward
+    calls = 0
+
+    def forward(self: nn.Module, *args: object, **kwargs: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 2:
+            raise error
+        return original(self, *args, **kwargs)
+
+    kind.forward = forward
+    try:
+        yield
+    finally:
+        kind.forward = original
+
+
+def _sprinkle(model: nn.Module) -> None:
+    """Put a model into a state that only exact restoring gives back."""
+    model.train()
+    modules = list(model.modules())
+    for module in modules[1::2]:
+        module.training = False
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+
+
+def check_needs_are_true(method: MethodType, kind: str) -> None:
+    """6. A set that the method does not need is never read."""
+    some = toy(kind)
+    configured = short(method)
+    if "retain" in configured.needs:
+        return
+    exploding = DataLoader(Exploding(), batch_size=4)
+    asked = request(configured, some.model)
+    asked.retain(exploding).run(some.forget_loader(FORGOTTEN), guard=None)
+
+
+def check_scope_is_true(method: MethodType, kind: str) -> None:
+    """7. Tensors outside the declared scope keep their bits, buffers included."""
+    some = toy(kind)
+    before = weights(some.model)
+    request(short(method), some.model).run(some.loader(), guard=None)
+    moved = changed(before, weights(some.model))
+    _require(bool(moved), f"{method.card.slug} changed nothing")
+    if method.card.edits == "head":
+        head = {"cnn": "fc.", "vit": "head."}[kind]
+        outside = [name for name in moved if not name.startswith(head)]
+        _require(not outside, f"{method.card.slug} declares the head but changed {outside}")
+
+
+def check_bounds(method: MethodType, kind: str) -> None:  # noqa: ARG001
+    """8. Both bounds of a field build; a step outside raises and names the field."""
+    for declared in dataclasses.fields(method):
+        bounds = bounds_of(declared)
+        inside: list[object] = []
+        outside: list[object] = ["no such word", object()]
+        if bounds.kind in ("number", "integer"):
+            step = 1 if bounds.kind == "integer" else max(abs(bounds.high), 1.0) * 1e-3
+            inside = [_typed(bounds, bounds.low), _typed(bounds, bounds.high)]
+            outside += [bounds.low - step, bounds.high + step, True, "1"]
+        elif bounds.kind == "choice":
+            inside = list(bounds.options)
+        elif bounds.kind == "flag":
+            inside = [True, False]
+        else:
+            inside = [(0.0, 1.0)]
+            outside += [(1.0, 0.0), (1.0,)]
+        if not bounds.optional:
+            outside.append(None)
+        for value in inside:
+            build(method.card.slug, {declared.name: value})
+        for value in outside:
+            try:
+                method(**{declared.name: value})
+            except BadHyperparameter as error:
+                _require(declared.name in str(error), f"the message does not name {declared.name}")
+            else:
+                raise AssertionError(f"{method.card.slug}({declared.name}={value!r}) was accepted")
+
+
+def _typed(bounds: Bounds, value: float) -> float:
+    return int(value) if bounds.kind == "integer" else float(value)
+
+
+def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
+    """9. Every hyper-parameter makes a difference to the weights."""
+    for declared in dataclasses.fields(method):
+        bounds = bounds_of(declared)
+        if declared.name == "bn" and kind == "vit":
+            continue  # nothing there has running statistics
+        outcomes: list[dict[str, Tensor]] = []
+        base = _probe_settings(method, declared.name)
+        for value in _probes(bounds, base.get(declared.name, declared.default)):
+            some = toy(kind)
+            configured = method(**{**base, declared.name: value})
+            asked = request(configured, some.model)
+            asked.run(some.loader(), guard=None)
+            outcomes.append(weights(some.model))
+        first = outcomes[0]
+        for other in outcomes[1:]:
+            _require(
+                bool(changed(first, other)),
+                f"{method.card.slug}: {declared.name} makes no difference",
+            )
+
+
+def _probe_settings(method: MethodType, name: str) -> dict[str, Any]:
+    """Return settings of a quick run in which the hyper-parameter should matter."""
+    two = {"epochs": 2} if "epochs" in _names(method) else {}
+    probe = method.card.probe
+    return {**dict(method.card.toy), **two, **dict(probe.get(name, probe.get("", {})))}
+
+
+def _names(method: MethodType) -> set[str]:
+    return {declared.name for declared in dataclasses.fields(method)}
+
+
+def _probes(bounds: Bounds, default: object) -> list[object]:
+    """Return values of a field that should all give different weights."""
+    if bounds.kind == "choice":
+        # "auto" stands for one of the others, so it may equal one of them
+        return [default, *(o for o in bounds.options if o not in (default, "auto"))]
+    if bounds.kind == "flag":
+        return [True, False]
+    if bounds.kind == "interval":
+        return [None, (-0.01, 0.01)]
+    if bounds.kind == "integer":
+        low = max(int(bounds.low), 1)
+        if default is None:
+            return [low, low + 2]
+        count = int(default) if isinstance(default, (int, float)) else low
+        return [count, count + 2 if count + 2 <= bounds.high else count - 1]
+    small = max(bounds.low, 1e-3)
+    if default is None:
+        return [None, small]
+    start = float(default) if isinstance(default, (int, float)) else small
+    other = start / 2 if start > 0 and start / 2 >= bounds.low else min(0.1, bounds.high)
+    return [start, other]
+
+
+def check_patch_round_trip(method: MethodType, kind: str) -> None:
+    """10. The patch gives the same bits on a fresh original; undo gives the original back."""
+    some, fresh = toy(kind), toy(kind)
+    before = weights(some.model)
+    result = request(short(method), some.model).run(some.loader(), guard=None)
+    after = weights(some.model)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "patch.safetensors"
+        result.patch.save(file)
+        Patch.load(file).apply(fresh.model)
+    _require(not changed(after, weights(fresh.model)), "the patch gives other bits")
+    result.undo()
+    _require(not changed(before, weights(some.model)), "undo does not give the original")
+
+
+def check_json_round_trip(method: MethodType, kind: str) -> None:  # noqa: ARG001
+    """11. Method to JSON and back is the same method."""
+    configured = quick(method)
+    again = from_json(json.loads(json.dumps(configured.to_json())))
+    _require(again == configured, f"{again} is not {configured}")
+
+
+def check_documented(method: MethodType, kind: str) -> None:  # noqa: ARG001
+    """12. The docstring has formula, source and differences; every field says what it is."""
+    text = method.__doc__ or ""
+    for word in ("=", "Source:", "Differences:"):
+        _require(word in text, f"the docstring of {method.card.slug} lacks {word!r}")
+    _require(method.card.link.startswith("https://"), "the Card's link is not an address")
+    for declared in dataclasses.fields(method):
+        _require(len(bounds_of(declared).about) > 5, f"{declared.name} does not say what it is")
+
+
+def check_order_does_not_matter(method: MethodType, kind: str) -> None:
+    """14. Permuting D_f does not change what a closed-form edit does."""
+    if method.edit is Method.edit:
+        return
+    outcomes = []
+    for flipped in (False, True):
+        some = toy(kind)
+        data = _reordered(some) if flipped else some.train
+        loader = DataLoader(data, batch_size=32)
+        request(quick(method, **_all_samples(method)), some.model).run(loader, guard=None)
+        outcomes.append(weights(some.model))
+    for name, value in outcomes[0].items():
+        close = torch.allclose(value, outcomes[1][name], rtol=1e-4, atol=1e-5)
+        _require(close, f"{method.card.slug}: {name} depends on the order of D_f")
+
+
+def _all_samples(method: MethodType) -> dict[str, int]:
+    return {"samples_per_class": 100000} if "samples_per_class" in _names(method) else {}
+
+
+def _reordered(some: Toy) -> TensorDataset:
+    images, labels = some.train.tensors
+    order = torch.arange(len(labels)).flip(0)
+    return TensorDataset(images[order], labels[order])
+
+
+CHECKS: dict[str, Check] = {
+    "runs_in_two_types": check_runs_in_two_types,
+    "same_seed": check_same_seed,
+    "forgets": check_forgets,
+    "no_trace": check_no_trace,
+    "all_or_nothing": check_all_or_nothing,
+    "needs_are_true": check_needs_are_true,
+    "scope_is_true": check_scope_is_true,
+    "bounds": check_bounds,
+    "no_dead_hyperparameter": check_no_dead_hyperparameter,
+    "patch_round_trip": check_patch_round_trip,
+    "json_round_trip": check_json_round_trip,
+    "documented": check_documented,
+    "order_does_not_matter": check_order_does_not_matter,
+}
+
+
+def check_method(method: MethodType) -> None:
+    """Run the whole contract on a toy CNN and a toy ViT.
+
+    Raises:
+        AssertionError: a check failed; the message says which.
+    """
+    for kind in TOYS:
+        for check in CHECKS.values():
+            check(method, kind)

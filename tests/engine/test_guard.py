@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import Guard, forget
+from forgetkit.data.sets import StoredSet
+from forgetkit.engine.guard import Reading, hold_out, verdict
+from forgetkit.testing import toy
+from forgetkit.testing.trace import changed, weights
+from forgetkit.types import Sets
+
+
+def reading(forget_accuracy: float, retain: float | None, loss: float = 1.0) -> Reading:
+    return Reading(forget_accuracy, loss, retain)
+
+
+def test_a_run_that_costs_too_much_is_undone() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("neggrad", lr=1.0, max_norm=None, epochs=3)
+    result = request.on("cpu").run(some.loader(), guard=Guard(budget=0.02))
+    assert result.rolled_back
+    assert "budget" in result.stopped_because
+    assert changed(before, weights(some.model)) == []
+    assert result.after == result.before
+
+
+def test_the_same_run_stands_without_a_guard() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("neggrad", lr=1.0, max_norm=None, epochs=3)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    assert not result.rolled_back
+    assert changed(before, weights(some.model)) != []
+
+
+def test_a_run_that_forgot_nothing_is_undone() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    result = (
+        forget(some.model)
+        .classes([3])
+        .using("finetune", lr=1e-6, epochs=1, bn="frozen")
+        .on("cpu")
+        .run(some.loader())
+    )
+    assert result.rolled_back
+    assert "nothing was forgotten" in result.stopped_because
+    assert changed(before, weights(some.model)) == []
+
+
+def test_validation_data_are_watched_instead_of_a_slice() -> None:
+    some = toy("cnn")
+    test = DataLoader(some.test, batch_size=64)
+    request = forget(some.model).classes([3]).using("lau").validate(test).on("cpu")
+    result = request.run(some.forget_loader())
+    assert set(result.after) == {"forget", "validation_retain", "validation_forget"}
+    assert result.after["validation_forget"].accuracy <= 0.05
+    assert result.us is not None
+    assert result.us > 0.9
+
+
+def test_verdicts() -> None:
+    guard = Guard(budget=0.1)
+    assert verdict(guard, reading(1.0, 0.9), reading(0.0, 0.85)) is None
+    assert "fell by 11.0" in str(verdict(guard, reading(1.0, 0.9), reading(0.0, 0.79)))
+    assert "nothing" in str(verdict(guard, reading(1.0, 0.9), reading(1.0, 0.9)))
+    assert verdict(guard, reading(1.0, 0.9), reading(1.0, 0.9, loss=1.5)) is None
+    assert verdict(guard, reading(1.0, None), reading(1.0, None)) is None
+
+
+def test_the_watched_slice_is_not_trained_on() -> None:
+    labels = torch.arange(400) % 4
+    samples = StoredSet(torch.zeros(400, 1), labels)
+    sets, watched = hold_out(Sets(samples, samples), Guard(), torch.Generator().manual_seed(0))
+    assert watched is not None
+    assert sets.retain is not None
+    held, rest = set(watched.positions.tolist()), set(sets.retain.positions.tolist())
+    assert len(held) == 40
+    assert held | rest == set(range(400))
+    assert not held & rest
+
+
+def test_the_best_state_is_kept() -> None:
+    """A run that ruins itself after a good epoch ends with the good epoch's weights."""
+    some = toy("vit")
+    request = (
+        forget(some.model)
+        .classes([3])
+        .using("random_label", lr=0.02, batch_size=16, epochs=12, check_every=None)
+    )
+    result = request.on("cpu").run(some.loader(), guard=Guard(budget=1.0))
+    seen = [(row["retain_accuracy"], row["forget_accuracy"]) for row in result.history]
+    final = (result.after["retain"].accuracy, result.after["forget"].accuracy)
+    assert any(abs(final[0] - kept) < 1e-6 and abs(final[1] - gone) < 1e-6 for kept, gone in seen)
+
+
+def test_samples_for_the_guard_come_from_the_loader() -> None:
+    images = torch.randn(64, 1, 8, 8)
+    data = TensorDataset(images, torch.arange(64) % 4)
+    some = toy("cnn")
+    result = (
+        forget(some.model).classes([3]).using("lau").on("cpu").run(DataLoader(data, batch_size=16))
+    )
+    assert "retain" in result.before

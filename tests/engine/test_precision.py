@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from forgetkit import forget
+from forgetkit.testing import TOYS, toy
+from forgetkit.testing.trace import weights
+
+OPTIONS = {"lau": {}, "finetune": {"lr": 0.1, "epochs": 40}}
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("method", OPTIONS)
+def test_bf16_mixed_precision(kind: str, method: str) -> None:
+    some = toy(kind)
+    kept = some.accuracy(some.test, [0, 1, 2])
+    request = forget(some.model).classes([3]).using(method, **OPTIONS[method])
+    result = request.on("cpu", mixed_precision="bf16").run(some.loader(), guard=None)
+    assert result.after["forget"].accuracy <= 0.5
+    assert some.accuracy(some.test, [0, 1, 2]) >= kept - 0.1
+    assert all(p.dtype == torch.float32 for p in some.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("method", OPTIONS)
+def test_half_precision_weights(kind: str, method: str, dtype: torch.dtype) -> None:
+    some = toy(kind)
+    some.model.to(dtype)
+    addresses = [p.data_ptr() for p in some.model.parameters()]
+    kept = some.accuracy(some.test, [0, 1, 2])
+    request = forget(some.model).classes([3]).using(method, **OPTIONS[method]).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert result.after["forget"].accuracy <= 0.5
+    if method == "lau":  # the stop rule looks at the rounded head
+        assert some.accuracy(some.train, [3]) == 0.0
+    assert some.accuracy(some.test, [0, 1, 2]) >= kept - 0.1
+    assert all(p.dtype == dtype for p in some.model.parameters())
+    assert addresses == [p.data_ptr() for p in some.model.parameters()]
+
+
+def test_another_precision_in_the_same_process() -> None:
+    for precision in ("no", "bf16", "no"):
+        some = toy("cnn")
+        request = forget(some.model).classes([3]).using("lau")
+        result = request.on("cpu", mixed_precision=precision).run(some.forget_loader(), guard=None)
+        assert result.after["forget"].accuracy == 0.0
+
+
+@pytest.mark.parametrize("accumulate", [2, 5])
+def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate: int) -> None:
+    outcomes = []
+    for parts in (1, accumulate):
+        some = toy("vit")
+        request = forget(some.model).classes([3]).using("neggrad", epochs=1)
+        request.on("cpu", accumulate=parts).run(some.forget_loader(), guard=None)
+        outcomes.append(weights(some.model))
+    for name, value in outcomes[0].items():
+        assert torch.allclose(value, outcomes[1][name], atol=1e-5), name

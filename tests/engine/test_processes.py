@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = Path(__file__).with_name("unlearn_script.py")
+ROOT = Path(__file__).parents[2]
+
+
+def run(command: list[str], method: str, file: Path) -> str:
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}",
+    }
+    done = subprocess.run(
+        [*command, str(SCRIPT), method, str(file)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lau", "finetune", "neggrad"])
+def test_two_processes_give_the_weights_of_one(method: str, tmp_path: Path) -> None:
+    run([sys.executable], method, tmp_path / "one.safetensors")
+    # `accelerate launch --cpu --num_processes 2` starts a second process only through MPI (seen
+    # with 1.15); torchrun is what it starts itself everywhere else.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    output = run(launch, method, tmp_path / "two.safetensors")
+    assert "1 of 2" in output
+    one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-5), name

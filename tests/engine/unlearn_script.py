@@ -1,0 +1,32 @@
+"""Unlearn a toy model and save its weights; started alone or with ``accelerate launch``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import save_file
+
+from forgetkit import forget
+from forgetkit.testing import toy
+
+
+def main(method: str, file: str) -> None:
+    torch.manual_seed(17)
+    options: dict[str, Any] = {} if method == "lau" else {"epochs": 2, "bn": "frozen"}
+    some = toy("vit" if method == "finetune" else "cnn")
+    for module in some.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0  # each process would draw its own units
+    request = forget(some.model).classes([3]).using(method, **options).on("cpu")
+    result = request.run(some.loader(batch_size=32))
+    state = PartialState()
+    sys.stdout.write(f"{state.process_index} of {state.num_processes}: {result.history}\n")
+    if state.is_main_process:
+        save_file(dict(some.model.state_dict()), file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import forget
+from forgetkit.draws import uniform
+from forgetkit.losses import blocked_classes, bounded_ascent
+from forgetkit.methods.linear_filtration import filtration_matrix
+from forgetkit.methods.random_label import wrong_labels
+from forgetkit.testing import TOYS, toy
+from forgetkit.testing.trace import changed, weights
+
+
+class Linear(nn.Module):
+    """Two inputs, three classes, nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 3, bias=False)
+        with torch.no_grad():
+            self.fc.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(inputs)
+        return logits
+
+
+def two_samples() -> DataLoader[tuple[torch.Tensor, ...]]:
+    inputs = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
+    return DataLoader(TensorDataset(inputs, torch.tensor([0, 0])), batch_size=2)
+
+
+def test_neggrad_moves_a_linear_head_by_the_mean_gradient() -> None:
+    model = Linear()
+    start = model.fc.weight.detach().clone()
+    inputs = next(iter(two_samples()))[0]
+    errors = (inputs @ start.T).softmax(dim=1) - torch.eye(3)[[0, 0]]
+    expected = start + 0.1 * (errors.T @ inputs) / 2
+    forget(model).classes([0]).using(
+        "neggrad", epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, batch_size=2, max_norm=None
+    ).on("cpu").run(two_samples(), guard=None)
+    assert torch.allclose(model.fc.weight, expected, atol=1e-6)
+
+
+def test_neggrad_raises_the_loss_and_stays_finite() -> None:
+    some = toy("vit")
+    result = (
+        forget(some.model)
+        .instances(range(40))
+        .using("neggrad", epochs=50, lr=0.05)
+        .on("cpu")
+        .run(some.loader(), guard=None)
+    )
+    assert result.after["forget"].loss > result.before["forget"].loss
+    assert all(math.isfinite(row["loss"]) for row in result.history)
+
+
+def test_neggrad_stops_at_the_first_check_that_reaches_the_target() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("neggrad", lr=0.05, check_every=1, epochs=50)
+    result = request.on("cpu").run(some.forget_loader(), guard=None)
+    assert result.after["forget"].accuracy == 0.0
+    assert result.history[-1]["epoch"] < 50
+    assert "reached its target" in result.stopped_because
+
+
+def test_ascent_ignores_samples_beyond_the_cap() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0, 0.0], [-30.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    bounded_ascent(logits, torch.tensor([0, 0])).backward()
+    assert logits.grad is not None
+    assert float(logits.grad[0].abs().max()) > 0.1
+    assert float(logits.grad[1].abs().max()) == 0.0
+
+
+def test_random_labels_avoid_what_is_blocked_and_are_uniform() -> None:
+    labels = torch.full((10000,), 2)
+    blocked = blocked_classes(labels, (2, 5), 7)
+    drawn = wrong_labels(uniform(0, "random_label", torch.arange(10000)), blocked)
+    counts = torch.bincount(drawn, minlength=7)
+    assert counts[2] == 0
+    assert counts[5] == 0
+    assert chisquare(counts[counts > 0].numpy()).pvalue > 0.01
+
+
+def test_random_labels_belong_to_the_sample() -> None:
+    positions = torch.tensor([5, 900, 17, 3])
+    order = torch.tensor([2, 0, 3, 1])
+    drawn = uniform(7, "random_label", positions)
+    assert torch.equal(drawn[order], uniform(7, "random_label", positions[order]))
+    assert not torch.equal(drawn, uniform(8, "random_label", positions))
+    assert not torch.equal(drawn, uniform(7, "other", positions))
+
+
+def test_random_label_mix_keeps_more() -> None:
+    lost = {}
+    for retain in ("none", "mix"):
+        some = toy("vit")
+        kept = some.accuracy(some.test, [0, 1, 2])
+        request = (
+            forget(some.model)
+            .classes([3])
+            .using("random_label", retain=retain, lr=0.02, epochs=20, batch_size=16)
+        )
+        request.on("cpu").run(some.loader(), guard=None)
+        lost[retain] = kept - some.accuracy(some.test, [0, 1, 2])
+    assert lost["mix"] <= lost["none"]
+
+
+def test_finetune_with_lr_zero_changes_nothing() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("finetune", lr=0.0, bn="frozen", epochs=1)
+    request.on("cpu").run(some.loader(), guard=None)
+    assert changed(before, weights(some.model)) == []
+
+
+def test_finetune_step_equals_a_hand_written_step() -> None:
+    some, other = toy("vit"), toy("vit")
+    images, labels = some.train.tensors
+    kept = labels != 3
+    for module in [*some.model.modules(), *other.model.modules()]:
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+    forget(some.model).classes([3]).using(
+        "finetune", epochs=1, batch_size=65536, momentum=0.0, lr=0.1
+    ).on("cpu").run(some.loader(), guard=None)
+    loss = nn.functional.cross_entropy(other.model.train()(images[kept]), labels[kept])
+    loss.backward()
+    for (name, ours), theirs in zip(
+        some.model.named_parameters(), other.model.parameters(), strict=True
+    ):
+        assert theirs.grad is not None
+        assert torch.allclose(ours, theirs - 0.1 * theirs.grad, atol=1e-5), name
+
+
+def test_finetune_anchor_holds_the_weights() -> None:
+    moved = {}
+    for anchor in (0.0, 100.0):
+        some = toy("vit")
+        before = weights(some.model)
+        request = forget(some.model).classes([3]).using("finetune", anchor=anchor, epochs=2)
+        request.on("cpu").run(some.loader(), guard=None)
+        after = weights(some.model)
+        moved[anchor] = sum(float((after[n] - before[n]).square().sum()) for n in before)
+    assert moved[100.0] < moved[0.0]
+
+
+def test_retrain_does_not_depend_on_the_forgotten_images() -> None:
+    outcomes = []
+    for wiped in (False, True):
+        some = toy("cnn")
+        images, labels = some.train.tensors
+        data = images.clone()
+        if wiped:
+            data[labels == 3] = 0.0
+        loader = DataLoader(TensorDataset(data, labels), batch_size=32)
+        request = forget(some.model).classes([3]).using("retrain", epochs=2, lr=0.01)
+        request.on("cpu").run(loader, guard=None)
+        outcomes.append(weights(some.model))
+    assert changed(*outcomes) == []
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_retrain_draws_every_tensor_anew(kind: str) -> None:
+    some = toy(kind)
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("retrain", epochs=1, lr=0.0, weight_decay=0.0)
+    request.on("cpu").run(some.loader(), guard=None)
+    same = [name for name in before if name not in changed(before, weights(some.model))]
+    assert same == []
+
+
+MEANS = torch.tensor([[4.0, 1, 0], [1, 3, 1], [0, 1, 5]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("normalization", [[0.549020, 0.803922, 0.039216], [0.549020, -0.196078, 1.039216]]),
+        ("naive", [[0.0, 1, 0], [0, 0, 1]]),
+    ],
+)
+def test_filtration_matrix_pinned(form: str, expected: list[list[float]]) -> None:
+    found = filtration_matrix(MEANS, (0,), form, torch.zeros(2, 1))
+    assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(found @ MEANS[:, 1:], MEANS[1:, 1:])
+
+
+def test_filtration_matrix_forms() -> None:
+    normal = filtration_matrix(MEANS, (0,), "normalization", torch.zeros(2, 1))
+    assert torch.allclose(normal @ MEANS[:, 0], torch.tensor([3.0, 2.0], dtype=torch.float64))
+    zero = filtration_matrix(MEANS, (0,), "zeroing", torch.zeros(2, 1))
+    assert torch.allclose(zero @ MEANS[:, 0], torch.zeros(2, dtype=torch.float64), atol=1e-9)
+    expected = torch.tensor([-0.274510, 1.098039, -0.019608], dtype=torch.float64)
+    assert torch.allclose(zero[0], expected, atol=1e-6)
+    noise = torch.tensor([[0.3], [-1.2]])
+    drawn = filtration_matrix(MEANS, (0,), "randomization", noise)
+    assert torch.allclose(drawn @ MEANS[:, 0], noise[:, 0].double(), atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("form", ["normalization", "zeroing", "randomization", "naive"])
+def test_linear_filtration_never_predicts_the_class(kind: str, form: str) -> None:
+    some = toy(kind)
+    kept = some.accuracy(some.test, [0, 1, 2])
+    request = forget(some.model).classes([3]).using("linear_filtration", form=form)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    probabilities = some.model.eval()(some.test.tensors[0]).detach().softmax(dim=1)
+    assert float(probabilities[:, 3].max()) == 0.0
+    assert some.accuracy(some.test, [0, 1, 2]) >= kept - 0.05
+    assert result.head_masked

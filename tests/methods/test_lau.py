@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from forgetkit import forget
+from forgetkit.attacks import affine_sign_attack, projection, sign_attack
+from forgetkit.losses import blocked_classes, kl_divergence
+from forgetkit.testing import TOYS, toy
+from forgetkit.testing.trace import changed, weights
+
+
+def random_head(seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(7, 6, generator=generator, dtype=torch.float64)
+    weight = scale * torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    bias = scale * torch.randn(5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (7,), generator=generator)
+    return features, weight, bias, labels
+
+
+def closed(features: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, steps: int) -> Tensor:
+    blocked = blocked_classes(labels, (), len(weight))
+    return affine_sign_attack(
+        features, weight, bias, labels, blocked, step=0.6, steps=steps, project=lambda moved: moved
+    )
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_closed_form_step_is_the_sign_of_the_gradient(seed: int) -> None:
+    features, weight, bias, labels = random_head(seed)
+    ours = closed(features, weight, bias, labels, steps=1)
+    leaf = features.clone().requires_grad_()
+    loss = nn.functional.cross_entropy(leaf @ weight.T + bias, labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    clear = gradient.abs() > 1e-12
+    assert clear.float().mean() > 0.9
+    assert torch.equal(((ours - features) / 0.6).round()[clear], gradient.sign()[clear])
+
+
+def test_closed_form_survives_a_saturated_softmax() -> None:
+    features, weight, bias, _ = random_head(3, scale=1e4)
+    logits = features @ weight.T + bias
+    labels = logits.argmax(dim=1)
+    runner_up = logits.scatter(1, labels[:, None], -math.inf).argmax(dim=1)
+    ours = closed(features, weight, bias, labels, steps=1)
+    assert torch.equal(
+        ((ours - features) / 0.6).round(), (weight[runner_up] - weight[labels]).sign()
+    )
+    leaf = features.float().requires_grad_()
+    logits32 = leaf @ weight.T.float() + bias.float()
+    loss = nn.functional.cross_entropy(logits32, labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    assert (gradient == 0).all()  # what autograd sees: nothing
+
+
+def test_autograd_attack_equals_the_closed_form() -> None:
+    features, weight, bias, labels = random_head(11)
+    ours = closed(features, weight, bias, labels, steps=4)
+    theirs = sign_attack(
+        features,
+        lambda moved: moved @ weight.T + bias,
+        labels,
+        step=0.6,
+        steps=4,
+        project=lambda moved: moved,
+    )
+    assert torch.allclose(ours, theirs)
+
+
+def test_whole_bank_and_per_batch_attacks_are_identical() -> None:
+    features, weight, bias, labels = random_head(5)
+    whole = closed(features, weight, bias, labels, steps=3)
+    parts = [
+        closed(f, weight, bias, y, steps=3)
+        for f, y in zip(features.split(2), labels.split(2), strict=True)
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_projection() -> None:
+    start = torch.tensor([[0.0, 1.0]])
+    moved = torch.tensor([[2.0, -3.0]])
+    assert torch.equal(projection(start, None, None)(moved), moved)
+    assert torch.equal(projection(start, 0.5, None)(moved), torch.tensor([[0.5, 0.5]]))
+    assert torch.equal(projection(start, None, (0.0, 1.0))(moved), torch.tensor([[1.0, 0.0]]))
+
+
+def test_double_softmax_rows_are_nearly_uniform() -> None:
+    logits = 50 * torch.randn(64, 10, generator=torch.Generator().manual_seed(0))
+    rows = (logits.softmax(dim=1) / 4.0).softmax(dim=1)
+    assert torch.allclose(rows.sum(dim=1), torch.ones(64))
+    ratio = rows.max(dim=1).values / rows.min(dim=1).values
+    assert float(ratio.max()) <= math.exp(1 / 4.0) + 1e-6
+
+
+def test_kl_is_the_literal_sum() -> None:
+    target = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]])
+    model = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]])
+    literal = 0.0
+    for row in range(2):
+        for k in range(3):
+            literal += float(target[row, k]) * math.log(float(target[row, k] / model[row, k]))
+    assert float(kl_divergence(target, model.log())) == pytest.approx(literal / 2, rel=1e-5)
+    assert literal / 2 == pytest.approx(0.111820, abs=1e-5)
+
+
+def literal_loss(
+    student: Tensor, teacher: Tensor, label: int, forgotten: list[int], alpha: float, t: float
+) -> float:
+    """One sample of the objective in plain loops, from the text of the method."""
+    classes = len(student)
+    blocked = {label, *forgotten}
+    predicted = max(range(classes), key=lambda k: float(student[k]))
+    remembered = predicted in blocked
+    goal = predicted
+    if remembered:
+        goal = max((k for k in range(classes) if k not in blocked), key=lambda k: float(teacher[k]))
+
+    def softmax(row: list[float]) -> list[float]:
+        top = max(row)
+        powers = [math.exp(value - top) for value in row]
+        return [power / sum(powers) for power in powers]
+
+    plain = softmax([float(value) for value in student])
+    source = [float(value) for value in (teacher if remembered else student)]
+    target = softmax([value / t for value in softmax(source)])
+    soft_student = softmax([float(value) / t for value in student])
+    distance = sum(q * math.log(q / s) for q, s in zip(target, soft_student, strict=True))
+    return (1 - alpha) * -math.log(plain[goal]) + alpha * t**2 * distance
+
+
+def test_first_step_follows_the_literal_objective() -> None:
+    """The engine's first loss equals the slow twin over the first batch."""
+    some = toy("cnn")
+    result = (
+        forget(some.model)
+        .classes([3])
+        .using("lau", epochs=1, batch_size=65536, check_every=1)
+        .on("cpu")
+        .run(some.forget_loader(), guard=None)
+    )
+    fresh = toy("cnn").model.eval()
+    images = some.train.tensors[0][some.train.tensors[1] == 3]
+    labels = torch.full((len(images),), 3)
+    with torch.no_grad():
+        features = fresh.get_submodule("body")(images).mean(dim=(2, 3))
+        head = fresh.get_submodule("fc")
+        assert isinstance(head, nn.Linear)
+        weight, bias = head.weight, head.bias
+        blocked = blocked_classes(labels, (3,), 4)
+        attacked = affine_sign_attack(
+            features, weight, bias, labels, blocked, step=0.6, steps=10, project=lambda m: m
+        )
+        students, teachers = head(features), head(attacked)
+    literal = [
+        literal_loss(s, z, 3, [3], 0.5, 4.0) for s, z in zip(students, teachers, strict=True)
+    ]
+    assert result.history[0]["loss"] == pytest.approx(sum(literal) / len(literal), rel=1e-4)
+
+
+def test_backbone_runs_once_whatever_the_settings() -> None:
+    some = toy("cnn")
+    calls: list[int] = []
+    body = some.model.get_submodule("body")
+    hook = body.register_forward_hook(lambda *_: calls.append(1))
+    request = forget(some.model).classes([3]).using("lau", epochs=5, attack_steps=7, lr=1e-4)
+    request.on("cpu").run(some.forget_loader(batch_size=16), guard=None)
+    hook.remove()
+    passes = math.ceil(60 / 16)
+    detection = len(calls) - passes
+    assert 1 <= detection <= 6  # recording and checking on two samples, not on D_f
+
+
+def test_result_does_not_depend_on_the_loaders_batch_size() -> None:
+    outcomes = []
+    for size in (7, 60):
+        some = toy("cnn")
+        request = forget(some.model).classes([3]).using("lau").on("cpu")
+        request.run(some.forget_loader(batch_size=size), guard=None)
+        outcomes.append(weights(some.model))
+    for name, value in outcomes[0].items():
+        assert torch.allclose(value, outcomes[1][name], atol=1e-6), name
+
+
+def test_rows_that_are_already_wrong_pull_nothing() -> None:
+    """With all rows misclassified and double softmax off, the soft term has no gradient."""
+    student = torch.tensor([[2.0, 1.0, 0.0]], requires_grad=True)
+    own = student.detach()
+    soft = kl_divergence((own / 4).softmax(dim=1), (student / 4).log_softmax(dim=1))
+    (gradient,) = torch.autograd.grad(soft, student)
+    assert float(gradient.abs().max()) < 1e-7
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("label", range(4))
+def test_every_class_is_forgotten_and_the_rest_kept(kind: str, label: int) -> None:
+    some = toy(kind)
+    others = [other for other in range(4) if other != label]
+    kept = some.accuracy(some.test, others)
+    before = weights(some.model)
+    result = (
+        forget(some.model)
+        .classes([label])
+        .using("lau")
+        .on("cpu")
+        .run(some.forget_loader(label), guard=None)
+    )
+    assert result.after["forget"].accuracy == 0.0
+    assert some.accuracy(some.test, [label]) <= 0.05
+    assert some.accuracy(some.test, others) >= kept - 0.05
+    head = {"cnn": {"fc.weight", "fc.bias"}, "vit": {"head.weight", "head.bias"}}[kind]
+    assert set(changed(before, weights(some.model))) <= head
+
+
+def test_two_classes_are_not_poured_into_each_other() -> None:
+    some = toy("cnn")
+    result = (
+        forget(some.model).classes([1, 3]).using("lau").on("cpu").run(some.loader(), guard=None)
+    )
+    assert result.after["forget"].accuracy == 0.0
+    images, labels = some.train.tensors
+    gone = torch.isin(labels, torch.tensor([1, 3]))
+    predicted = some.model.eval()(images[gone]).argmax(dim=1)
+    assert not torch.isin(predicted, torch.tensor([1, 3])).any()
