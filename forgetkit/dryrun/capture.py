@@ -10,6 +10,7 @@ from types import TracebackType
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from forgetkit.dryrun.graph import Graph
 from forgetkit.dryrun.nesting import follow
@@ -78,7 +79,7 @@ class Catcher:
         self._calls: Counter[nn.Module] = Counter()
         self._stack = ExitStack()
 
-    def __enter__(self) -> Catcher:
+    def __enter__(self) -> Self:
         modules = {source.module for source in self._wanted if source.module is not None}
         try:
             for module in modules:

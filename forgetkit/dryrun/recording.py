@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from typing_extensions import Self
 
 from forgetkit.dryrun.atoms import atoms
 from forgetkit.dryrun.graph import Autocast, Graph, Node, Use, Value, WeightUse
@@ -65,12 +66,13 @@ class Recorder(TorchFunctionMode):
         self._weights = _weight_places(model)
         self._hooks = ExitStack()
         listed = list(inputs)
+        self._batch = len(listed[0]) if listed and listed[0].dim() else 1
         self._devices = {tensor.device.type for tensor in listed} | {"cpu"}
         self._outer = self._autocast()
         for tensor in listed:
             self._know(tensor, Value("input", tuple(tensor.shape), data=True))
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         try:
             for name, module in self._watch.items():
                 self._add(module, self._watch_hook(name))
@@ -80,7 +82,7 @@ class Recorder(TorchFunctionMode):
                     self._after(path), with_kwargs=True, always_call=True
                 )
                 self._hooks.callback(handle.remove)
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:
             self._hooks.close()
             raise
@@ -88,7 +90,7 @@ class Recorder(TorchFunctionMode):
 
     def __exit__(self, *reason: object) -> None:
         try:
-            super().__exit__(*reason)
+            super().__exit__(*reason)  # type: ignore[no-untyped-call]
         finally:
             self._hooks.close()
 
@@ -128,6 +130,7 @@ class Recorder(TorchFunctionMode):
     def _before(
         self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]
     ) -> None:
+        del module
         self._busy = True
         self._frames.append(None if self._inside else self._begin(args, kwargs))
         self._inside += 1
@@ -140,6 +143,7 @@ class Recorder(TorchFunctionMode):
             kwargs: dict[str, object],
             output: object,
         ) -> None:
+            del args, kwargs  # as they are after the call; the frame holds them as before it
             ordinal = self._counts[module]
             self._counts[module] += 1
             frame = self._frames.pop()
@@ -228,12 +232,16 @@ class Recorder(TorchFunctionMode):
         entry = self._known.get(id(tensor))
         shape = tuple(tensor.shape)
         if entry is None or entry[0]() is not tensor:
-            small = tensor.numel() <= _SMALL and tensor.device.type != "meta"
-            kept = tensor.detach() if small else None
+            kept = tensor.detach() if self._is_constant(tensor) else None
             return self._know(tensor, Value("unknown", shape, data=True, constant=kept))
         if entry[2] != _version(tensor):
             return self._know(tensor, Value("stale", shape, self.graph.values[entry[1]].data))
         return entry[1]
+
+    def _is_constant(self, tensor: Tensor) -> bool:
+        # One row a sample is rather something computed out of sight than a constant.
+        rows = self._batch > 1 and tensor.dim() > 0 and len(tensor) == self._batch
+        return tensor.numel() <= _SMALL and not tensor.is_meta and not rows
 
     def _autocast(self) -> tuple[Autocast, ...]:
         return tuple(

@@ -105,7 +105,7 @@ def _function_weight(node: Node, graph: Graph) -> tuple[Tensor | None, int, str 
         if isinstance(leaf, WeightUse)
         or (isinstance(leaf, Use) and not graph.values[leaf.value].data)
     ]
-    names = [path for path in call_weights(node, graph)]
+    names = list(call_weights(node, graph))
     for path, leaf in learned:
         turned, place = _unturn(leaf, graph)
         if place is None or (path == (0, 2) and node.name != "addmm"):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-LARGEST = 320_000_000
+LARGEST = 220_000_000
 """Parameters; larger models are checked by shapes on the meta device."""
 
 _POOL = 1 << 20
 _BIG = 10_000
+_LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1")
 _RANDOM_FILLS = frozenset({"normal_", "uniform_", "erfinv_"})
 
 
@@ -44,21 +45,22 @@ def cheap_initialisation() -> Iterator[None]:
 
 
 def cheap_weights(model: nn.Module) -> None:
-    """Fill large weights from one pool of random numbers, scaled by fan-in, and scales with ones.
+    """Fill weights from one pool of random numbers, scaled by fan-in, and scales with ones.
 
-    Layer scales start near zero in many models, which would make every logit the same for every
-    input, and any head would pass.
+    Layer scales start near zero in many models and some heads at zero, which would make every
+    logit the same for every input, and any head would pass.
     """
     generator = torch.Generator().manual_seed(0)
     pool = torch.randn(_POOL + 1, generator=generator)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2 and parameter.numel() > _BIG:
+            if parameter.dim() >= 2 and parameter.is_floating_point():
                 fan_in = max(1, parameter[0].numel())
-                whole, rest = divmod(parameter.numel(), _POOL + 1)
-                flat = torch.cat([pool.repeat(whole), pool[:rest]]) / math.sqrt(fan_in)
+                flat = parameter.view(-1) if parameter.is_contiguous() else parameter.flatten()
+                for part in flat.split(len(pool)):
+                    torch.div(pool[: len(part)], math.sqrt(fan_in), out=part)
                 parameter.copy_(flat.view(parameter.shape))
-            elif name.endswith(("gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1")):
+            elif name.endswith(_LAYER_SCALES):
                 parameter.fill_(1.0)
 
 
