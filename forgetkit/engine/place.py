@@ -128,8 +128,10 @@ def choose_place(
             int(accelerator.num_processes),
         )
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState()
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available()
+    state = PartialState(cpu=on_cpu)
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     return Place(
         torch.device(state.device) if device is None else _device(device),

@@ -45,7 +45,10 @@ class NegGrad(FullNetwork, StopsEarly):
         about="Climbs the loss on the forget set until it is predicted wrong.",
         keeps=0.60,
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
-        probe={"": {"lr": 0.0005, "max_norm": 0.01}, "check_every": {"lr": 0.01, "epochs": 20, "batch_size": 8}},
+        probe={
+            "": {"lr": 0.0005, "max_norm": 0.01},
+            "check_every": {"lr": 0.02, "epochs": 10, "batch_size": 8},
+        },
     )
 
     epochs: int = bounded(10, 1, 1000, "largest number of passes over D_f")
