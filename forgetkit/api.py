@@ -17,6 +17,7 @@ from forgetkit.method import Method, build
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from forgetkit.data.loaders import Loader
     from forgetkit.engine.guard import Guard
     from forgetkit.result import Result
 
@@ -32,8 +33,8 @@ class Request:
     model: nn.Module
     goal: Goal | None = None
     method: Method | str | None = None
-    retain_loader: Iterable[object] | None = None
-    validation_loader: Iterable[object] | None = None
+    retain_loader: Loader | None = None
+    validation_loader: Loader | None = None
     device: torch.device | str | None = None
     mixed_precision: str | None = None
     accelerator: Accelerator | None = None
@@ -113,11 +114,11 @@ class Request:
             return replace(self, method="auto", seconds_allowed=allowed)
         return replace(self, method=build(method, hyperparameters))
 
-    def retain(self, loader: Iterable[object]) -> Request:
+    def retain(self, loader: Loader) -> Request:
         """Name the data to keep, when the main loader does not hold it."""
         return replace(self, retain_loader=loader)
 
-    def validate(self, loader: Iterable[object]) -> Request:
+    def validate(self, loader: Loader) -> Request:
         """Name data to measure and stop on; nothing trains on it."""
         return replace(self, validation_loader=loader)
 
@@ -179,7 +180,7 @@ class Request:
             )
         return replace(self, random_seed=seed)
 
-    def run(self, loader: Iterable[object], *, guard: Guard | str | None = "default") -> Result:
+    def run(self, loader: Loader, *, guard: Guard | str | None = "default") -> Result:
         """Do it, in place.
 
         Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor, nn
 
+from forgetkit.data.loaders import Loader
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import BestState, Guard, Reading, hold_out, verdict
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from forgetkit.api import Request
 
 
-def execute(request: Request, loader: Iterable[object], guard: Guard | None) -> Result:
+def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
     """Carry out a request on the data of a loader.
 
     Raises:

@@ -8,6 +8,7 @@ from itertools import chain
 from torch.utils.data import DataLoader, IterableDataset
 
 from forgetkit.data.batches import Reader, rows_of
+from forgetkit.data.loaders import Loader
 from forgetkit.data.sources import first_inputs
 from forgetkit.errors import DataError
 from forgetkit.types import Inputs
@@ -16,7 +17,7 @@ PEEK = 2
 """Samples to look at: enough to tell the batch axis from the others."""
 
 
-def peeked(loader: Iterable[object]) -> tuple[Iterable[object], Inputs]:
+def peeked(loader: Loader) -> tuple[Loader, Inputs]:
     """Return a loader that still yields everything, and the inputs of its first two samples.
 
     An indexed data set is asked for its first samples, so that the loader's own sampler draws no

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from forgetkit.adapting import adapt, class_count_hint, logits_of, unwrap
+from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
 from forgetkit.data.split import example_inputs, split
 from forgetkit.engine import checks
@@ -67,7 +67,7 @@ class Prepared:
         return sizes | {name: len(samples) for name, samples in self.validation.items()}
 
 
-def prepare(request: Request, loader: Iterable[object], *, watched: bool) -> Prepared:
+def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
     """Check and split everything that a request names.
 
     Args:

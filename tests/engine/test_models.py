@@ -1,0 +1,258 @@
+"""Whole runs on models of every ecosystem, wrapped in every usual way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from forgetkit import forget
+from forgetkit.adapting import adapt
+from forgetkit.data.sets import StoredSet
+from forgetkit.engine.bank import FeatureBank
+from forgetkit.engine.place import Place
+from forgetkit.testing import toy
+from forgetkit.testing.trace import changed, photograph, weights
+
+
+def images(count: int = 24, size: int = 32, channels: int = 3, classes: int = 5) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % classes
+    patterns = torch.randn(classes, channels, size, size, generator=generator)
+    noise = 0.1 * torch.randn(count, channels, size, size, generator=generator)
+    return TensorDataset(patterns[labels] + noise, labels)
+
+
+def timm_model(name: str, **options: Any) -> nn.Module:  # noqa: ANN401  passed on to timm
+    import timm
+
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name, num_classes=5, **options)
+    return model
+
+
+def tiny_vit() -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        image_size=32,
+        patch_size=16,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        id2label=dict(enumerate("abcde")),
+        label2id={name: i for i, name in enumerate("abcde")},
+    )
+    return ViTForImageClassification(config)
+
+
+def predicts(model: nn.Module, data: TensorDataset, label: int) -> bool:
+    """Return whether any sample is predicted as the class."""
+    model.eval()
+    with torch.no_grad():
+        output = model(data.tensors[0])
+    logits: Tensor = getattr(output, "logits", output)
+    return bool((logits.argmax(dim=1) == label).any())
+
+
+def favour(model: nn.Module, head: str, label: int) -> None:
+    """Make an untrained model predict one class, so that there is something to forget."""
+    with torch.no_grad():
+        bias = model.get_parameter(f"{head}.bias")
+        bias.zero_()
+        bias[label] = 3.0
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "options"),
+    [
+        ("resnet10t", "fc", {}),
+        ("test_vit", "head", {"img_size": 32}),
+        ("test_convnext", "head.fc", {}),
+    ],
+)
+def test_timm(name: str, head: str, options: dict[str, Any]) -> None:
+    model, data = timm_model(name, **options), images()
+    favour(model, head, 2)
+    before = weights(model)
+    result = (
+        forget(model)
+        .classes([2])
+        .using("lau", lr=0.05, epochs=60)
+        .on("cpu")
+        .run(DataLoader(data, batch_size=8), guard=None)
+    )
+    assert result.after["forget"].accuracy == 0.0
+    assert set(changed(before, weights(model))) <= {f"{head}.weight", f"{head}.bias"}
+
+
+def test_two_averaged_heads() -> None:
+    model, data = timm_model("deit_tiny_distilled_patch16_224", img_size=32, depth=1), images()
+    favour(model, "head", 2)
+    favour(model, "head_dist", 2)
+    loader = DataLoader(data, batch_size=8)
+    request = forget(model).classes([2]).on("cpu")
+    assert (
+        request.using("lau", lr=0.05, epochs=60).run(loader, guard=None).after["forget"].accuracy
+        == 0.0
+    )
+    masked = request.using("linear_filtration", form="naive").run(loader, guard=None)
+    assert masked.after["forget"].accuracy == 0.0
+    assert not predicts(model, data, 2)
+
+
+def test_transformers_with_names_and_dict_batches() -> None:
+    model, data = tiny_vit(), images()
+    favour(model, "classifier", 2)
+    batches = [
+        {"pixel_values": x, "labels": y}
+        for x, y in zip(data.tensors[0].split(8), data.tensors[1].split(8), strict=True)
+    ]
+    result = (
+        forget(model)
+        .classes(["c"])
+        .using("lau", lr=0.05, epochs=60)
+        .on("cpu")
+        .run(batches, guard=None)
+    )
+    assert result.forget_classes == (2,)
+    assert result.after["forget"].accuracy == 0.0
+    assert not predicts(model, data, 2) or result.after["forget"].samples < len(data)
+
+
+def test_torchvision_without_a_class_hint() -> None:
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    model, data = squeezenet1_1(num_classes=5), images(size=64)
+    request = forget(model).classes([2]).using("neggrad", lr=0.01, epochs=2).on("cpu")
+    result = request.run(DataLoader(data, batch_size=8), guard=None)
+    assert result.samples["forget"] == 5
+
+
+class Named(IterableDataset[dict[str, object]]):
+    """A stream of dictionaries."""
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        data = toy("cnn").train
+        for image, label in zip(*data.tensors, strict=True):
+            yield {"image": image, "label": int(label)}
+
+
+def test_streams_serve_methods_that_need_the_forget_set_alone() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("lau").on("cpu")
+    result = request.run(DataLoader(Named(), batch_size=16))
+    assert result.samples == {"forget": 60}
+    assert result.after["forget"].accuracy == 0.0
+
+
+def test_iterators_and_namespaces() -> None:
+    some = toy("cnn")
+    x, y = some.train.tensors
+    stream = (
+        SimpleNamespace(image=a, label=b) for a, b in zip(x.split(32), y.split(32), strict=True)
+    )
+    result = forget(some.model).classes([3]).using("lau").on("cpu").run(stream)
+    assert result.samples == {"forget": 60}
+    assert result.after["forget"].accuracy == 0.0
+
+
+@pytest.mark.parametrize("method", ["lau", "neggrad"])
+@pytest.mark.filterwarnings("ignore")  # the compiler warns about its own internals
+def test_compiled(method: str) -> None:
+    some = toy("cnn")
+    compiled = torch.compile(some.model, backend="eager")
+    assert isinstance(compiled, nn.Module)
+    compiled(some.train.tensors[0][:4])
+    seen = photograph(some.model)
+    result = forget(compiled).classes([3]).using(method, lr=0.01).on("cpu").run(some.loader())
+    assert result.model is compiled
+    assert result.after["forget"].accuracy == 0.0
+    assert photograph(some.model).hooks == seen.hooks
+
+
+def test_channels_last_stays() -> None:
+    some = toy("cnn")
+    some.model.to(memory_format=torch.channels_last)
+    conv = next(m for m in some.model.modules() if isinstance(m, nn.Conv2d) and m.in_channels > 1)
+    forget(some.model).classes([3]).using("finetune", epochs=1).on("cpu").run(
+        some.loader(), guard=None
+    )
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_peft() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, data = tiny_vit(), images()
+    favour(model, "classifier", 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = get_peft_model(
+            model,
+            LoraConfig(
+                r=2, target_modules=r".*(query|value|q_proj|v_proj)", modules_to_save=["classifier"]
+            ),
+        )
+    before = weights(wrapped)
+    result = (
+        forget(wrapped)
+        .classes([2])
+        .using("lau", lr=0.05, epochs=60)
+        .on("cpu")
+        .run(DataLoader(data, batch_size=8), guard=None)
+    )
+    moved = changed(before, weights(wrapped))
+    assert result.after["forget"].accuracy == 0.0
+    assert moved
+    assert all("modules_to_save" in name for name in moved)
+
+
+def test_an_accelerator_of_the_caller_is_used() -> None:
+    from accelerate import Accelerator
+
+    some = toy("cnn")
+    accelerator = Accelerator(cpu=True)
+    request = forget(some.model).classes([3]).using("lau").on(accelerator=accelerator)
+    assert request.run(some.loader()).after["forget"].accuracy == 0.0
+
+
+def test_a_large_bank_lives_in_a_file() -> None:
+    some = toy("cnn")
+    model = some.model.eval()
+    x, y = some.train.tensors
+    view = adapt(model, x[:2])
+    samples = StoredSet(x, y, batch_size=50)
+    bank = FeatureBank(view, Place(torch.device("cpu")), lambda: None, budget=1024)
+    memory = FeatureBank(view, Place(torch.device("cpu")), lambda: None)
+    on_disk, in_memory = bank.extract(samples), memory.extract(samples)
+    assert torch.equal(
+        torch.cat([b.inputs for b in on_disk.batches() if isinstance(b.inputs, Tensor)]),
+        torch.cat([b.inputs for b in in_memory.batches() if isinstance(b.inputs, Tensor)]),
+    )
+    bank.close()
+
+
+class Noisy(TensorDataset):
+    """Random augmentation: every read gives another image."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = (tensor[index] for tensor in self.tensors)
+        return image + 0.01 * torch.randn_like(image), label
+
+
+def test_random_augmentation_is_noticed(caplog: pytest.LogCaptureFixture) -> None:
+    some = toy("cnn")
+    loader = DataLoader(Noisy(*some.train.tensors), batch_size=32)
+    result = forget(some.model).classes([3]).using("lau").on("cpu").run(loader, guard=None)
+    assert "random augmentation" in caplog.text
+    assert result.after["forget"].accuracy <= 0.05
