@@ -109,8 +109,8 @@ def _refuse_early(model: nn.Module, hint: int | None) -> None:
 def _headless(model: nn.Module) -> CannotSplitModel:
     return refusal(
         "headless",
-        f"model should be a classifier, but this {type(model).__name__} has none (num_classes=0 "
-        "or an Identity in its place); build it with the number of classes.",
+        f"model should be a classifier, but this {type(model).__name__} has none "
+        "(num_classes=0 or an Identity in its place); build it with the number of classes.",
     )
 
 

@@ -229,7 +229,7 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
     """
     import difflib
 
-    modules = dict(model.named_modules())
+    modules: dict[str, nn.Module] = dict(model.named_modules())
     if name in modules and name:
         return modules[name]
     near = difflib.get_close_matches(name, [path for path in modules if path], 3, 0.3)

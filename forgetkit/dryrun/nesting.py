@@ -15,7 +15,8 @@ def map_leaves(tree: object, change: Callable[[object], object]) -> object:
         return tuple(change(item) for item in tree)
     if isinstance(tree, tuple):
         items = [map_leaves(item, change) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else tuple(items)
+        rebuild: Callable[..., object] = type(tree)
+        return rebuild(*items) if hasattr(tree, "_fields") else tuple(items)
     if isinstance(tree, list):
         return [map_leaves(item, change) for item in tree]
     if isinstance(tree, dict):

@@ -218,8 +218,8 @@ class Recorder(TorchFunctionMode):
             node.mutated.append((value, fresh[id(item)]))
         for path, tensor in made:
             if id(tensor) not in fresh:
-                value = Value("call", tuple(tensor.shape), data, number)
-                fresh[id(tensor)] = self._know(tensor, value)
+                new = Value("call", tuple(tensor.shape), data, number)
+                fresh[id(tensor)] = self._know(tensor, new)
             node.outputs.append((path, fresh[id(tensor)]))
 
     def _know(self, tensor: Tensor, value: Value) -> int:

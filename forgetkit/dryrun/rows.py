@@ -78,8 +78,8 @@ def _editable(program: Program) -> dict[str, Tensor]:
     raise refusal(
         "read-only",
         f"the head's weights should be in memory as ordinary tensors to edit a class, found "
-        f"{held}: they are offloaded, sharded or quantised. Load the weights (remove the offload, unshard, "
-        "dequantise) before editing.",
+        f"{held}: they are offloaded, sharded or quantised. Load the weights (remove the offload, "
+        "unshard, dequantise) before editing.",
     )
 
 

@@ -50,7 +50,8 @@ class ConvHead(nn.Module):
         self.score = nn.Conv2d(WIDTH, CLASSES, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.score(functional.adaptive_avg_pool2d(self.stem(x), 1)).flatten(1)
+        scores: Tensor = self.score(functional.adaptive_avg_pool2d(self.stem(x), 1))
+        return scores.flatten(1)
 
 
 class SqueezeHead(nn.Module):
@@ -63,7 +64,8 @@ class SqueezeHead(nn.Module):
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu(self.score(self.stem(x))).mean((2, 3))
+        scores: Tensor = self.relu(self.score(self.stem(x)))
+        return scores.mean((2, 3))
 
 
 class TwoHeads(nn.Module):
@@ -217,7 +219,8 @@ class BatchInteger(nn.Module):
         self.body, self.head = Body(), nn.Linear(WIDTH, 2 * CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x)).view(x.shape[0] * 2, -1).view(x.shape[0], 2, -1).mean(1)
+        scores: Tensor = self.head(self.body(x))
+        return scores.view(x.shape[0] * 2, -1).view(x.shape[0], 2, -1).mean(1)
 
 
 class InnerAutocast(nn.Module):

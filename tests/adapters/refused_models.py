@@ -84,7 +84,8 @@ class BroadcastDistances(nn.Module):
         self.points = nn.Parameter(torch.randn(CLASSES, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
-        return -((self.body(x)[:, None] - self.points) ** 2).sum(-1)
+        gaps: Tensor = self.body(x)[:, None] - self.points
+        return -(gaps**2).sum(-1)
 
 
 class BatchNormAfter(nn.Module):
@@ -133,7 +134,8 @@ class BatchCentred(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net(x)
-        return logits - logits.mean(0)
+        centred: Tensor = logits - logits.mean(0)
+        return centred
 
 
 class Elsewhere(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -107,16 +107,21 @@ def build(name: str, *, small: bool) -> tuple[nn.Module, list[tuple[int, int]], 
     if count(plain) > LARGEST:
         return plain, sizes, f"{note}meta, {count(plain) / 1e9:.2f} billion parameters, "
     with cheap_initialisation():
-        model = timm.create_model(name, **options)
+        model = _create(name, options)
     cheap_weights(model)
     return model, sizes, note
 
 
 def _on_meta(name: str, options: Mapping[str, object]) -> nn.Module:
+    with torch.device("meta"):
+        return _create(name, options)
+
+
+def _create(name: str, options: Mapping[str, object]) -> nn.Module:
     import timm
 
-    with torch.device("meta"):
-        model = timm.create_model(name, **options)
+    creator: Callable[..., object] = timm.create_model
+    model = creator(name, **options)
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name} is no module")
     return model

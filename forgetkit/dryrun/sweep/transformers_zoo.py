@@ -24,7 +24,8 @@ _WIDTHS: Mapping[str, object] = {
 }
 _TOWER: Options = {key: value for key, value in _WIDTHS.items() if key != "num_labels"}
 _SPECIAL: dict[str, Options] = {
-    "bit": {"embedding_size": 32, "hidden_sizes": [64, 64, 64, 128], "num_groups": 8, "depths": [1, 1, 1, 1]},
+    "bit": {"embedding_size": 32, "hidden_sizes": [64, 64, 64, 128], "num_groups": 8,
+            "depths": [1, 1, 1, 1]},
     "convnext": {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]},
     "convnextv2": {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1]},
     "cvt": {"embed_dim": [16, 32, 32], "num_heads": [1, 2, 2], "depth": [1, 2, 3],
@@ -37,7 +38,8 @@ _SPECIAL: dict[str, Options] = {
         "num_heads": [1, 2, 4, 8],
     },
     "imagegpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "vocab_size": 33},
-    "mobilevit": {"hidden_sizes": [32, 40, 48], "neck_hidden_sizes": [8, 16, 16, 24, 32, 40, 64],
+    "mobilevit": {"hidden_sizes": [32, 40, 48],
+                  "neck_hidden_sizes": [8, 16, 16, 24, 32, 40, 64],
                   "patch_size": 2},
     "poolformer": {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "patch_size": 7},
     "pvt": {"hidden_sizes": [16, 16, 32, 32], "depths": [1, 1, 1, 1], "patch_sizes": [4, 2, 2, 2],
@@ -59,7 +61,8 @@ _SPECIAL: dict[str, Options] = {
     "siglip": {"vision_config": _TOWER, "text_config": {"hidden_size": 32}},
     "siglip2": {"vision_config": {**_TOWER, "num_patches": 64}, "text_config": {"hidden_size": 32}},
     "timm_wrapper": {"architecture": "resnet18", "do_pooling": True},
-    "perceiver": {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 1,
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_blocks": 1,
+                  "num_self_attends_per_block": 1,
                   "num_self_attention_heads": 2, "num_cross_attention_heads": 1, "image_size": 224},
 }  # fmt: skip
 _SIDE = {
@@ -114,7 +117,8 @@ def build(kind: str, class_name: str) -> nn.Module:
         options.update(_SPECIAL.get(kind, {}))
         if kind == "perceiver" and class_name.endswith("Learned"):
             options["image_size"] = 32
-        config = type(known)(**options)
+        configure: Callable[..., object] = type(known)
+        config = configure(**options)
     torch.manual_seed(0)
     module = getattr(transformers, class_name)(config)
     if not isinstance(module, nn.Module):
@@ -180,7 +184,8 @@ def _shieldgemma() -> object:
         "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64,
     }  # fmt: skip
-    return transformers.ShieldGemma2Config(
+    configure: Callable[..., object] = transformers.ShieldGemma2Config
+    return configure(
         text_config=text,
         vision_config=vision,
         mm_tokens_per_image=4,
