@@ -51,13 +51,17 @@ def outcomes(wanted: list[str]) -> Iterator[Outcome]:
 
 def one(name: str) -> Outcome:
     """Build, split and check one model; a size that it cannot take is no verdict."""
-    outcome = _one(name, small=True)
-    return outcome if outcome.status not in ("failed", "not-run") else _one(name, small=False)
+    outcome = Outcome(name, "not-run")
+    for small, shallow in ((True, True), (False, True), (False, False)):
+        outcome = _one(name, small=small, shallow=shallow)
+        if outcome.status not in ("failed", "not-run"):
+            break
+    return outcome
 
 
-def _one(name: str, *, small: bool) -> Outcome:
+def _one(name: str, *, small: bool, shallow: bool) -> Outcome:
     try:
-        model, side, note = build(name, small=small)
+        model, side, note = build(name, small=small, shallow=shallow)
     except Exception as error:
         return Outcome(name, "not-run", detail=f"{type(error).__name__}: {error}"[:300])
     device = "meta" if next(model.parameters()).is_meta else "cpu"
@@ -81,7 +85,9 @@ def _one(name: str, *, small: bool) -> Outcome:
     return outcome
 
 
-def build(name: str, *, small: bool) -> tuple[nn.Module, list[tuple[int, int]], str]:
+def build(
+    name: str, *, small: bool = True, shallow: bool = True
+) -> tuple[nn.Module, list[tuple[int, int]], str]:
     """Build a model; return it with picture sizes to try and a note on what was left out."""
     import timm
 
@@ -97,12 +103,12 @@ def build(name: str, *, small: bool) -> tuple[nn.Module, list[tuple[int, int]], 
         plain = resized
     elif hasattr(plain, "pos_embed") or hasattr(plain, "patch_embed"):
         sizes = [size, (_SIDE, _SIDE)]
-    if count(plain) > _FULL_DEPTH:
-        for shallow in _SHALLOW:
-            reduced = _on_meta_or_none(name, {**options, **shallow})
+    if shallow and count(plain) > _FULL_DEPTH:
+        for fewer in _SHALLOW:
+            reduced = _on_meta_or_none(name, {**options, **fewer})
             if reduced is not None and count(reduced) < count(plain):
-                options.update(shallow)
-                plain, note = reduced, f"{next(iter(shallow))} reduced, "
+                options.update(fewer)
+                plain, note = reduced, f"{next(iter(fewer))} reduced, "
                 break
     if count(plain) > LARGEST:
         return plain, sizes, f"{note}meta, {count(plain) / 1e9:.2f} billion parameters, "
