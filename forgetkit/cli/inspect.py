@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from forgetkit.cli.arguments import Download, HeadName, ModelName, NumClasses, Weights, model_folder
 from forgetkit.cli.output import Json, reports_errors, show, show_json
@@ -22,8 +21,8 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Show what the head is, where the features are and what input the model expects."""
-    from forgetkit.adapting import adapt
     from forgetkit.images import example_input, preprocessing_of
+    from forgetkit.inspection import inspect_model
     from forgetkit.loading import load_model
 
     # Where the head is does not depend on the weights, so an architecture alone will do.
@@ -35,41 +34,19 @@ def inspect(
         allow_download=download,
         untrained=by_name and weights is None and not download,
     )
-    preprocessing = preprocessing_of(loaded, model_folder(model), size)
-    view = adapt(loaded, example_input(preprocessing), head=head)
-    record: dict[str, object] = {
-        "model": model,
-        "class": type(loaded).__name__,
-        "parameters": sum(p.numel() for p in loaded.parameters()),
-        "head": view.head_name,
-        "head_parameters": sum(p.numel() for p in view.head_parameters().values()),
-        "classes": view.num_classes,
-        "feature_dim": view.feature_dim,
-        "feature_shape": list(view.feature_shape),
-        "linear": view.linear,
-        "separable": view.separable,
-        "after_the_head": view.tail,
-        "tied": view.tied,
-        "input": [len(preprocessing.mean), *preprocessing.size],
-        "mean": list(preprocessing.mean),
-        "std": list(preprocessing.std),
-        "input_from": preprocessing.source,
-    }
+    expected = preprocessing_of(loaded, model_folder(model), size)
+    found = inspect_model(loaded, example_input(expected), head=head, num_classes=num_classes)
     if as_json:
-        show_json(record)
+        input_shape = [len(expected.mean), *expected.size]
+        described = {"shape": input_shape, "mean": expected.mean, "std": expected.std}
+        show_json({**found.to_dict(), "input": {**described, "from": expected.source}})
         return
-    table = Table(title=model, show_header=False)
-    for name, value in record.items():
-        if name != "model":
-            table.add_row(name.replace("_", " "), _readable(value))
-    show(table)
-
-
-def _readable(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}".replace(",", " ")
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
+    show(found)
+    height, width = expected.size
+    numbers = [
+        ", ".join(f"{value:.4g}" for value in part) for part in (expected.mean, expected.std)
+    ]
+    show(
+        f"input: {len(expected.mean)} x {height} x {width}, mean {numbers[0]}, std {numbers[1]} "
+        f"({expected.source})"
+    )

@@ -50,12 +50,13 @@ def test_inspect_shows_head_and_input(invoke: Invoke) -> None:
     done = invoke("inspect", "torchvision/squeezenet1_1", "--size", "64", "--json")
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    assert record["head"] == "classifier.1"
-    assert record["classes"] == 1000
+    assert record["head_names"] == ["classifier.1"]
+    assert record["num_classes"] == 1000
     assert record["feature_dim"] == 512
-    assert record["input"] == [3, 64, 64]
+    assert record["input"]["shape"] == [3, 64, 64]
     table = invoke("inspect", "torchvision/squeezenet1_1", "--size", "64")
     assert "classifier.1" in table.stdout
+    assert "3 x 64 x 64" in table.stdout
 
 
 def test_inspect_refuses_what_is_no_model(invoke: Invoke, tmp_path: Path) -> None:
