@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -59,8 +58,7 @@ def apply_patch(
     """Put the edit on a checkpoint that is as it was before."""
     from forgetkit.patch import Patch
 
-    written = Patch.load(file).apply_to_file(checkpoint, out)
-    _report(written + _settings_copied(checkpoint, out), as_json=as_json)
+    _report(Patch.load(file).apply_to_file(checkpoint, out), as_json=as_json)
 
 
 @app.command("revert")
@@ -71,16 +69,7 @@ def revert_patch(
     """Take the edit off a checkpoint that holds it, bit for bit."""
     from forgetkit.patch import Patch
 
-    written = Patch.load(file).revert_file(checkpoint, out)
-    _report(written + _settings_copied(checkpoint, out), as_json=as_json)
-
-
-def _settings_copied(checkpoint: Path, out: Path | None) -> list[Path]:
-    """Copy what a new model folder needs beside its weights, so that it can be loaded."""
-    if out is None or not checkpoint.is_dir():
-        return []
-    missing = [file for file in sorted(checkpoint.glob("*.json")) if not (out / file.name).exists()]
-    return [Path(shutil.copy(file, out / file.name)) for file in missing]
+    _report(Patch.load(file).revert_file(checkpoint, out), as_json=as_json)
 
 
 def _report(files: list[Path], *, as_json: bool) -> None:
