@@ -135,7 +135,7 @@ def _check_classes(model: nn.Module, split: Split, wanted: int | None, hint: int
     if wanted is None and hint is not None and split.num_classes != hint and not stale:
         raise refusal(
             "classes",
-            f"the model says it has {hint} classes, but its output has {split.num_classes}, made by "
-            f"{split.head_name}; pass num_classes={split.num_classes} if that is right, or output= "
-            "if the logits are elsewhere.",
+            f"the model says it has {hint} classes, but its output has {split.num_classes}, made "
+            f"by {split.head_name}; pass num_classes={split.num_classes} if that is right, or "
+            "output= if the logits are elsewhere.",
         )

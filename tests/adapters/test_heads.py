@@ -33,7 +33,8 @@ DENSE = {"spectral_norm": ["last.bias"], "log_softmax": []}
 NOT_SEPARABLE = {"log_softmax"}
 LINEAR = {
     "linear", "no_bias", "mlp", "conv", "two_heads", "unequal_heads", "first_token", "mean_token",
-    "bare_linear", "bare_cosine", "zero_shot", "lora", "concatenated", "transposed", "square", "flipped",
+    "bare_linear", "bare_cosine", "zero_shot", "lora", "concatenated", "transposed",
+    "square", "flipped",
     "batch_integer", "weight_norm", "spectral_norm", "one_class", "dict",
 }  # fmt: skip
 

@@ -20,7 +20,8 @@ from forgetkit.dryrun.sweep.checking import trace
 from forgetkit.errors import BadTarget, CannotSplitModel, ModelError
 
 WAYS_OUT = (
-    "pass ", "Pass ", "build ", "Build ", "run the model", "use a method", "Load ", "untie ", "Switch",
+    "pass ", "Pass ", "build ", "Build ", "run the model", "use a method", "Load ",
+    "untie ", "Switch",
     "Adapt again",
 )  # fmt: skip
 COVERED = {code for code, _ in refused().values()} | {"classes", "not-reached", "read-only", "tied"}
