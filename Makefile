@@ -11,14 +11,14 @@ BIN := $(VENV)/bin
 CODE := forgetkit adapters/forgetkit_adapters tests examples
 PYTEST_FLAGS ?=
 
-# Several test processes with one thread each are faster than one process with many threads.
+# One thread a process: the tests run in several processes, and the demo's models are so small that
+# threads wait for each other longer than they compute.
 export OMP_NUM_THREADS ?= 1
 WORKERS ?= 2
 
 .PHONY: demo test fast check lint types docs format clean
 .DEFAULT_GOAL := test
 
-demo: export OMP_NUM_THREADS := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 demo: $(VENV)/.installed
 	@$(BIN)/forgetkit demo --out demo-output
 

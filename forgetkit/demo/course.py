@@ -159,8 +159,9 @@ def run_demo(
             f"{', '.join(data.train.classes)}"
         )
     report = DemoReport(name, method, [data.train.classes[label] for label in classes])
-    for contender in CONTENDERS:
-        _visit(contender, data, report, classes, out, seed, say)
+    with _threads(1 if name == "digits" else torch.get_num_threads()):
+        for contender in CONTENDERS:
+            _visit(contender, data, report, classes, out, seed, say)
     if name == "digits":
         report.saved.append(write_pictures(data, out / "images"))
     report.seconds = time.perf_counter() - start
@@ -251,3 +252,14 @@ def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads; for digits they wait for each other more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
