@@ -8,7 +8,7 @@
 
 VENV ?= .venv
 BIN := $(VENV)/bin
-CODE := forgetkit adapters/forgetkit_adapters tests examples
+CODE := forgetkit adapters/forgetkit_adapters tests examples docs
 PYTEST_FLAGS ?=
 
 # One thread a process: the tests run in several processes, and the demo's models are so small that
