@@ -170,7 +170,8 @@ def full_over_partial_pgd(repeats: int = 3) -> Ratio:
     def with_attack(attack: str) -> Callable[[], object]:
         def call() -> None:
             model.load_state_dict(start)
-            forget(model).classes([3]).using("lau", attack=attack).on("cpu").run(loader)
+            request = forget(model).classes([3]).using("lau", attack=attack, attack_steps=10)
+            request.on("cpu").run(loader)
 
         return call
 

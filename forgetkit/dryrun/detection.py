@@ -86,7 +86,11 @@ def detect(model: nn.Module, example: Example, wish: Wish, *, verify: bool) -> S
 
 def _record(model: nn.Module, example: Example, wish: Wish) -> _Recording:
     watch = {name: module_named(model, name) for name in wish.head}
-    with torch.inference_mode(False), Recorder(model, tensors(example), watch) as recorder:
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        Recorder(model, tensors(example), watch) as recorder,
+    ):
         output = call(model, example)
         picks = output_finding.choices(output, wish.output, wish.num_classes)
         logits = [pick(output) for pick in picks]

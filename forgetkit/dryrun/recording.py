@@ -174,9 +174,10 @@ class Recorder(TorchFunctionMode):
         def encode(leaf: object) -> object:
             if not isinstance(leaf, Tensor):
                 return leaf
+            tensor: Tensor = leaf
             place = self._weights.get(id(leaf))
             if place is not None and getattr(place.owner, place.attribute, None) is leaf:
-                operands.append(leaf)
+                operands.append(tensor)
                 values.append(-1)
                 return place
             value = self._look_up(leaf)

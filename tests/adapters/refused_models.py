@@ -85,7 +85,8 @@ class BroadcastDistances(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gaps: Tensor = self.body(x)[:, None] - self.points
-        return -(gaps**2).sum(-1)
+        squares: Tensor = (gaps**2).sum(-1)
+        return -squares
 
 
 class BatchNormAfter(nn.Module):

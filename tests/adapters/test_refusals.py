@@ -101,7 +101,7 @@ def test_weights_that_are_not_loaded_are_read_only() -> None:
 def test_tied_head_is_refused_on_request() -> None:
     model = Net()
     twin = nn.Linear(WIDTH, CLASSES)
-    twin.weight = model.last.weight  # type: ignore[assignment]
+    twin.weight = model.last.weight
     model.twin = twin
     with pytest.raises(CannotSplitModel, match=r"twin\.weight") as caught:
         adapt(model, picture()).require_untied()

@@ -35,7 +35,7 @@ def test_compiled_models_are_run_as_written() -> None:
     with torch.no_grad():
         model(picture())
     check(model, "last")
-    assert not model.last._forward_pre_hooks
+    assert not model.get_submodule("last")._forward_pre_hooks
 
 
 def test_data_parallel_is_taken_off() -> None:

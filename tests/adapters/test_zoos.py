@@ -138,13 +138,13 @@ def test_the_sweep_fails_straw_men(monkeypatch: pytest.MonkeyPatch) -> None:
         return self.program.run(self.packing.unpack(features), getattr(self, "kept"))  # noqa: B009
 
     def hooked(*args: object, **kwargs: object) -> Split:
-        model.head.register_forward_hook(lambda *_: None)
+        model.get_submodule("head").register_forward_hook(lambda *_: None)
         return real(*args, **kwargs)  # type: ignore[arg-type]
 
     for wrong in (halves, copied):
         with monkeypatch.context() as patch:
             patch.setattr(Split, "head", wrong)
             assert check("wrong", build(), x, fresh).status in ("wrong", "refused")
-    real, model = checking.adapt, build()
+    real, model = adapt, build()
     monkeypatch.setattr(checking, "adapt", hooked)
     assert check("hooked", model, x, fresh).status == "wrong"
