@@ -68,7 +68,7 @@ class LAU(StopsEarly):
     )
     attack: str = choice("partial", ("partial", "full"), "attack features, or images (Table 3)")
     attack_step: float = bounded(0.6, 0.0, 100.0, "length of an attack step; epsilon")
-    attack_steps: int = bounded(1, 1, 1000, "number of attack steps; n")
+    attack_steps: int = bounded(10, 1, 1000, "number of attack steps; n")
     attack_radius: float | None = bounded(None, 0.0, 1e6, "L-infinity ball around the start")
     attack_clamp: tuple[float, float] | None = interval("range of attacked features or pixels")
     kd_direction: str = choice(

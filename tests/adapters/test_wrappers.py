@@ -153,7 +153,7 @@ def test_detection_takes_at_most_two_forward_passes() -> None:
 def test_hints_of_a_plain_module() -> None:
     model = Net()
     assert class_count_hint(model) is None
-    model.num_classes = CLASSES
+    object.__setattr__(model, "num_classes", CLASSES)
     assert class_count_hint(nn.DataParallel(model)) == CLASSES
 
 

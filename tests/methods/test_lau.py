@@ -153,7 +153,7 @@ def test_first_step_follows_the_literal_objective() -> None:
         weight, bias = head.weight, head.bias
         blocked = blocked_classes(labels, (3,), 4)
         attacked = affine_sign_attack(
-            features, weight, bias, labels, blocked, step=0.6, steps=1, project=lambda m: m
+            features, weight, bias, labels, blocked, step=0.6, steps=10, project=lambda m: m
         )
         students, teachers = head(features), head(attacked)
     literal = [
