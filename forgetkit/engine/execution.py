@@ -197,10 +197,13 @@ class Execution:
             start = self._reading(measured_before)
             target = self._target(measured_before)
             edited = kept if not self._head_only else dict(editable)
-            keeps_best = self._watched is not None and not self._method.card.fresh
-            if keeps_best:
+            if (
+                self._guard is not None
+                and self._watched is not None
+                and not self._method.card.fresh
+            ):
                 goal_target = target if target is not None else self._fallback_target(start)
-                self._best = BestState(edited, start, goal_target)
+                self._best = BestState(edited, start, goal_target, self._guard.budget)
             outcome = self._change(storage, run, target)
             if self._best is not None:
                 self._best.restore()

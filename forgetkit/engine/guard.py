@@ -85,27 +85,38 @@ class Reading:
 
 
 class BestState:
-    """Keeps a copy of the edited tensors from the moment with the best score.
+    """Keeps a copy of the edited tensors from the best moment.
+
+    A state that has forgotten within the budget beats every state that has not; among equals the
+    unlearning score decides, so no rest of the class is traded for a little retain accuracy.
 
     Args:
         tensors: the live tensors that the run edits.
         start: the reading before the run.
         target: forget accuracy that counts as fully forgotten.
+        budget: largest loss of retain accuracy, as a fraction.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], start: Reading, target: float) -> None:
+    def __init__(
+        self, tensors: Mapping[str, Tensor], start: Reading, target: float, budget: float
+    ) -> None:
         self._tensors = tensors
         self._target = target
-        self._score = start.score(target)
+        self._lowest = (start.retain or 0.0) - budget
+        self._rank = self._ranked(start)
         self._kept: dict[str, Tensor] | None = None
         self.reading = start
 
     def offer(self, reading: Reading) -> None:
         """Keep the present weights if they score at least as well as the best so far."""
-        score = reading.score(self._target)
-        if score >= self._score:
-            self._score, self.reading = score, reading
+        rank = self._ranked(reading)
+        if rank >= self._rank:
+            self._rank, self.reading = rank, reading
             self._kept = {name: t.detach().clone() for name, t in self._tensors.items()}
+
+    def _ranked(self, reading: Reading) -> tuple[bool, float]:
+        done = reading.forget <= self._target and (reading.retain or 0.0) >= self._lowest
+        return done, reading.score(self._target)
 
     def restore(self) -> bool:
         """Write the best state back; return whether any state beat the start."""
