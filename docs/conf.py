@@ -30,3 +30,11 @@ autodoc_typehints_format = "short"
 
 html_theme = "furo"
 html_title = f"forgetkit {release}"
+
+# Types of other packages have no page here (an inventory of theirs would need the network), and a
+# few of our own are named in signatures without being part of the reference.
+nitpick_ignore_regex = [
+    ("py:class", r"(pathlib|collections\.abc|torch|nn|typing|accelerate)\..*"),
+    ("py:class", r"(Tensor|Accelerator|Run|Loader|Goal|State|Pair|Split|Terms|Example|Entry)"),
+    ("py:class", r"(OutputChoice|forgetkit\.method\.(M|Facts))"),
+]
