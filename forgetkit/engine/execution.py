@@ -6,11 +6,13 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
 
+from forgetkit.adapting import logits_of
 from forgetkit.data.loaders import Loader
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
@@ -190,6 +192,7 @@ class Execution:
             before=before,
             autocast=self._place.autocast,
             own_precision=lambda: self._own_precision(storage),
+            logits_of=partial(logits_of, output_choice=self._request.output),
         )
         try:
             with self._clock("measure"):
@@ -351,7 +354,8 @@ class Execution:
         return {
             "goal": self._prepared.goal.to_json(),
             "forget_classes": list(self._prepared.forget_classes),
-            "method": self._method.to_json(),
+            "method": self._method.card.slug,
+            "hyperparameters": self._method.hyperparameters(),
             "seed": self._request.random_seed,
             "versions": {name: importlib.metadata.version(name) for name in ("forgetkit", "torch")},
         }

@@ -10,7 +10,6 @@ import torch
 from torch import Generator, Tensor, nn
 
 from forgetkit import draws
-from forgetkit.adapting import logits_of
 from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import Place, moved_inputs
@@ -51,6 +50,7 @@ class Run:
         before: Mapping[str, Tensor],
         autocast: Callable[[], AbstractContextManager[object]],
         own_precision: Callable[[], AbstractContextManager[None]],
+        logits_of: Callable[[object], Tensor],
     ) -> None:
         self.goal = goal
         self.forget_classes = forget_classes
@@ -69,6 +69,7 @@ class Run:
         self._before = before
         self._autocast = autocast
         self._own_precision = own_precision
+        self._logits_of = logits_of
         self._original: nn.Module | None = None
         self._bank = FeatureBank(view, place, self._input_dtype) if view is not None else None
         self._features: dict[int, tuple[SampleSet, SampleSet]] = {}
@@ -145,7 +146,7 @@ class Run:
     def logits_from_inputs(self, inputs: Inputs) -> Tensor:
         """Return the live model's logits from the user's inputs, whatever the method edits."""
         with self._autocast():
-            return logits_of(_call(self._model, self._on_device(inputs)))
+            return self._logits_of(_call(self._model, self._on_device(inputs)))
 
     @property
     def original(self) -> nn.Module:
@@ -163,7 +164,7 @@ class Run:
     def original_logits(self, batch: Batch) -> Tensor:
         """Return the logits of the model as it came in, (batch, classes)."""
         with self._autocast():
-            return logits_of(_call(self.original, self._on_device(batch.inputs)))
+            return self._logits_of(_call(self.original, self._on_device(batch.inputs)))
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

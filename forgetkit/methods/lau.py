@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from forgetkit.engine.run import Run
+
+
+logger = logging.getLogger("forgetkit")
 
 
 @register
@@ -90,6 +94,16 @@ class LAU(StopsEarly):
             return None
         count = max(1, round(self.share * len(labels)))
         return torch.randperm(len(labels), generator=generator)[:count].sort().values
+
+    def setup(self, run: Run) -> State:
+        """Say that single samples are more than a linear head can forget."""
+        if run.goal.kind == "instances":
+            logger.warning(
+                "lau forgets classes: a linear head cannot separate a few images from others of "
+                "their class, so retained images of these classes fall too; use a full-network "
+                "method for single samples"
+            )
+        return {}
 
     def start_epoch(self, run: Run) -> State:
         """Attack the whole bank with the head as it stands; return the teacher's logits, (N, K)."""
