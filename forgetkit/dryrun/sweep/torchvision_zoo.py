@@ -63,9 +63,12 @@ def build(name: str) -> tuple[nn.Module, str]:
     if name.startswith(_INT8):
         # Packing runs kernels that the meta device and uninitialised weights do not have.
         return torchvision.models.get_model(bare, **options).eval(), "int8, "
-    with torch.device("meta"):
-        sketch = torchvision.models.get_model(bare, **options)
-    if count(sketch) > min(LARGEST, _LARGEST_HERE) and hasattr(sketch, "image_size"):
+    sketch = None
+    # RegNets compute their widths with tensors, whose values the meta device does not have.
+    if not bare.startswith("regnet"):
+        with torch.device("meta"):
+            sketch = torchvision.models.get_model(bare, **options)
+    if sketch is not None and count(sketch) > min(LARGEST, _LARGEST_HERE) and hasattr(sketch, "image_size"):
         return sketch.eval(), f"meta, {count(sketch) / 1e9:.2f} billion parameters, "
     with cheap_initialisation():
         model = torchvision.models.get_model(bare, **options)
