@@ -68,7 +68,11 @@ def build(name: str) -> tuple[nn.Module, str]:
     if not bare.startswith("regnet"):
         with torch.device("meta"):
             sketch = torchvision.models.get_model(bare, **options)
-    if sketch is not None and count(sketch) > min(LARGEST, _LARGEST_HERE) and hasattr(sketch, "image_size"):
+    if (
+        sketch is not None
+        and count(sketch) > min(LARGEST, _LARGEST_HERE)
+        and hasattr(sketch, "image_size")
+    ):
         return sketch.eval(), f"meta, {count(sketch) / 1e9:.2f} billion parameters, "
     with cheap_initialisation():
         model = torchvision.models.get_model(bare, **options)
