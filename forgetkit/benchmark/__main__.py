@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from forgetkit.benchmark.datasets import digits, fashion_mnist
 from forgetkit.benchmark.zoo import MODEL_NAMES
@@ -37,21 +36,21 @@ def table(
 
 @app.command()
 def speed(
-    *, quick: Annotated[bool, typer.Option(help="few images, for a smoke test")] = False
+    *,
+    quick: Annotated[bool, typer.Option(help="few images, for a smoke test")] = False,
+    repeats: Annotated[int, typer.Option(help="measured rounds; the median counts")] = 3,
 ) -> None:
     """Print every speed ratio that the project promises. Run it on an idle machine."""
     from forgetkit.benchmark.speed import all_ratios
 
-    report = Table("what", "seconds", "over", "ratio", "wanted")
-    for ratio in all_ratios(quick=quick):
-        report.add_row(
-            ratio.title,
-            f"{ratio.ours:.3f}",
-            f"{ratio.theirs:.3f}",
-            f"{ratio.value:.3f}",
-            ratio.wanted,
+    console = Console(soft_wrap=True)
+    console.print("| what | seconds | over | ratio | wanted |\n| --- | ---: | ---: | ---: | --- |")
+    for ratio in all_ratios(quick=quick, repeats=repeats):
+        console.print(
+            f"| {ratio.title} | {ratio.ours:.3f} | {ratio.theirs:.3f} | {ratio.value:.3f} "
+            f"| {ratio.wanted} |",
+            markup=False,
         )
-    Console().print(report)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -114,7 +114,7 @@ def lau_over_inference(
 
 def finetune_over_bare_loop(repeats: int = 3) -> Ratio:
     """Compare an epoch of ``finetune`` with a bare PyTorch loop of the same mathematics."""
-    loader = _loader(4096, 32, 1, 64, 10, only=None)
+    loader = _loader(2048, 32, 1, 64, 10, only=None)
     model = build_resnet18(10)
     start = copy.deepcopy(model.state_dict())
     labels = loader.dataset.tensors[1]  # type: ignore[attr-defined]
@@ -163,7 +163,7 @@ def import_over_torch(repeats: int = 5) -> Ratio:
 
 def full_over_partial_pgd(repeats: int = 3) -> Ratio:
     """Compare LAU with the attack on images with LAU with the attack on features."""
-    loader = _loader(512, 32, 1, 128, 10, only=3)
+    loader = _loader(256, 32, 1, 128, 10, only=3)
     model = _taught(build_resnet18(10), loader)
     start = copy.deepcopy(model.state_dict())
 
@@ -179,23 +179,31 @@ def full_over_partial_pgd(repeats: int = 3) -> Ratio:
     return Ratio("LAU with full PGD over Partial-PGD", *seconds, "the paper has 4 to 9")
 
 
-def all_ratios(*, quick: bool = False) -> list[Ratio]:
-    """Measure everything; ``quick`` takes fewer images, for a smoke test."""
+def all_ratios(*, quick: bool = False, repeats: int = 3) -> Iterator[Ratio]:
+    """Measure everything, one after the other; ``quick`` takes fewer images, for a smoke test."""
     from torchvision.models import resnet50
 
-    many = 32 if quick else 256
-    repeats = 1 if quick else 3
-    return [
-        lau_over_inference(
-            "LAU, whole run, over one inference pass on D_f: ResNet-50 at 224 px",
-            resnet50(num_classes=1000), many, 64 if quick else 224, 3, 1000, "at most 1.25",
-            repeats,
-        ),
-        lau_over_inference(
-            "LAU, whole run, over one inference pass on D_f: resnet18 at 32 px",
-            build_resnet18(10), 512 if quick else 6000, 32, 1, 10, "reported", repeats,
-        ),
-        finetune_over_bare_loop(repeats),
-        import_over_torch(1 if quick else 5),
-        full_over_partial_pgd(repeats),
-    ]  # fmt: skip
+    repeats = 1 if quick else repeats
+    yield import_over_torch(repeats)
+    yield lau_over_inference(
+        "LAU, whole run, over one inference pass on D_f: resnet18 at 32 px",
+        build_resnet18(10),
+        512 if quick else 6000,
+        32,
+        1,
+        10,
+        "reported",
+        repeats,
+    )
+    yield finetune_over_bare_loop(repeats)
+    yield full_over_partial_pgd(repeats)
+    yield lau_over_inference(
+        "LAU, whole run, over one inference pass on D_f: ResNet-50 at 224 px",
+        resnet50(num_classes=1000),
+        32 if quick else 128,
+        64 if quick else 224,
+        3,
+        1000,
+        "at most 1.25",
+        repeats,
+    )
