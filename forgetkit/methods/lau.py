@@ -126,10 +126,8 @@ class LAU(StopsEarly):
         hard = functional.cross_entropy(student, torch.where(remembered, reached, predicted))
 
         # For a sample already forgotten both targets are the student's own output: it stays put.
-        target = torch.where(remembered[:, None], teacher, own)
-        if self.double_softmax:
-            target = target.softmax(dim=1)
-        soft = self._distance(target / self.temperature, student / self.temperature)
+        target = self.softened(torch.where(remembered[:, None], teacher, own))
+        soft = self._distance(target, student / self.temperature)
         return {
             "hard": (1 - self.alpha) * hard,
             "soft": self.alpha * self.temperature**2 * soft,
@@ -144,6 +142,10 @@ class LAU(StopsEarly):
             for name, parameter in run.parameters.items()
             if parameter.ndim == 1
         }
+
+    def softened(self, scores: Tensor) -> Tensor:
+        """Return what softmax turns into the soft target Q, from scores (batch, classes)."""
+        return (scores.softmax(dim=1) if self.double_softmax else scores) / self.temperature
 
     def _distance(self, target: Tensor, student: Tensor) -> Tensor:
         """Return the Kullback-Leibler distance of two (batch, classes) rows of scores."""
