@@ -193,7 +193,7 @@ class Request:
         Raises:
             ForgetkitError: bad input, or a run that broke; the model is as it was.
         """
-        from forgetkit.engine import execute
+        from forgetkit.engine.execution import execute
         from forgetkit.engine.guard import Guard
 
         if self.goal is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -46,11 +45,6 @@ def kl_divergence(target_probs: Tensor, log_probs: Tensor) -> Tensor:
     return functional.kl_div(log_probs, target_probs, reduction="batchmean")
 
 
-def logsumexp_without(logits: Tensor, blocked: Tensor) -> Tensor:
-    """Return log sum exp over the classes that a (batch, classes) boolean mask does not block."""
-    return logits.masked_fill(blocked, -math.inf).logsumexp(dim=1)
-
-
 def membership(labels: Tensor, num_classes: int) -> Tensor:
     """Return a (batch, classes) boolean mask of each sample's own class."""
     return functional.one_hot(labels, num_classes).bool()
@@ -73,12 +67,6 @@ def unlearning_score(retain_accuracy: float, forget_accuracy: float) -> float:
     """
     gained = math.exp(retain_accuracy) + math.exp(1.0 - forget_accuracy) - 2.0
     return gained / (2.0 * (math.e - 1.0))
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """Return the entropy of each prediction in nats, (batch,)."""
-    log_probs = torch.log_softmax(logits.double(), dim=1)
-    return -(log_probs.exp() * log_probs).sum(dim=1)
 
 
 def blocked_classes(labels: Tensor, forget_classes: tuple[int, ...], num_classes: int) -> Tensor:
