@@ -29,14 +29,9 @@ def bounded_ascent(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if len(labels) == 0:
         return logits.sum() * 0.0
-    if labels.ndim == 2:
-        each = functional.binary_cross_entropy_with_logits(
-            logits.float(), labels.float(), reduction="none"
-        ).mean(dim=1)
-        cap = 2 * math.log(2) + 5
-    else:
-        each = functional.cross_entropy(logits.float(), labels, reduction="none")
-        cap = 2 * math.log(logits.shape[1]) + 5
+    each = per_sample_loss(logits, labels)
+    choices = 2 if labels.ndim == 2 else logits.shape[1]
+    cap = 2 * math.log(choices) + 5
     return -(each * (each.detach() <= cap)).mean()
 
 
@@ -50,10 +45,27 @@ def membership(labels: Tensor, num_classes: int) -> Tensor:
     return functional.one_hot(labels, num_classes).bool()
 
 
+def per_sample_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return one loss per sample in nats, (batch,): cross-entropy, or BCE averaged over labels."""
+    if labels.ndim == 2:
+        return functional.binary_cross_entropy_with_logits(
+            logits.float(), labels.float(), reduction="none"
+        ).mean(dim=1)
+    return functional.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def label_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return which of several labels are right, (batch, labels) as 0/1.
+
+    A label counts as present when its probability exceeds 0.5, that is when its logit exceeds 0.
+    """
+    return ((logits > 0) == (labels > 0.5)).float()
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return correctness per sample as 0/1: argmax, or the share of right labels (multi-label)."""
     if labels.ndim == 2:
-        return ((logits > 0) == (labels > 0.5)).float().mean(dim=1)
+        return label_hits(logits, labels).mean(dim=1)
     return (logits.argmax(dim=1) == labels).float()
 
 

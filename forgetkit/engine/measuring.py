@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
-from forgetkit.losses import accuracy
+from forgetkit.losses import accuracy, label_hits, per_sample_loss
 from forgetkit.types import Batch, SampleSet
 
 LogitsOf = Callable[[Batch], Tensor]
@@ -23,24 +23,29 @@ class SetAccuracy:
 
     Args:
         accuracy: share of right predictions, in [0, 1]; the mean over labels for multi-label.
-        loss: mean cross-entropy in nats.
+        loss: mean cross-entropy in nats; binary and averaged over labels for multi-label.
         samples: how many were measured.
         by_class: accuracy and number of samples per true class that occurs (single-label only).
+        by_label: accuracy per label at the threshold 0.5 (multi-label only).
     """
 
     accuracy: float
     loss: float
     samples: int
     by_class: dict[int, tuple[float, int]]
+    by_label: dict[int, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a record of plain numbers."""
-        return {
+        """Return a record of plain numbers; ``by_label`` stands in it for multi-label only."""
+        record: dict[str, Any] = {
             "accuracy": self.accuracy,
             "loss": self.loss,
             "samples": self.samples,
             "by_class": {str(label): list(pair) for label, pair in self.by_class.items()},
         }
+        if self.by_label:
+            record["by_label"] = {str(label): share for label, share in self.by_label.items()}
+        return record
 
 
 @torch.no_grad()
@@ -51,8 +56,17 @@ def measure(
     place: Place,
     *,
     batch_size: int | None = None,
+    labels: Tensor | None = None,
 ) -> SetAccuracy:
     """Measure a set in one pass; the caller has put the model into eval mode.
+
+    Args:
+        samples: what to measure.
+        logits_of: maps a batch to logits (batch, classes).
+        num_classes: width of the logits.
+        place: device and processes.
+        batch_size: samples a batch; default that of the set.
+        labels: held against the predictions instead of the set's own, (samples,).
 
     Raises:
         UnlearningFailed: a logit is not finite; the message names the batch.
@@ -73,19 +87,24 @@ def measure(
         if labels.ndim == 1:
             right.index_add_(0, labels, hits)
             count.index_add_(0, labels, torch.ones_like(hits))
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         else:
-            loss = torch.nn.functional.binary_cross_entropy_with_logits(
-                logits, labels.float(), reduction="sum"
-            ) / max(labels.shape[1], 1)
+            right[:num_classes] += label_hits(logits, labels).double().sum(dim=0)
+            count[:num_classes] += len(batch)
         right[-2] += hits.sum()
         count[-2] += len(batch)
-        right[-1] += loss.double()
+        right[-1] += per_sample_loss(logits, labels).double().sum()
     right, count = place.total(right), place.total(count)
-    by_class = {
+    shares = {
         label: (float(right[label] / count[label]), int(count[label]))
         for label in range(num_classes)
         if count[label] > 0
     }
+    multi = samples.labels.ndim == 2
     seen = max(float(count[-2]), 1.0)
-    return SetAccuracy(float(right[-2]) / seen, float(right[-1]) / seen, int(count[-2]), by_class)
+    return SetAccuracy(
+        accuracy=float(right[-2]) / seen,
+        loss=float(right[-1]) / seen,
+        samples=int(count[-2]),
+        by_class={} if multi else shares,
+        by_label={label: share for label, (share, _) in shares.items()} if multi else {},
+    )
