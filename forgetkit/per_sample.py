@@ -1,0 +1,189 @@
+"""Gradients by sample: batched by torch.func where it can, one by one where it cannot.
+
+Every function takes ``logits_of(parameters, inputs)``: the model as a function of a dict of its
+tensors, in eval mode.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from forgetkit.errors import ModelError
+from forgetkit.losses import cross_entropy
+from forgetkit.types import Batch, Inputs
+
+logger = logging.getLogger("forgetkit")
+
+Parameters: TypeAlias = Mapping[str, Tensor]
+Gradients: TypeAlias = dict[str, Tensor]
+LogitsOf: TypeAlias = Callable[[Parameters, Inputs], Tensor]
+SampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Logits (batch, classes) and labels (batch,) to a scalar: the mean over the batch."""
+
+MEMORY = 2**30
+"""Bytes that the gradients of the samples of one chunk may take, by default."""
+
+_NOT_BATCHABLE = ("vmap", "batching rule", "functorch", "functional transform")
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Select kernels that can be batched and differentiated twice, with gradients on."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def per_sample_gradients(
+    logits_of: LogitsOf,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    *,
+    losses: Sequence[SampleLoss] = (cross_entropy,),
+    labels: Tensor | None = None,
+    memory: int = MEMORY,
+) -> Iterator[Gradients]:
+    """Yield the gradients of every sample's loss, chunk by chunk, one loss after another.
+
+    The chunk is as large as ``memory`` allows, at most one batch. Where torch.func cannot batch
+    the model, a warning says so and the samples go through one by one.
+
+    Args:
+        logits_of: the model as a function.
+        parameters: tensors to differentiate by, by name.
+        batches: what to read.
+        losses: each gives a chunk of gradients of its own.
+        labels: (samples,) read by ``Batch.index`` in place of the batches' labels.
+        memory: bytes for the gradients of one chunk.
+
+    Yields:
+        Name to (chunk, *shape) in the parameter's type.
+
+    Raises:
+        DataError: there are no parameters.
+    """
+    frozen = detached(parameters)
+    size = sum(p.numel() * p.element_size() for p in frozen.values())
+    rows = max(1, memory // (2 * size))  # twice: what is reduced from a gradient takes its size
+    batchable = True
+    for batch in batches:
+        for piece in _pieces(batch, rows):
+            inputs = on_device(piece.inputs, frozen)
+            targets = (piece.labels if labels is None else labels[piece.index.cpu()]).to(
+                device_of(frozen)
+            )
+            for loss in losses:
+                found = None
+                if batchable:
+                    found = _vmapped(logits_of, frozen, inputs, targets, loss)
+                    batchable = found is not None
+                yield _looped(logits_of, frozen, inputs, targets, loss) if found is None else found
+
+
+def _vmapped(
+    logits_of: LogitsOf, parameters: Parameters, inputs: Inputs, targets: Tensor, loss: SampleLoss
+) -> Gradients | None:
+    """Return the gradients of a chunk, or ``None`` when torch.func refuses the model."""
+
+    def single(weights: Parameters, one: Inputs, target: Tensor) -> Tensor:
+        return loss(logits_of(weights, _mapped(one, _as_batch)), target[None])
+
+    try:
+        with differentiable():
+            found: Gradients = torch.func.vmap(torch.func.grad(single), in_dims=(None, 0, 0))(
+                dict(parameters), inputs, targets
+            )
+    except RuntimeError as error:
+        if not any(word in str(error).lower() for word in _NOT_BATCHABLE):
+            raise
+        logger.warning(
+            "per-sample gradients: this model cannot be batched by torch.func (%s); going through "
+            "the samples one by one, which is slower and gives the same numbers",
+            str(error).splitlines()[0],
+        )
+        return None
+    return {name: gradient.detach() for name, gradient in found.items()}
+
+
+def _looped(
+    logits_of: LogitsOf, parameters: Parameters, inputs: Inputs, targets: Tensor, loss: SampleLoss
+) -> Gradients:
+    """Return the gradients of a chunk by one backward pass a sample."""
+    singles = [
+        gradients(logits_of, parameters, _rows(inputs, one), targets[one], loss)
+        for one in (slice(row, row + 1) for row in range(len(targets)))
+    ]
+    return {name: torch.stack([single[name] for single in singles]) for name in parameters}
+
+
+def gradients(
+    logits_of: LogitsOf, parameters: Parameters, inputs: Inputs, targets: Tensor, loss: SampleLoss
+) -> Gradients:
+    """Return the gradient of the loss of one batch by plain autograd; zero where it is unused."""
+    with differentiable():
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        value = loss(logits_of(leaves, inputs), targets)
+        found = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, found, strict=True))
+
+
+def wide_type(device: torch.device) -> torch.dtype:
+    """Return the type to sum in: float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def detached(parameters: Parameters) -> dict[str, Tensor]:
+    """Return the tensors without history.
+
+    Raises:
+        ModelError: there are none.
+    """
+    if not parameters:
+        raise ModelError(
+            "gradients: expected parameters to differentiate by, found none; leave at least one "
+            "parameter of the model trainable"
+        )
+    return {name: parameter.detach() for name, parameter in parameters.items()}
+
+
+def on_device(inputs: Inputs, parameters: Parameters) -> Inputs:
+    """Return inputs on the parameters' device."""
+    device = device_of(parameters)
+    return _mapped(inputs, lambda value: value.to(device))
+
+
+def device_of(parameters: Parameters) -> torch.device:
+    """Return where the parameters are."""
+    return next(iter(parameters.values())).device
+
+
+def _as_batch(value: Tensor) -> Tensor:
+    return value[None]
+
+
+def _mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return change(inputs)
+    return {name: change(value) for name, value in inputs.items()}
+
+
+def _rows(inputs: Inputs, rows: slice) -> Inputs:
+    return _mapped(inputs, lambda value: value[rows])
+
+
+def _pieces(batch: Batch, most: int) -> Iterator[Batch]:
+    for start in range(0, len(batch), most):
+        rows = slice(start, start + most)
+        size = min(most, len(batch) - start)
+        yield Batch(_rows(batch.inputs, rows), batch.labels[rows], batch.index[rows], size)
