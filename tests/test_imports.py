@@ -17,10 +17,12 @@ KNOWS_ECOSYSTEMS = {
     # Loading and saving in a library's own format, image files, and trained reference models.
     "loading", "saving", "torchvision_models", "images", "benchmark", "demo", "cli", "testing",
     "dryrun.sweep",
+    # A callback has to derive from the class of the trainer that it is for.
+    "trainer_log",
 }  # fmt: skip
 METHODS_MAY_IMPORT = {
     "method", "types", "losses", "attacks", "curvature", "fields", "recipe", "view", "errors",
-    "draws", "goal",
+    "draws", "goal", "training_log", "written_log",
 }  # fmt: skip
 
 

@@ -1,0 +1,271 @@
+"""A log of what single training steps changed, for the method ``amnesiac``.
+
+It hooks into the user's own training loop: tell it which samples a batch holds, and every optimiser
+step that saw a tracked sample leaves one safetensors file with the change of all weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from typing_extensions import Self
+
+from forgetkit.errors import DataError
+from forgetkit.fingerprint import plain_names
+from forgetkit.log_storage import Storage, hit_chance
+from forgetkit.written_log import HEADER, VERSION, step_files
+
+Sensitive: TypeAlias = Collection[int] | Callable[[int], bool] | None
+logger = logging.getLogger("forgetkit")
+
+
+class AmnesiacLog:
+    """Write the change of all trained weights of each step whose batch holds a tracked sample.
+
+    Call ``batch(positions)`` before the forward pass of every batch; the rest happens in a hook of
+    the optimiser. Training stays bit-identical: the hook only reads. Parameters and the buffers of
+    normalisation layers are logged. With several processes each passes its own positions and the
+    first one writes.
+
+    Args:
+        model: what is trained; wrappers of compile and data parallel may be around it.
+        optimizer: its ``step`` is watched.
+        folder: for the files; created when absent.
+        sensitive: positions in the data set that may have to be forgotten one day, or a function
+            that says so of a position; ``None`` tracks all of them.
+        resume: whether to go on with a log that is already in the folder.
+
+    Raises:
+        DataError: the folder holds a log already, or one of another model.
+
+    Source: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021.
+
+    Differences: buffers are logged beside weights, and only tensors that moved are stored.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        folder: str | Path,
+        *,
+        sensitive: Sensitive = None,
+        resume: bool = False,
+    ) -> None:
+        self.folder = Path(folder)
+        self._sensitive = frozenset(sensitive) if isinstance(sensitive, Collection) else sensitive
+        self._parameters, self._buffers = _logged_tensors(model)
+        self._positions: set[int] = set()
+        self._before: dict[str, Tensor] = {}
+        self._started = False
+        self._steps = self._open(resume=resume)
+        inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
+        self._optimizer = inner
+        self._handle = inner.register_step_post_hook(lambda *_: self._stepped())
+
+    def expect(
+        self, samples: int, batch_size: int, epochs: int, *, tracked: int | None = None
+    ) -> Storage:
+        """Say before training how much will be written.
+
+        Args:
+            samples: in the training set.
+            batch_size: samples an optimiser step, over all processes.
+            epochs: passes over the training set.
+            tracked: number of sensitive samples; needed when ``sensitive`` is a function, which
+                otherwise counts as all of them.
+
+        Raises:
+            DataError: the disk has less room than that.
+        """
+        if tracked is None:
+            known = isinstance(self._sensitive, frozenset)
+            tracked = len(self._sensitive) if known else samples  # type: ignore[arg-type]  # known
+        whole, rest = divmod(samples, batch_size)
+        chances = whole * hit_chance(samples, batch_size, tracked)
+        chances += hit_chance(samples, rest, tracked)
+        tensors = {**self._parameters, **self._buffers}
+        size = sum(t.numel() * max(t.element_size(), 4) for t in tensors.values())
+        storage = Storage(size, epochs * chances)
+        free = shutil.disk_usage(self.folder).free
+        if storage.total_bytes > free:
+            raise DataError(
+                f"AmnesiacLog(folder={str(self.folder)!r}): expected room for {storage}, found "
+                f"{free / 2**30:.2f} GiB free; track fewer samples or choose another disk"
+            )
+        logger.info("the training log will take %s", storage)
+        return storage
+
+    def batch(self, positions: Iterable[int] | Tensor) -> None:
+        """Announce the samples of the coming forward pass, as positions in the data set.
+
+        With gradient accumulation call it before each part; the step counts for all of them.
+        """
+        listed = positions.tolist() if isinstance(positions, Tensor) else positions
+        found = _over_processes({int(p) for p in listed if self._tracks(int(p))})
+        # Weights move in the step alone, so they can wait for a tracked sample; buffers cannot.
+        if not self._started:
+            self._before = _copies(self._buffers)
+            self._started = True
+        if found and not self._positions:
+            self._before |= _copies(self._parameters)
+        self._positions |= found
+
+    def close(self) -> None:
+        """Let go of the optimiser; the files stay."""
+        self._handle.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _tracks(self, position: int) -> bool:
+        if callable(self._sensitive):
+            return self._sensitive(position)
+        return self._sensitive is None or position in self._sensitive
+
+    @torch.no_grad()
+    def _stepped(self) -> None:
+        if self._positions and _first_process():
+            now = {**self._parameters, **self._buffers}
+            changes = {name: _change(now[name], old) for name, old in self._before.items()}
+            rate = float(self._optimizer.param_groups[0]["lr"])
+            file = self.folder / f"step-{self._steps:09d}.safetensors"
+            partial = file.with_suffix(".partial")
+            save_file(
+                {name: change for name, change in changes.items() if bool(change.any())},
+                partial,
+                metadata={"positions": json.dumps(sorted(self._positions)), "lr": repr(rate)},
+            )
+            partial.rename(file)
+        self._steps += 1
+        self._positions, self._before, self._started = set(), {}, False
+
+    def _open(self, *, resume: bool) -> int:
+        """Write the header, or hold it against this model; return the number of the next step."""
+        tensors = {**self._parameters, **self._buffers}
+        header = {
+            "version": VERSION,
+            "tracked": _described(self._sensitive),
+            "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+        }
+        file = self.folder / HEADER
+        if not file.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(header), encoding="utf-8")
+            return 0
+        if not resume:
+            raise DataError(
+                f"AmnesiacLog(folder={str(self.folder)!r}): expected a folder without a log, found "
+                f"{HEADER} in it; pass resume=True to go on with it, or name another folder"
+            )
+        if json.loads(file.read_text(encoding="utf-8")) != header:
+            raise DataError(
+                f"AmnesiacLog(folder={str(self.folder)!r}, resume=True): expected a log of this "
+                "model and these sensitive samples, found another one; name another folder"
+            )
+        return max((int(f.stem.partition("-")[2]) + 1 for f in step_files(self.folder)), default=0)
+
+
+class Numbered(Dataset[Any]):
+    """A data set whose samples also carry their position, for ``AmnesiacLog.batch``.
+
+    A sample that is a mapping gets one more entry, a tuple one more element at its end.
+
+    Args:
+        data: the data set.
+        key: name of the entry.
+    """
+
+    def __init__(self, data: Dataset[Any], key: str = "positions") -> None:
+        self.data = data
+        self.key = key
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]  # map-style data sets have a length
+
+    def __getitem__(self, index: int) -> dict[str, object] | tuple[object, ...]:
+        sample = self.data[index]
+        if isinstance(sample, Mapping):
+            return {**sample, self.key: index}
+        return (*sample, index)
+
+
+def practise(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], folder: str
+) -> dict[str, object]:
+    """Train ``model`` a few steps on pairs (images, labels) with a log of everything in them.
+
+    The contract tests make a log so; the positions count through the batches.
+
+    Returns:
+        Settings for ``amnesiac``.
+    """
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    model.train()
+    start = 0
+    with AmnesiacLog(model, optimizer, folder) as log:
+        for images, labels in batches:
+            log.batch(range(start, start + len(labels)))
+            start += len(labels)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    return {"log": folder}
+
+
+def _logged_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what training moves, by plain name: trainable parameters, and numeric buffers."""
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    buffers = {name: b for name, b in model.named_buffers() if b.dtype != torch.bool}
+    short = plain_names([*parameters, *buffers])
+    return (
+        {short[name]: tensor for name, tensor in parameters.items()},
+        {short[name]: tensor for name, tensor in buffers.items()},
+    )
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
+def _change(new: Tensor, old: Tensor) -> Tensor:
+    """Return new minus old on the CPU, in at least float32 so that half types lose nothing."""
+    if new.is_floating_point() and new.element_size() < 4:
+        new, old = new.float(), old.float()
+    return (new.detach() - old).cpu().contiguous()
+
+
+def _described(sensitive: Sensitive) -> object:
+    if sensitive is None:
+        return "all"
+    return "function" if callable(sensitive) else sorted(sensitive)
+
+
+def _first_process() -> bool:
+    return not _several_processes() or torch.distributed.get_rank() == 0
+
+
+def _several_processes() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _over_processes(found: set[int]) -> set[int]:
+    """Return the union over processes: one step is made from all their batches."""
+    if not _several_processes():
+        return found
+    shares: list[set[int]] = [set() for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(shares, found)
+    return set().union(*shares)

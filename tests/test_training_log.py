@@ -1,0 +1,254 @@
+"""The log of training steps: what it stores, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit.errors import DataError
+from forgetkit.log_storage import hit_chance
+from forgetkit.testing import toy
+from forgetkit.testing.toys import ToyCNN, blobs
+from forgetkit.training_log import AmnesiacLog, Numbered, Sensitive
+from forgetkit.written_log import WrittenLog
+
+BATCHES = [list(range(start, start + 32)) for start in range(0, 192, 32)]
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def train(
+    model: nn.Module, folder: Path | None, sensitive: Sensitive = None, *, parts: int = 1
+) -> list[dict[str, Tensor]]:
+    """Train six steps with momentum, and return the state before each and after the last."""
+    torch.manual_seed(7)
+    images, labels = blobs().tensors
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    log = None if folder is None else AmnesiacLog(model, optimizer, folder, sensitive=sensitive)
+    model.train()
+    states = [state(model)]
+    for rows in BATCHES:
+        optimizer.zero_grad()
+        for part in torch.tensor(rows).chunk(parts):
+            if log is not None:
+                log.batch(part)
+            functional.cross_entropy(model(images[part]), labels[part]).backward()
+        optimizer.step()
+        schedule.step()
+        states.append(state(model))
+    if log is not None:
+        log.close()
+    return states
+
+
+def test_the_hook_leaves_training_bit_identical(tmp_path: Path) -> None:
+    plain, logged = toy("cnn").model, toy("cnn").model
+    without, with_log = train(plain, None), train(logged, tmp_path)
+    for left, right in zip(without, with_log, strict=True):
+        assert all(left[name].equal(right[name]) for name in left)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_sum_of_the_changes_is_what_the_logged_steps_did(tmp_path: Path, parts: int) -> None:
+    states = train(toy("cnn").model, tmp_path, sensitive={0, 5, 70, 191}, parts=parts)
+    log = WrittenLog(tmp_path)
+    assert [sorted(step.positions) for step in log.steps] == [[0, 5], [70], [191]]
+    expected = {
+        name: sum((states[k + 1][name] - states[k][name]).double() for k in (0, 2, 5))
+        for name in states[0]
+    }
+    total = log.total(log.steps)
+    assert "body.1.running_mean" in total
+    assert int(total["body.1.num_batches_tracked"]) == 3 * parts
+    for name, change in expected.items():
+        torch.testing.assert_close(total[name], change, atol=1e-7, rtol=0)
+
+
+def test_the_steps_that_held_a_sample_are_found(tmp_path: Path) -> None:
+    train(toy("cnn").model, tmp_path, sensitive=[0, 5, 70, 200])
+    log = WrittenLog(tmp_path)
+    assert [sorted(s.positions) for s in log.covering([5, 70])] == [[0, 5], [70]]
+    assert log.covering([200]) == []  # tracked, but in no batch
+    with pytest.raises(DataError, match="position 33"):
+        log.covering([5, 33])
+    assert [step.lr for step in log.steps] == pytest.approx([0.1, 0.1 * 0.9**2])
+
+
+def test_a_function_may_say_what_is_sensitive(tmp_path: Path) -> None:
+    train(toy("cnn").model, tmp_path, sensitive=lambda position: position % 64 == 0)
+    log = WrittenLog(tmp_path)
+    assert [sorted(step.positions) for step in log.steps] == [[0], [64], [128]]
+    with pytest.raises(DataError, match="tracks every sample"):
+        log.covering([192])
+
+
+def test_tensors_that_did_not_move_are_left_out_and_half_types_lose_nothing(tmp_path: Path) -> None:
+    model = toy("vit").model.to(torch.bfloat16)
+    model.norm.weight.requires_grad_(requires_grad=False)
+    optimizer = torch.optim.SGD(model.parameters(), 0.5)
+    before = state(model)
+    images, labels = blobs().tensors
+    with AmnesiacLog(model, optimizer, tmp_path) as log:
+        log.batch([0, 1])
+        functional.cross_entropy(model(images[:2].bfloat16()), labels[:2]).backward()
+        optimizer.step()
+    stored = load_file(tmp_path / "step-000000000.safetensors")
+    assert "norm.weight" not in stored
+    assert stored["head.weight"].dtype == torch.float32
+    now = model.head.weight.detach().float()
+    assert (now - stored["head.weight"]).equal(before["head.weight"].float())
+
+
+def test_after_close_nothing_is_written(tmp_path: Path) -> None:
+    model = toy("cnn").model
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    AmnesiacLog(model, optimizer, tmp_path).close()
+    assert not optimizer._optimizer_step_post_hooks
+    train(model, None)
+    assert WrittenLog(tmp_path).steps == []
+
+
+def test_a_log_goes_on_only_when_asked_to_and_only_for_the_same_model(tmp_path: Path) -> None:
+    model = toy("cnn").model
+    train(model, tmp_path, sensitive={3})
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(DataError, match="resume=True"):
+        AmnesiacLog(model, optimizer, tmp_path, sensitive={3})
+    with pytest.raises(DataError, match="another one"):
+        AmnesiacLog(model, optimizer, tmp_path, sensitive={4}, resume=True)
+    other = ToyCNN(classes=5)
+    with pytest.raises(DataError, match="another one"):
+        AmnesiacLog(other, optimizer, tmp_path, sensitive={3}, resume=True)
+    assert not optimizer._optimizer_step_post_hooks
+    with AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, resume=True) as log:
+        log.batch([3])
+        images, labels = blobs().tensors
+        functional.cross_entropy(model(images[:4]), labels[:4]).backward()
+        optimizer.step()
+    assert len(WrittenLog(tmp_path).steps) == 2
+
+
+def test_wrappers_do_not_show_in_the_names(tmp_path: Path) -> None:
+    model = toy("cnn").model
+    wrapped = nn.ModuleDict({"module": model})
+    AmnesiacLog(wrapped, torch.optim.SGD(model.parameters(), 0.1), tmp_path).close()
+    assert set(WrittenLog(tmp_path).shapes) == set(model.state_dict())
+
+
+@pytest.mark.parametrize(("samples", "drawn", "tracked"), [(7, 3, 2), (6, 2, 1), (5, 4, 3)])
+def test_the_chance_of_a_hit_is_that_of_all_draws(samples: int, drawn: int, tracked: int) -> None:
+    draws = list(combinations(range(samples), drawn))
+    hits = sum(any(position < tracked for position in draw) for draw in draws)
+    assert hit_chance(samples, drawn, tracked) == pytest.approx(hits / len(draws))
+
+
+def test_the_storage_is_said_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = toy("cnn").model
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with AmnesiacLog(model, optimizer, tmp_path, sensitive={3}) as log, caplog.at_level("INFO"):
+        storage = log.expect(samples=240, batch_size=32, epochs=10)
+        assert "GiB: 10 logged steps" in caplog.text
+        # one sample is in exactly one batch an epoch
+        assert storage.steps == pytest.approx(10)
+        floats = sum(p.numel() for p in model.parameters()) + 2 * (8 + 16)
+        assert storage.step_bytes == 4 * floats + 2 * 8
+        assert storage.total_bytes == pytest.approx(storage.step_bytes * 10)
+        with pytest.raises(DataError, match="GiB free"):
+            log.expect(samples=10**12, batch_size=1, epochs=10**6, tracked=10**11)
+
+
+@pytest.mark.parametrize("spoil", ["nothing", "header", "step"])
+def test_what_is_no_log_is_refused(tmp_path: Path, spoil: str) -> None:
+    if spoil != "nothing":
+        train(toy("cnn").model, tmp_path, sensitive={0})
+    if spoil == "header":
+        (tmp_path / "log.json").write_text("{")
+    if spoil == "step":
+        (tmp_path / "step-000000000.safetensors").write_bytes(b"12345678901234567890")
+    with pytest.raises(DataError, match="AmnesiacLog wrote"):
+        WrittenLog(tmp_path)
+
+
+def test_numbered_adds_the_position() -> None:
+    images, labels = blobs().tensors
+    rows = next(iter(DataLoader(Numbered(TensorDataset(images, labels)), batch_size=4)))
+    assert rows[2].tolist() == [0, 1, 2, 3]
+    assert len(Numbered(TensorDataset(images, labels))) == 240
+    named = Numbered([{"x": 1.0}, {"x": 2.0}], key="row")  # type: ignore[arg-type]
+    assert named[1] == {"x": 2.0, "row": 1}
+
+
+class Pictures(torch.utils.data.Dataset[dict[str, object]]):
+    """Blobs as transformers reads them."""
+
+    def __init__(self) -> None:
+        self.images, self.labels = blobs().tensors
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> dict[str, object]:
+        row = index * 5  # all four classes
+        return {"pixel_values": self.images[row], "labels": int(self.labels[row])}
+
+
+class Classifier(nn.Module):
+    """A toy whose forward is that of a transformers model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = copy.deepcopy(toy("cnn").model)
+
+    def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.net(pixel_values)
+        return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the trainer, none of ours
+def test_the_callback_logs_a_trainer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from forgetkit.trainer_log import trainer_callback
+
+    def arguments(**more: object) -> TrainingArguments:
+        return TrainingArguments(
+            output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_train_epochs=2,
+            gradient_accumulation_steps=2, remove_unused_columns=False, report_to=[],
+            save_strategy="no", use_cpu=True, disable_tqdm=True, seed=0, **more,
+        )  # fmt: skip
+
+    def trained(folder: Path | None) -> Classifier:
+        model = Classifier()
+        callbacks = [] if folder is None else [trainer_callback(folder, sensitive={2, 40})]
+        data = Pictures() if folder is None else Numbered(Pictures())
+        trainer = Trainer(model, arguments(), train_dataset=data, callbacks=callbacks)
+        trainer.train()
+        return model
+
+    with caplog.at_level(logging.WARNING):
+        logged = trained(tmp_path / "log")
+    assert "the training log will take" in caplog.text
+    assert not logged._forward_pre_hooks
+    plain = trained(None)
+    for name, value in state(plain).items():
+        assert value.equal(state(logged)[name]), name
+    steps = WrittenLog(tmp_path / "log").steps
+    assert sorted(p for step in steps for p in step.positions) == [2, 2, 40, 40]
+    header = json.loads((tmp_path / "log" / "log.json").read_text())
+    assert header["tracked"] == [2, 40]
