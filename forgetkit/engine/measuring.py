@@ -82,17 +82,17 @@ def measure(
                 f"measuring: expected finite logits, found NaN or infinity in batch {number}; "
                 "check the images of that batch and the model's weights"
             )
-        labels = batch.labels.to(logits.device)
-        hits = accuracy(logits, labels).double()
-        if labels.ndim == 1:
-            right.index_add_(0, labels, hits)
-            count.index_add_(0, labels, torch.ones_like(hits))
+        wanted = (batch.labels if labels is None else labels[batch.index]).to(logits.device)
+        hits = accuracy(logits, wanted).double()
+        if wanted.ndim == 1:
+            right.index_add_(0, wanted, hits)
+            count.index_add_(0, wanted, torch.ones_like(hits))
         else:
-            right[:num_classes] += label_hits(logits, labels).double().sum(dim=0)
+            right[:num_classes] += label_hits(logits, wanted).double().sum(dim=0)
             count[:num_classes] += len(batch)
         right[-2] += hits.sum()
         count[-2] += len(batch)
-        right[-1] += per_sample_loss(logits, labels).double().sum()
+        right[-1] += per_sample_loss(logits, wanted).double().sum()
     right, count = place.total(right), place.total(count)
     shares = {
         label: (float(right[label] / count[label]), int(count[label]))
