@@ -51,6 +51,20 @@ def affine_sign_attack(
     return attacked
 
 
+def escape(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return logsumexp of the other classes minus the own logit, (batch,).
+
+    CE is log(1 + exp(escape)), so both grow together and their gradients are parallel; this one
+    does not vanish where the label's probability rounds to 1, as it does for a confident model.
+
+    Args:
+        logits: (batch, classes).
+        labels: (batch,) class indices to move away from.
+    """
+    own = functional.one_hot(labels, logits.shape[1]).bool()
+    return logits.masked_fill(own, -torch.inf).logsumexp(dim=1) - logits[own]
+
+
 def sign_attack(
     inputs: Tensor,
     logits_of: LogitsFunction,
@@ -61,6 +75,8 @@ def sign_attack(
     project: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """Attack inputs or features through autograd: untargeted sign ascent on cross-entropy.
+
+    The gradient is that of ``escape``, which has the same sign and does not underflow.
 
     Args:
         inputs: (batch, ...), float.
@@ -77,8 +93,8 @@ def sign_attack(
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
         with torch.enable_grad():
-            loss = functional.cross_entropy(logits_of(attacked).float(), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, attacked)
+            gain = escape(logits_of(attacked).float(), labels).sum()
+            (gradient,) = torch.autograd.grad(gain, attacked)
         attacked = project(attacked.detach() + step * gradient.sign())
     return attacked.detach()
 

@@ -1,0 +1,166 @@
+"""What attacks on images need to know about inputs: their range, and where the pixels are.
+
+Pure functions. Attacks work in *unit space*, where the range of every channel is [0, 1], so that a
+radius means the same for images in [0, 1], in [0, 255] and for normalised ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
+from forgetkit.errors import DataError
+from forgetkit.types import Inputs
+
+LogitsFunction = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class PixelRange:
+    """The valid range of inputs.
+
+    Args:
+        low: smallest value, broadcastable to inputs (batch, ...): one for each channel, or one.
+        high: largest value, in the same shape.
+        source: where it comes from, in words.
+    """
+
+    low: Tensor
+    high: Tensor
+    source: str
+
+    def to_unit(self, inputs: Tensor) -> Tensor:
+        """Return inputs in unit space; a channel without any width becomes 0."""
+        low, width = self._on(inputs)
+        return (inputs - low) / torch.where(width > 0, width, torch.ones_like(width))
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Return inputs from unit space, (batch, ...), clamped to the range."""
+        low, width = self._on(unit)
+        return torch.minimum(torch.maximum(low + unit * width, low), self.high.to(unit.device))
+
+    def describe(self) -> str:
+        """Say in words what the range is."""
+        pairs = zip(self.low.flatten().tolist(), self.high.flatten().tolist(), strict=True)
+        shown = [f"[{low:.4g}, {high:.4g}]" for low, high in pairs]
+        more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+        return f"{', '.join(shown[:4])}{more} ({self.source})"
+
+    def _on(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.low.to(inputs.device), self.high.to(inputs.device)
+        return low, high - low
+
+
+def pixel_range(bounds: tuple[float, float] | None, images: Iterable[Tensor]) -> PixelRange:
+    """Return the range that attacks keep to.
+
+    Args:
+        bounds: a range for all channels, in the units of the inputs; ``None`` takes the smallest
+            and largest value of each channel in ``images``.
+        images: batches (batch, channels, ...); inputs of fewer than three dimensions have no
+            channels and share one range. Read only when ``bounds`` is ``None``.
+
+    Raises:
+        DataError: there is no image to read.
+    """
+    if bounds is not None:
+        low, high = (torch.tensor(float(end)) for end in bounds)
+        return PixelRange(low, high, "as given by bounds")
+    lows: list[Tensor] = []
+    highs: list[Tensor] = []
+    for batch in images:
+        if len(batch) == 0:
+            continue
+        held = [0, *range(2, batch.ndim)] if batch.ndim > 2 else list(range(batch.ndim))
+        lows.append(batch.detach().float().amin(dim=held, keepdim=batch.ndim > 2).cpu())
+        highs.append(batch.detach().float().amax(dim=held, keepdim=batch.ndim > 2).cpu())
+    if not lows:
+        raise DataError(
+            "attack: expected images to take the range of pixels from, found none; pass bounds="
+        )
+    return PixelRange(
+        torch.stack(lows).amin(dim=0),
+        torch.stack(highs).amax(dim=0),
+        "smallest and largest value seen in the forget set; pass bounds= to change it",
+    )
+
+
+def pixels_of(inputs: Inputs) -> tuple[str | None, Tensor]:
+    """Return the float tensor that an attack may change, and its name if the inputs are named.
+
+    Raises:
+        DataError: the inputs hold no or several float tensors.
+    """
+    named: dict[str | None, Tensor] = {None: inputs} if isinstance(inputs, Tensor) else {}
+    if not isinstance(inputs, Tensor):
+        named.update(inputs.items())
+    floats = {name: value for name, value in named.items() if value.is_floating_point()}
+    if len(floats) == 1:
+        return next(iter(floats.items()))
+    found = ", ".join(f"{name or 'inputs'} of {value.dtype}" for name, value in named.items())
+    raise DataError(
+        f"attack: expected exactly one floating-point tensor among the inputs, found {found}; give "
+        "the model images as floats, or use a method that does not attack images"
+    )
+
+
+def with_pixels(inputs: Inputs, pixels: Tensor, rows: Tensor) -> Inputs:
+    """Return the given rows of inputs with other pixels.
+
+    Args:
+        inputs: the inputs of a batch.
+        pixels: (rows, ...) what replaces the float tensor.
+        rows: (rows,) int64; row i of the result is row ``rows[i]`` of ``inputs``.
+    """
+    if isinstance(inputs, Tensor):
+        return pixels
+    own, _ = pixels_of(inputs)
+    return {
+        name: pixels if name == own else value[rows.to(value.device)]
+        for name, value in inputs.items()
+    }
+
+
+def gathered(parts: Iterable[Inputs]) -> Inputs:
+    """Return the inputs of several batches as one, on the host."""
+    listed = list(parts)
+    first = listed[0]
+    if isinstance(first, Tensor):
+        return torch.cat([part.cpu() for part in listed if isinstance(part, Tensor)])
+    named = [part for part in listed if isinstance(part, Mapping)]
+    return {name: torch.cat([part[name].cpu() for part in named]) for name in first}
+
+
+def saved_bytes(logits_of: LogitsFunction, pixels: Tensor) -> int:
+    """Return the bytes that one pass keeps for its backward pass."""
+    sizes: dict[int, int] = {}
+
+    def seen(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), saved_tensors_hooks(seen, lambda tensor: tensor):
+        kept = logits_of(pixels.detach().clone().requires_grad_())
+    del kept
+    return sum(sizes.values())
+
+
+def rows_at_once(logits_of: LogitsFunction, pixels: Tensor, budget: int) -> int:
+    """Return how many rows fit into a budget of bytes, at least one.
+
+    What does not grow with the batch (weights) cancels between a pass over one and over two rows.
+
+    Args:
+        logits_of: the attacked function.
+        pixels: (1, ...) an example.
+        budget: bytes for what a pass keeps.
+    """
+    one = saved_bytes(logits_of, pixels)
+    two = saved_bytes(logits_of, torch.cat([pixels, pixels]))
+    each = max(two - one, 4 * pixels.nbytes)
+    return int(max(1, min(budget // each, 1 << 14)))

@@ -1,0 +1,59 @@
+"""Wanted labels: drawn ones, and contradictions among given ones. Pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from forgetkit.errors import BadTarget
+from forgetkit.types import Inputs, SampleSet
+
+
+def drawn_classes(draws: Tensor, blocked: Tensor) -> Tensor:
+    """Return uniformly drawn classes that are not blocked, (samples, draws).
+
+    Args:
+        draws: (samples, draws) uniform numbers in [0, 1).
+        blocked: (samples, classes) boolean; at least one class of each row is not blocked.
+    """
+    allowed = (~blocked).long().cumsum(dim=1)
+    rank = (draws * allowed[:, -1:]).long()
+    return torch.searchsorted(allowed, rank, right=True)
+
+
+def reject_contradictions(samples: SampleSet, wanted: Tensor) -> None:
+    """Refuse equal inputs with different wanted labels: no model can satisfy both.
+
+    Args:
+        samples: read once.
+        wanted: (samples,) int64 wanted labels.
+
+    Raises:
+        BadTarget: the message names the two positions.
+    """
+    known: dict[bytes, int] = {}
+    for batch in samples.batches():
+        for row, digest in zip(batch.index.tolist(), _digests(batch.inputs), strict=True):
+            first = known.setdefault(digest, row)
+            if wanted[first] != wanted[row]:
+                raise BadTarget(
+                    "relabel: expected one new label for equal images, found positions "
+                    f"{int(samples.positions[first])} and {int(samples.positions[row])}, which "
+                    f"hold the same image, with the new labels {int(wanted[first])} and "
+                    f"{int(wanted[row])}; leave one of them out or correct its label"
+                )
+
+
+def _digests(inputs: Inputs) -> list[bytes]:
+    """Return a fingerprint of the bytes of each row."""
+    tensors = [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
+    rows = [
+        tensor.detach().cpu().contiguous().view(len(tensor), -1).view(torch.uint8).numpy()
+        for tensor in tensors
+    ]
+    return [
+        hashlib.blake2b(b"".join(row.tobytes() for row in parts), digest_size=16).digest()
+        for parts in zip(*rows, strict=True)
+    ]

@@ -1,0 +1,389 @@
+"""Attacks against slow twins that attack one sample at a time in plain steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forgetkit import draws
+from forgetkit.adversarial import (
+    AdversarialSet,
+    adversarial_set,
+    attack_cost,
+    held,
+    joint_weights,
+    pull,
+)
+from forgetkit.attacks import escape, sign_attack
+from forgetkit.data.sets import StoredSet
+from forgetkit.errors import BadTarget, DataError
+from forgetkit.l2_attacks import (
+    escaping_l2_attack,
+    into_ball,
+    nearest_escape,
+    norms,
+    random_starts,
+    targeted_l2_attack,
+)
+from forgetkit.losses import blocked_classes
+from forgetkit.pixels import PixelRange, pixel_range, pixels_of, rows_at_once, with_pixels
+from forgetkit.relabelling import drawn_classes, reject_contradictions
+
+CLASSES = 5
+RADIUS = 0.7
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(6 * 25, CLASSES),
+    )
+    return model.eval()
+
+
+def images(count: int, seed: int = 1) -> Tensor:
+    return torch.rand(count, 2, 5, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(purpose: str, positions: Tensor) -> Tensor:
+    return draws.uniform(0, purpose, positions)
+
+
+def literal_targeted(model: nn.Module, x: Tensor, target: int, start: Tensor, n: int) -> Tensor:
+    """One image, one target, as the method is written; X = [0, 1], a = 0.1."""
+    delta = start.clone()
+    for _ in range(n):
+        leaf = delta.clone().requires_grad_()
+        loss = functional.cross_entropy(model((x + leaf)[None]), torch.tensor([target]))
+        loss.backward()
+        assert leaf.grad is not None
+        g = -leaf.grad
+        delta = delta + 0.1 * g / max(float(g.square().sum().sqrt()), 1e-6)
+        delta = (x + delta).clamp(0, 1) - x
+        length = float(delta.square().sum().sqrt())
+        if length > RADIUS:
+            delta = delta * RADIUS / length
+    return (x + delta).clamp(0, 1)
+
+
+def attacked_set(
+    model: nn.Module, pixels: Tensor, labels: Tensor, **changes: int
+) -> AdversarialSet:
+    return adversarial_set(
+        pixels,
+        torch.arange(len(pixels)) * 3,
+        blocked_classes(labels, (), CLASSES),
+        lambda inputs: model(inputs),
+        uniform,
+        pixel_range((0.0, 1.0), []),
+        per_sample=4,
+        radius=RADIUS,
+        step=0.1,
+        steps=15,
+        device=torch.device("cpu"),
+        at_once=at_once,
+    )
+
+
+def test_vectorised_attack_equals_the_literal_one() -> None:
+    model, x = network(), images(6)
+    targets = torch.tensor([0, 1, 2, 3, 4, 0])
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(2))
+    starts = random_starts(x, noise, radius=RADIUS, low=0.0, high=1.0)
+    ours = targeted_l2_attack(x, model, targets, starts, radius=RADIUS, step=0.1, steps=15)
+    for row in range(6):
+        slow = literal_targeted(model, x[row], int(targets[row]), starts[row], 15)
+        assert torch.allclose(ours[row], slow, atol=1e-5)
+    assert float((ours - x).abs().max()) > 0.05
+
+
+def test_random_starts_follow_the_text() -> None:
+    x, noise = images(5), torch.rand(5, 2, 5, 5, generator=torch.Generator().manual_seed(4))
+    starts = random_starts(x, noise, radius=RADIUS, low=0.0, high=1.0)
+    for row in range(5):
+        move = noise[row] - x[row]
+        length = float(move.norm())
+        move = move * min(1.0, RADIUS / length)
+        assert torch.allclose(starts[row], (x[row] + move).clamp(0, 1) - x[row], atol=1e-6)
+    assert float(norms(starts).max()) == pytest.approx(RADIUS, abs=1e-5)
+
+
+def test_set_is_the_same_whatever_is_attacked_at_once() -> None:
+    model, x = network(), images(7)
+    labels = torch.arange(7) % CLASSES
+    whole = attacked_set(model, x, labels)
+    alone = attacked_set(model, x, labels, at_once=1)
+    thirds = attacked_set(model, x, labels, at_once=3)
+    assert torch.allclose(whole.pixels, alone.pixels, atol=1e-5)
+    assert torch.allclose(whole.pixels, thirds.pixels, atol=1e-5)
+    assert torch.equal(whole.targets, alone.targets)
+    assert whole.reached == alone.reached
+
+
+def test_set_does_not_depend_on_the_order_of_the_samples() -> None:
+    model, x = network(), images(5)
+    labels = torch.arange(5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    span = pixel_range((0.0, 1.0), [])
+
+    def made(rows: Tensor) -> AdversarialSet:
+        return adversarial_set(
+            x[rows], rows, blocked_classes(labels[rows], (), CLASSES), model, uniform, span,
+            per_sample=3, radius=RADIUS, step=0.1, steps=5, device=torch.device("cpu"),
+        )  # fmt: skip
+
+    first, second = made(torch.arange(5)), made(order)
+    for place, row in enumerate(order.tolist()):
+        own, other = slice(3 * row, 3 * row + 3), slice(3 * place, 3 * place + 3)
+        assert torch.equal(first.targets[own], second.targets[other])
+        assert torch.allclose(first.pixels[own], second.pixels[other], atol=1e-5)
+
+
+@pytest.mark.parametrize("label", range(CLASSES))
+def test_every_image_keeps_to_ball_range_and_other_classes(label: int) -> None:
+    """Also for y = K // 2, where the reference code falls back to the true label."""
+    model, x = network(), images(6)
+    made = attacked_set(model, x, torch.full((6,), label))
+    assert len(made.pixels) == len(made.targets) == 6 * 4
+    moves = made.pixels - x[made.rows]
+    assert float(norms(moves).max()) <= RADIUS + 1e-5
+    assert float(made.pixels.min()) >= 0.0
+    assert float(made.pixels.max()) <= 1.0
+    assert not (made.targets == label).any()
+    assert ((made.targets >= 0) & (made.targets < CLASSES)).all()
+    by_image = made.targets.view(6, 4)
+    assert (by_image != by_image[:, :1]).any()
+
+
+def test_success_rate_is_that_of_the_images() -> None:
+    model, x = network(), images(8)
+    made = attacked_set(model, x, torch.arange(8) % CLASSES)
+    read = model(made.pixels).argmax(dim=1)
+    assert made.reached == pytest.approx(float((read == made.targets).float().mean()))
+    assert made.reached > 0.0
+    assert attack_cost(8, 4, 15) == 480
+
+
+def test_attack_does_not_touch_the_weights() -> None:
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    attacked_set(model, images(3), torch.tensor([0, 1, 2]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_into_ball_scales_only_what_is_outside() -> None:
+    moves = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.0, 0.0]])
+    expected = torch.tensor([[0.6, 0.8], [0.3, 0.4], [0.0, 0.0]])
+    assert torch.allclose(into_ball(moves, 1.0), expected)
+    assert torch.equal(into_ball(moves, 0.0), torch.zeros(3, 2))
+
+
+def test_escape_has_the_direction_of_cross_entropy_and_does_not_vanish() -> None:
+    logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    leaf = logits.clone().requires_grad_()
+    (ours,) = torch.autograd.grad(escape(leaf, labels).sum(), leaf)
+    loss = functional.cross_entropy(leaf, labels, reduction="sum")
+    (theirs,) = torch.autograd.grad(loss, leaf)
+    wrong = 1 - logits.softmax(dim=1)[torch.arange(6), labels]
+    assert torch.allclose(ours * wrong[:, None], theirs)
+    sure = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    (ours,) = torch.autograd.grad(escape(sure, torch.tensor([0])).sum(), sure)
+    (theirs,) = torch.autograd.grad(functional.cross_entropy(sure, torch.tensor([0])), sure)
+    assert torch.allclose(ours, torch.tensor([[-1.0, 0.5, 0.5]]))
+    assert float(theirs.abs().max()) == 0.0
+
+
+def test_sign_attack_moves_a_confident_model() -> None:
+    weight = torch.tensor([[300.0, 0.0], [0.0, 300.0]])
+    start = torch.tensor([[1.0, 0.0]])
+    moved = sign_attack(
+        start, lambda x: x @ weight.T, torch.tensor([0]), step=0.2, steps=1, project=lambda x: x
+    )
+    assert torch.allclose(moved, torch.tensor([[0.8, 0.2]]))
+
+
+def test_escaping_attack_ascends_by_the_normalised_gradient() -> None:
+    model, x = network(), images(4)
+    labels = model(x).argmax(dim=1)
+    ours = escaping_l2_attack(x, model, labels, radius=1.0, step=0.1, steps=1)
+    for row in range(4):
+        leaf = x[row : row + 1].clone().requires_grad_()
+        loss = functional.cross_entropy(model(leaf).double(), labels[row : row + 1])
+        (g,) = torch.autograd.grad(loss, leaf)
+        assert torch.allclose(ours[row], (leaf + 0.1 * g / g.norm()).clamp(0, 1)[0], atol=1e-5)
+
+
+def test_nearest_escape_finds_the_first_radius_that_succeeds() -> None:
+    model, x = network(), images(10)
+    own = model(x).argmax(dim=1)
+    attacked, predicted, found = nearest_escape(
+        x, lambda moved, rows: model(moved), radius=0.05, doublings=6, steps=10
+    )
+    assert (found > 0).all()
+    assert (predicted != own).all()
+    assert torch.equal(model(attacked).argmax(dim=1), predicted)
+    for row in range(10):
+        radius = 0.05
+        while True:  # the first doubling that succeeds, one image at a time
+            slow = escaping_l2_attack(
+                x[row : row + 1], model, own[row : row + 1], radius=radius, step=radius / 10,
+                steps=10,
+            )  # fmt: skip
+            if int(model(slow).argmax()) != int(own[row]):
+                break
+            radius *= 2
+        assert float(found[row]) == pytest.approx(radius)
+        assert torch.allclose(attacked[row], slow[0], atol=1e-5)
+        assert float((attacked[row] - x[row]).norm()) <= radius + 1e-5
+
+
+def test_nearest_escape_says_when_nothing_is_found() -> None:
+    x = images(3)
+    attacked, predicted, found = nearest_escape(
+        x, lambda moved, rows: moved.flatten(1)[:, :2] * 0 + torch.tensor([1.0, 0.0]),
+        radius=0.1, doublings=1, steps=2,
+    )  # fmt: skip
+    assert torch.equal(found, torch.zeros(3))
+    assert torch.equal(predicted, torch.zeros(3, dtype=torch.long))
+    assert torch.equal(attacked, x)
+
+
+def test_range_is_that_of_each_channel() -> None:
+    first = torch.tensor([[[[0.0, 2.0]], [[5.0, 6.0]]]])
+    second = torch.tensor([[[[-1.0, 1.0]], [[7.0, 7.0]]]])
+    span = pixel_range(None, [first, second])
+    assert span.low.flatten().tolist() == [-1.0, 5.0]
+    assert span.high.flatten().tolist() == [2.0, 7.0]
+    assert "seen" in span.describe()
+    for batch in (first, second):
+        assert torch.allclose(span.from_unit(span.to_unit(batch)), batch)
+    assert float(span.to_unit(first).min()) >= 0.0
+    assert float(span.to_unit(second).max()) <= 1.0
+
+
+def test_range_given_by_bounds_reads_no_image() -> None:
+    span = pixel_range((-2.0, 2.0), iter([torch.zeros(0)]))
+    assert span.to_unit(torch.tensor([-2.0, 0.0, 2.0])).tolist() == [0.0, 0.5, 1.0]
+    assert span.from_unit(torch.tensor([-1.0, 2.0])).tolist() == [-2.0, 2.0]
+    assert "bounds" in span.describe()
+
+
+def test_vectors_share_one_range_and_constant_channels_stay() -> None:
+    span = pixel_range(None, [torch.tensor([[0.0, 3.0], [1.0, 2.0]])])
+    assert float(span.low) == 0.0
+    assert float(span.high) == 3.0
+    flat = PixelRange(torch.tensor(2.0), torch.tensor(2.0), "test")
+    assert flat.from_unit(flat.to_unit(torch.tensor([2.0])) + 0.5).tolist() == [2.0]
+
+
+def test_range_of_nothing_is_refused() -> None:
+    with pytest.raises(DataError, match="pass bounds="):
+        pixel_range(None, [torch.zeros(0, 3, 4, 4)])
+
+
+def test_attack_in_unit_space_is_the_same_for_normalised_inputs() -> None:
+    """The radius means the same for a model with and without normalisation inside."""
+    model, x = network(), images(5)
+    mean = torch.tensor([0.4, 0.5]).view(1, 2, 1, 1)
+    std = torch.tensor([0.2, 0.3]).view(1, 2, 1, 1)
+    labels = torch.arange(5)
+    inside = PixelRange(torch.zeros(1, 2, 1, 1), torch.ones(1, 2, 1, 1), "test")
+    outside = PixelRange((0 - mean) / std, (1 - mean) / std, "test")
+
+    def made(pixels: Tensor, span: PixelRange, normalised: bool) -> Tensor:
+        return adversarial_set(
+            pixels, torch.arange(5), blocked_classes(labels, (), CLASSES),
+            lambda z: model(z * std + mean if normalised and isinstance(z, Tensor) else z),
+            uniform, span, per_sample=2, radius=RADIUS, step=0.1, steps=8,
+            device=torch.device("cpu"),
+        ).pixels  # fmt: skip
+
+    plain = made(x, inside, normalised=False)
+    shifted = made((x - mean) / std, outside, normalised=True)
+    assert torch.allclose(shifted * std + mean, plain, atol=1e-4)
+
+
+def test_named_inputs_keep_what_is_no_image() -> None:
+    inputs = {"pixel_values": images(3), "mask": torch.tensor([[1], [2], [3]])}
+    name, pixels = pixels_of(inputs)
+    assert name == "pixel_values"
+    rows = torch.tensor([2, 0])
+    changed = with_pixels(inputs, pixels[rows] + 1, rows)
+    assert isinstance(changed, dict)
+    assert changed["mask"].tolist() == [[3], [1]]
+    assert torch.equal(changed["pixel_values"], pixels[rows] + 1)
+
+
+def test_inputs_without_one_float_tensor_are_refused() -> None:
+    with pytest.raises(DataError, match="uint8"):
+        pixels_of(torch.zeros(2, 3, dtype=torch.uint8))
+    with pytest.raises(DataError, match="exactly one"):
+        pixels_of({"a": torch.zeros(1), "b": torch.zeros(1)})
+
+
+def test_memory_budget_cuts_the_batch() -> None:
+    model, x = network(), images(1)
+    assert rows_at_once(model, x, 1) == 1
+    few, many = rows_at_once(model, x, 10_000), rows_at_once(model, x, 1_000_000)
+    assert 1 < few < many
+    assert many == pytest.approx(100 * few, rel=0.2)
+
+
+def test_drawn_classes_are_allowed_and_uniform() -> None:
+    blocked = blocked_classes(torch.full((400,), 2), (4,), CLASSES)
+    numbers = torch.rand(400, 25, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = torch.bincount(drawn_classes(numbers, blocked).flatten(), minlength=CLASSES)
+    assert counts[[2, 4]].tolist() == [0, 0]
+    assert float(counts[[0, 1, 3]].min()) > 3100
+    edge = drawn_classes(torch.tensor([[0.0, 0.999999]]), blocked[:1])
+    assert edge.tolist() == [[0, 3]]
+
+
+def test_equal_images_with_different_new_labels_are_refused() -> None:
+    x = images(3)
+    twice = StoredSet(torch.cat([x, x[:1]]), torch.zeros(4, dtype=torch.long))
+    reject_contradictions(twice, torch.tensor([1, 2, 3, 1]))
+    with pytest.raises(BadTarget, match="positions 0 and 3"):
+        reject_contradictions(twice, torch.tensor([1, 2, 3, 2]))
+
+
+def test_weights_of_the_two_terms() -> None:
+    first, second = joint_weights(16, 256, "size")
+    assert first == pytest.approx(16 / 272)
+    assert first + second == 1.0
+    assert joint_weights(16, 256, "sum") == (1.0, 1.0)
+
+
+def test_held_is_one_minus_the_scaled_importance() -> None:
+    assert torch.allclose(held(torch.tensor([2.0, 6.0, 3.0])), torch.tensor([1.0, 0.0, 0.75]))
+    for equal in (torch.zeros(4), torch.full((2, 2), 3.0), torch.tensor([7.0])):
+        assert torch.equal(held(equal), torch.ones_like(equal))
+
+
+def test_pull_is_zero_at_the_start_and_its_gradient_is_the_weighted_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = {"a": torch.randn(3, 2, generator=generator), "b": torch.randn(4, generator=generator)}
+    strength = {name: torch.rand(value.shape, generator=generator) for name, value in start.items()}
+    assert float(pull(start, start, strength)) == 0.0
+    now = {name: (value + 0.3).requires_grad_() for name, value in start.items()}
+    pull(now, start, strength).backward()
+    for name, value in now.items():
+        assert value.grad is not None
+        expected = strength[name] * (value.detach() - start[name])
+        assert torch.allclose(value.grad, expected, atol=1e-6)
+    literal = sum(
+        float(s * (n - o) ** 2)
+        for name in now
+        for s, n, o in zip(
+            strength[name].flatten(), now[name].flatten(), start[name].flatten(), strict=True
+        )
+    )
+    assert float(pull(now, start, strength)) == pytest.approx(literal / 2, rel=1e-5)
