@@ -6,16 +6,17 @@ purpose. Source: Cha et al., "Learning to Unlearn", AAAI 2024, Sections 4.1 to 4
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from forgetkit.l2_attacks import random_starts, targeted_l2_attack
+from forgetkit.per_sample import LogitsOf, gradients, on_device
 from forgetkit.pixels import PixelRange, pixels_of, rows_at_once, with_pixels
 from forgetkit.relabelling import drawn_classes
-from forgetkit.types import Inputs
+from forgetkit.types import Batch, Inputs
 
 Uniform = Callable[[str, Tensor], Tensor]
 """From a purpose and int64 positions to one number in [0, 1) each."""
@@ -173,3 +174,27 @@ def pull(
     """Return half the weighted squared distance to the starting weights."""
     parts = [(strength[name] * (now[name] - start[name]).square()).sum() for name in now]
     return torch.stack(parts).sum() / 2
+
+
+def batch_importance(
+    logits_of: LogitsOf, parameters: Mapping[str, Tensor], batches: Iterable[Batch]
+) -> dict[str, Tensor]:
+    """Return the importance that the authors' code computes, batch by batch.
+
+    The absolute gradient of the batch mean of the norm (not squared) of the logits, times the
+    batch size; sums over batches, divided by the samples. Signs cancel inside a batch.
+    """
+    total = {name: torch.zeros_like(p, requires_grad=False) for name, p in parameters.items()}
+    samples = 0
+    for batch in batches:
+        inputs = on_device(batch.inputs, parameters)
+        found = gradients(logits_of, parameters, inputs, batch.labels, _mean_norm)
+        samples += len(batch)
+        for name, gradient in found.items():
+            total[name] += gradient.abs() * len(batch)
+    return {name: value / samples for name, value in total.items()}
+
+
+def _mean_norm(logits: Tensor, labels: Tensor) -> Tensor:  # noqa: ARG001  needs no labels
+    norm: Tensor = torch.linalg.vector_norm(logits.float(), dim=1).mean()
+    return norm

@@ -16,6 +16,7 @@ from forgetkit.attacks import escape
 
 LogitsFunction = Callable[[Tensor], Tensor]
 _SMALLEST = 1e-6
+_SCALE = 128.0  # exact in float32; keeps gradients of passes in float16 from rounding to 0
 
 
 def norms(moves: Tensor) -> Tensor:
@@ -182,8 +183,9 @@ def _ascended(
     for _ in range(steps):
         move = move.detach().requires_grad_()
         with torch.enable_grad():
-            total = gain(logits_of(inputs + move).float())
+            total = _SCALE * gain(logits_of(inputs + move).float())
             (gradient,) = torch.autograd.grad(total, move)
+        gradient = gradient / _SCALE
         move = move.detach() + step * gradient / norms(gradient).clamp(min=_SMALLEST)
         move = (inputs + move).clamp(low, high) - inputs
         move = into_ball(move, radius)

@@ -73,7 +73,7 @@ def literal_targeted(model: nn.Module, x: Tensor, target: int, start: Tensor, n:
 
 
 def attacked_set(
-    model: nn.Module, pixels: Tensor, labels: Tensor, **changes: int
+    model: nn.Module, pixels: Tensor, labels: Tensor, at_once: int | None = None
 ) -> AdversarialSet:
     return adversarial_set(
         pixels,
@@ -383,7 +383,10 @@ def test_pull_is_zero_at_the_start_and_its_gradient_is_the_weighted_way() -> Non
         float(s * (n - o) ** 2)
         for name in now
         for s, n, o in zip(
-            strength[name].flatten(), now[name].flatten(), start[name].flatten(), strict=True
+            strength[name].flatten(),
+            now[name].detach().flatten(),
+            start[name].flatten(),
+            strict=True,
         )
     )
-    assert float(pull(now, start, strength)) == pytest.approx(literal / 2, rel=1e-5)
+    assert float(pull(now, start, strength).detach()) == pytest.approx(literal / 2, rel=1e-5)
