@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import Field, dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from forgetkit.errors import BadHyperparameter
@@ -17,7 +18,8 @@ class Bounds:
     """What a field accepts.
 
     Args:
-        kind: ``"number"``, ``"integer"``, ``"choice"``, ``"flag"`` or ``"interval"``.
+        kind: ``"number"``, ``"integer"``, ``"choice"``, ``"flag"``, ``"interval"`` or
+            ``"artefact"``.
         about: one line: meaning, unit, the paper's letter.
         low: smallest value, included.
         high: largest value, included.
@@ -25,7 +27,7 @@ class Bounds:
         optional: whether ``None`` is accepted.
     """
 
-    kind: Literal["number", "integer", "choice", "flag", "interval"]
+    kind: Literal["number", "integer", "choice", "flag", "interval", "artefact"]
     about: str
     low: float = -math.inf
     high: float = math.inf
@@ -40,6 +42,8 @@ class Bounds:
             text = "True or False"
         elif self.kind == "interval":
             text = "a pair (low, high) with low < high"
+        elif self.kind == "artefact":
+            text = "the path of a file or folder"
         else:
             noun = "an integer" if self.kind == "integer" else "a number"
             text = f"{noun} in [{self.low:g}, {self.high:g}]"
@@ -60,6 +64,8 @@ class Bounds:
                 and all(isinstance(end, (int, float)) for end in value)
                 and value[0] < value[1]
             )
+        if self.kind == "artefact":
+            return isinstance(value, (str, PurePath)) and bool(str(value))
         kinds = (int,) if self.kind == "integer" else (int, float)
         return (
             isinstance(value, kinds)
@@ -88,6 +94,12 @@ def interval(about: str) -> tuple[float, float] | None:
     """Declare an optional pair (low, high)."""
     nothing: tuple[float, float] | None = None
     return _declare(nothing, Bounds("interval", about, optional=True))
+
+
+def artefact(about: str) -> str | None:
+    """Declare an optional file or folder made earlier: statistics, a training log."""
+    nothing: str | None = None
+    return _declare(nothing, Bounds("artefact", about, optional=True))
 
 
 def _declare(default: T, bounds: Bounds) -> T:

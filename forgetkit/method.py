@@ -6,18 +6,21 @@ import dataclasses
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, TypeVar
 
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from typing_extensions import Self
 
 from forgetkit import fields
 from forgetkit.errors import BadHyperparameter, UnknownMethod
-from forgetkit.types import Batch, Terms
+from forgetkit.types import Batch, SampleSet, Terms
 
 if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
     from forgetkit.engine.run import Run
 
 GoalKind: TypeAlias = Literal["classes", "instances", "relabel", "depoison"]
@@ -25,6 +28,7 @@ Need: TypeAlias = Literal["forget", "retain"]
 Scope: TypeAlias = Literal["head", "all"]
 Steps: TypeAlias = Literal["forget", "retain", "both", "none"]
 State: TypeAlias = Mapping[str, Tensor]
+Settings: TypeAlias = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Card:
         toy: hyper-parameters with which the method works on a toy problem of 240 images.
         probe: settings under which a hyper-parameter makes a difference there, by its name; those
             under ``""`` hold for all that are not named.
+        aliases: further names under which ``using`` finds the method.
+        presets: sets of hyper-parameters by name, for ``using(slug, preset=...)``: ``"paper"`` is
+            what was published, ``"code"`` what the authors' code does.
+        features: whether a method that edits the whole network reads features or the head.
+        multilabel: whether 0/1 target vectors are accepted.
+        rehearse: makes what the method needs besides data (a training log, say) from a toy model,
+            a loader and a folder, and returns the settings that name it; contract tests only.
     """
 
     slug: str
@@ -68,8 +79,13 @@ class Card:
     dropout: bool = False
     masks_head: bool = False
     keeps: float = 0.10
-    toy: Mapping[str, object] = dataclasses.field(default_factory=dict)
-    probe: Mapping[str, Mapping[str, object]] = dataclasses.field(default_factory=dict)
+    toy: Settings = dataclasses.field(default_factory=dict)
+    probe: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    aliases: tuple[str, ...] = ()
+    presets: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
+    features: bool = False
+    multilabel: bool = False
+    rehearse: Callable[[nn.Module, DataLoader[Any], str], Settings] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,16 +97,68 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One pass of an epoch: which samples, in which order, with which step size.
+
+    Args:
+        steps: the set whose batches drive the pass; ``"both"`` pairs the two and restarts the
+            shorter one.
+        name: what ``run.phase`` says meanwhile.
+        forget: read instead of D_f.
+        retain: read instead of D_r.
+        batch_size: samples a step of the driving set; default the method's.
+        other_batch_size: samples a step of the set that is restarted; default ``batch_size``.
+        lr: step size; default ``method.lr``.
+        fresh_optimizer: whether momentum and the like start anew.
+        whole: one step for the whole pass, on the mean gradient over the driving set.
+        shuffle: whether the samples come in random order.
+        eps: epsilon of Adam during the pass.
+        limit: largest number of steps.
+    """
+
+    steps: Steps
+    name: str = ""
+    forget: SampleSet | None = None
+    retain: SampleSet | None = None
+    batch_size: int | None = None
+    other_batch_size: int | None = None
+    lr: float | None = None
+    fresh_optimizer: bool = False
+    whole: bool = False
+    shuffle: bool = True
+    eps: float | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was measured at a check.
+
+    Args:
+        forget_accuracy: on D_f; for a relabel goal one minus the accuracy at the new labels.
+        retain_accuracy: on the validation samples of retained classes, else on the watched ones;
+            ``None`` when there are neither, or between two epochs.
+        epoch_ended: whether an epoch has just ended.
+    """
+
+    forget_accuracy: float
+    retain_accuracy: float | None
+    epoch_ended: bool
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a method may adapt its defaults to before a run.
 
     Args:
+        goal: kind of the request.
         forget_size: samples in D_f.
         retain_size: samples in D_r, 0 when there is none.
         num_classes: width of the logits.
         transformer: whether the model contains attention but few or no convolutions.
     """
 
+    goal: GoalKind
     forget_size: int
     retain_size: int
     num_classes: int
@@ -150,9 +218,55 @@ class Method:
         """Change the weights once, in place, with gradients off."""
         raise TypeError(f"{self.card.slug} does not edit; the engine trains on its loss()")
 
-    def mask(self, run: Run) -> Mapping[str, Tensor]:  # noqa: ARG002
-        """Return a 0/1 tensor for each parameter that may change only where the mask is 1."""
+    def movable(self, run: Run) -> Mapping[str, Tensor]:  # noqa: ARG002
+        """Return a 0/1 tensor for each parameter that may change only where it is 1."""
         return {}
+
+    def trained(self, run: Run) -> Collection[str] | None:  # noqa: ARG002
+        """Return the names of the parameters that training may move, or ``None`` for all.
+
+        Normalisation layers without any of them keep their running statistics.
+        """
+        return None
+
+    def begin(self, run: Run) -> None:
+        """Change the weights once before training: gradients off, eval mode."""
+
+    def extra(self, run: Run) -> State:  # noqa: ARG002
+        """Return tensors that are trained along but belong to the run, not to the model."""
+        return {}
+
+    @property
+    def extra_rate(self) -> float:
+        """Step size of the extra tensors as a multiple of that of the weights."""
+        return 1.0
+
+    def passes(self, run: Run) -> Sequence[Pass]:  # noqa: ARG002
+        """Return what the coming epoch consists of."""
+        return (Pass(self.steps),)
+
+    def rate(self, run: Run) -> float | None:  # noqa: ARG002
+        """Return the step size of the coming pass, or ``None`` for that of the pass."""
+        return None
+
+    def gradients(self, run: Run) -> None:
+        """Change ``p.grad`` of ``run.parameters`` in place before each step."""
+
+    def passed(self, run: Run) -> str | None:  # noqa: ARG002
+        """Return why the run should end after this pass, or ``None`` to go on."""
+        return None
+
+    def checked(self, seen: Seen, run: Run) -> str | None:
+        """Return why the run should end at this check, or ``None`` to go on."""
+        if run.target is None or seen.forget_accuracy > run.target:
+            return None
+        return (
+            f"forget accuracy {100 * seen.forget_accuracy:.2f} % reached its target of "
+            f"{100 * run.target:.2f} % after {run.step} steps"
+        )
+
+    def finish(self, run: Run) -> None:
+        """Change the weights once after training: gradients off, eval mode."""
 
     @property
     def trains(self) -> bool:
@@ -161,18 +275,23 @@ class Method:
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the hyper-parameters by name, ready for JSON."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self).items()
-        }
+        return {name: _plain(value) for name, value in dataclasses.asdict(self).items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return a record that ``from_json`` turns back into an equal method."""
         return {"method": self.card.slug, **self.hyperparameters()}
 
 
+def _plain(value: object) -> object:
+    """Return what JSON can hold."""
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, PurePath) else value
+
+
 M = TypeVar("M", bound=type[Method])
 _registered: dict[str, type[Method]] = {}
+_aliases: dict[str, str] = {}
 _walked = False
 
 
@@ -202,6 +321,8 @@ def register(method: M) -> M:
             f"{known.__module__}.{known.__qualname__}; choose another one"
         )
     _registered[card.slug] = method
+    for alias in card.aliases:
+        _aliases[alias] = card.slug
     return method
 
 
@@ -232,8 +353,9 @@ def find(slug: str) -> type[Method]:
         UnknownMethod: there is none; the message has the nearest names and the full list.
     """
     registry = _registry()
+    slug = _aliases.get(slug, slug)
     if slug not in registry:
-        near = difflib.get_close_matches(str(slug), registry, n=3)
+        near = difflib.get_close_matches(str(slug), [*registry, *_aliases], n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise UnknownMethod(
             f"using({slug!r}): expected the name of a registered method, found none of that name; "
@@ -245,11 +367,17 @@ def find(slug: str) -> type[Method]:
 def build(slug: str, hyperparameters: Mapping[str, Any]) -> Method:
     """Build a method by name with hyper-parameters checked.
 
+    Args:
+        slug: registered name or alias.
+        hyperparameters: by name; ``preset`` names a set of the Card's presets, which the others
+            override.
+
     Raises:
         UnknownMethod: no method has this name.
         BadHyperparameter: a name is unknown or a value is outside its range.
     """
     method = find(slug)
+    hyperparameters = _with_preset(method.card, hyperparameters)
     known = {declared.name for declared in dataclasses.fields(method)}
     for name in hyperparameters:
         if name not in known:
@@ -260,6 +388,19 @@ def build(slug: str, hyperparameters: Mapping[str, Any]) -> Method:
                 f"it has {', '.join(sorted(known)) or 'none'}"
             )
     return method(**hyperparameters)
+
+
+def _with_preset(card: Card, hyperparameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    if "preset" not in hyperparameters:
+        return hyperparameters
+    given = dict(hyperparameters)
+    name = given.pop("preset")
+    if name not in card.presets:
+        raise BadHyperparameter(
+            f"{card.slug}: expected preset to be one of {', '.join(card.presets) or 'none'}, found "
+            f"{name!r}; leave it out for the library's defaults"
+        )
+    return {**card.presets[name], **given}
 
 
 def from_json(record: Mapping[str, Any]) -> Method:

@@ -24,6 +24,13 @@ class Trained(Method):
     max_norm: float | None = bounded(
         None, 0.0, 1e6, "gradient norm above which a step is scaled down; None never clips"
     )
+    mask: float | None = bounded(
+        None,
+        0.0,
+        1.0,
+        "share of the weights, those with the largest forget gradient, that may move (SalUn); "
+        "None lets all move",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

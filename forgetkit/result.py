@@ -25,6 +25,7 @@ LIMITS = (
 )
 SETS = {
     "forget": "forget set",
+    "new_labels": "forget set, new labels",
     "retain": "retain set (watched slice)",
     "validation_retain": "validation, retained",
     "validation_forget": "validation, forgotten",
@@ -51,6 +52,7 @@ class Result:
         why: why ``"auto"`` chose this method, or ``None``.
         class_names: names by class index, or ``None``.
         samples: size of each set that the run worked on.
+        notes: what the method had to say: choices it made, what it could not do.
     """
 
     model: nn.Module
@@ -68,6 +70,7 @@ class Result:
     why: str | None = None
     class_names: list[str] | None = None
     samples: Mapping[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def us(self) -> float | None:

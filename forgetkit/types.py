@@ -67,6 +67,12 @@ class SampleSet(Protocol):
         """
         ...
 
+    def read(
+        self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> Iterable[Batch]:
+        """Iterate once in batches of the given rows; ``seed`` is for random augmentation."""
+        ...
+
     def take(self, rows: Tensor) -> SampleSet:
         """Return the set of the given rows (int64 positions in this set), in that order."""
         ...

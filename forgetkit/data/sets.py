@@ -61,25 +61,31 @@ class IndexedSet:
         Raises:
             DataError: a batch cannot be used, or its labels are not those found before.
         """
-        whole = _cut(len(self), batch_size or self.batch_size, generator)
+        whole = cut(len(self), batch_size or self.batch_size, generator)
         seed = next(self._reads)
         if generator is not None:
             seed += generator.initial_seed()
-        return self._read(whole, seed % 2**63, shard)
+        return self.read(whole, seed=seed % 2**63, shard=shard)
 
-    def _read(
-        self, whole: tuple[Tensor, ...], seed: int, shard: tuple[int, int]
+    def read(
+        self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
+        """Iterate once in batches of the given rows; see ``SampleSet``.
+
+        Raises:
+            DataError: as ``batches``.
+        """
+        whole = chunks
         rank, world = shard
         shares = [rows[rank::world] for rows in whole]
         # nothing can be collated from no samples: read one and cut it off again
         fetched = [
             share if len(share) else rows[:1] for share, rows in zip(shares, whole, strict=True)
         ]
-        chunks = [self.positions[rows].tolist() for rows in fetched]
+        asked = [self.positions[rows].tolist() for rows in fetched]
         reader = Reader(self._name)
         for share, rows, rows_read, (inputs, found) in zip(
-            shares, whole, fetched, read_chunks(self.reading, chunks, seed, reader), strict=True
+            shares, whole, fetched, read_chunks(self.reading, asked, seed, reader), strict=True
         ):
             labels = self.labels[rows_read]
             self._compare(found, labels, self.positions[rows_read], reader.where)
@@ -170,9 +176,19 @@ class StoredSet:
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Iterate once; see ``SampleSet``."""
+        whole = cut(len(self), batch_size or self.batch_size, generator)
+        return self.read(whole, shard=shard)
+
+    def read(
+        self,
+        chunks: tuple[Tensor, ...],
+        *,
+        seed: int = 0,  # noqa: ARG002  nothing here is random
+        shard: tuple[int, int] = (0, 1),
+    ) -> Iterator[Batch]:
+        """Iterate once in batches of the given rows; see ``SampleSet``."""
         rank, world = shard
-        whole = _cut(len(self), batch_size or self.batch_size, generator)
-        return (self._batch(rows[rank::world], len(rows)) for rows in whole)
+        return (self._batch(rows[rank::world], len(rows)) for rows in chunks)
 
     def _batch(self, rows: Tensor, total: int) -> Batch:
         return Batch(rows_of(self.inputs, rows), self.labels[rows], rows, total)
@@ -235,7 +251,7 @@ def _unreadable(name: str, number: int, chunk: list[int], error: Exception) -> s
     )
 
 
-def _cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, ...]:
+def cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, ...]:
     """Return the rows of each batch; the order is drawn at once, not when batches are read."""
     rows = torch.arange(samples)
     if generator is not None:
@@ -243,4 +259,4 @@ def _cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, 
     return rows.split(size) if samples else ()
 
 
-__all__ = ["IndexedSet", "StoredSet", "read_chunks"]
+__all__ = ["IndexedSet", "StoredSet", "cut", "read_chunks"]

@@ -187,10 +187,11 @@ def _visit(
         )
 
     def train(samples: TensorImages, what: str) -> tuple[nn.Module, float]:
-        with _seeded(seed), progress(f"{contender.title}: {what}", recipe.epochs) as step:
+        with _seeded(seed), progress(f"{contender.title}: {what}") as bar:
+            bar.expect(recipe.epochs)
             model = contender.build(data)
             device = "cuda" if torch.cuda.is_available() else "cpu"
-            seconds = fit(model, samples, recipe, device=device, quiet=True, on_epoch=step)
+            seconds = fit(model, samples, recipe, device=device, quiet=True, on_epoch=bar.advance)
         say(f"{contender.title}: {what}, {recipe.epochs} epochs in {seconds:.1f} s")
         return model, seconds
 

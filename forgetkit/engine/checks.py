@@ -28,11 +28,18 @@ def check_goal(method: Method, goal: Goal) -> None:
 
 
 def check_sets(method: Method, sets: Sets) -> None:
-    """Refuse to start without the sets that the method reads.
+    """Refuse to start without the sets that the method reads, or with labels it cannot use.
 
     Raises:
-        DataError: a set is missing.
+        DataError: a set is missing, or the labels are 0/1 vectors that the method cannot read.
     """
+    if sets.forget.labels.ndim == 2 and not method.card.multilabel:
+        others = [card.slug for card in all_cards() if card.multilabel]
+        raise DataError(
+            f"{method.card.slug}: expected one class index per sample, found multi-label targets "
+            f"(a 0/1 vector of {sets.forget.labels.shape[1]} labels each); use "
+            f"{' or '.join(others) or 'another method'}"
+        )
     if "retain" in method.needs and (sets.retain is None or len(sets.retain) == 0):
         raise DataError(
             f"{method.card.slug} needs samples to keep: expected a retain set, found none; pass "

@@ -30,12 +30,12 @@ from forgetkit.engine.session import (
     rolled_back_on_error,
     write_back,
 )
-from forgetkit.engine.training import Loop, Outcome, count_steps
+from forgetkit.engine.training import Loop, Outcome
 from forgetkit.errors import ForgetkitError, UnlearningFailed
 from forgetkit.fingerprint import model_tensors
 from forgetkit.fresh import reset_weights
+from forgetkit.method import Method
 from forgetkit.patch import Patch
-from forgetkit.progress import progress
 from forgetkit.recipe import FullNetwork, StopsEarly, Trained
 from forgetkit.result import Result
 from forgetkit.types import SampleSet
@@ -99,6 +99,7 @@ class Execution:
         self._run: Run | None = None
         self._watched: SampleSet | None = None
         self._best: BestState | None = None
+        self._partly = False
 
     def position(self) -> str:
         """Say how far the run is."""
@@ -143,6 +144,7 @@ class Execution:
             why=self._prepared.why,
             class_names=self._prepared.class_names,
             samples=self._prepared.sizes(),
+            notes=list(self._active().notes),
         )
 
     @contextmanager
@@ -180,7 +182,7 @@ class Execution:
             sets, self._watched = self._watch_slice()
         run = self._run = Run(
             model=self._model,
-            view=self._prepared.view if self._head_only else None,
+            view=self._prepared.view,
             goal=self._prepared.goal,
             forget_classes=self._prepared.forget_classes,
             num_classes=self._prepared.num_classes,
@@ -193,12 +195,15 @@ class Execution:
             autocast=self._place.autocast,
             own_precision=lambda: self._own_precision(storage),
             logits_of=partial(logits_of, output_choice=self._request.output),
+            measure=partial(self._accuracy, storage),
+            validation=self._prepared.validation.get("validation_retain"),
+            initial=self._request.initial,
         )
         try:
             with self._clock("measure"):
                 measured_before = self._measure(storage)
             start = self._reading(measured_before)
-            target = self._target(measured_before)
+            target = run.target = self._target(measured_before)
             edited = kept if not self._head_only else dict(editable)
             if (
                 self._guard is not None
@@ -207,7 +212,7 @@ class Execution:
             ):
                 goal_target = target if target is not None else self._fallback_target(start)
                 self._best = BestState(edited, start, goal_target, self._guard.budget)
-            outcome = self._change(storage, run, target)
+            outcome = self._change(storage, run)
             if self._best is not None:
                 self._best.restore()
             if self._place.world > 1 and not self._head_only:
@@ -232,7 +237,7 @@ class Execution:
             return self._prepared.sets, kept.take(rows.sort().values)
         return hold_out(self._prepared.sets, self._guard, generator)
 
-    def _change(self, storage: Storage, run: Run, target: float | None) -> Outcome:
+    def _change(self, storage: Storage, run: Run) -> Outcome:
         """Let the method change the weights."""
         method = self._method
         if method.card.fresh:
@@ -244,32 +249,46 @@ class Execution:
             with self._clock("edit"), torch.no_grad(), evaluating(self._model):
                 method.edit(run)
             return Outcome(stopped_because="a closed-form edit, made once")
+        with self._clock("setup"), torch.no_grad(), evaluating(self._model):
+            self._choose_parameters(run)
+            method.begin(run)
+            run.extra = {
+                name: tensor.detach().clone().requires_grad_()
+                for name, tensor in method.extra(run).items()  # noqa: S610  no database
+            }
         with self._clock("train"):
-            forget = run.images.forget
-            steps = method.epochs * count_steps(method, forget, run.images.retain)
-            with progress(method.card.slug, steps) as tick:
-                outcome = Loop(
-                    method,
-                    run,
-                    self._place,
-                    update_mode=self._update_mode,
-                    forget_accuracy=lambda: self._forget_accuracy(storage),
-                    watch=lambda: self._observe(storage),
-                    target=target,
-                    accumulate=self._request.accumulate,
-                    refresh=self._prepared.random_inputs,
-                    tick=tick,
-                ).train()
+            outcome = Loop(
+                method,
+                run,
+                self._place,
+                update_mode=self._update_mode,
+                watch=lambda: self._observe(storage),
+                accumulate=self._request.accumulate,
+                refresh=self._prepared.random_inputs,
+            ).train()
+        if type(method).finish is not Method.finish:
+            with self._clock("finish"), torch.no_grad(), evaluating(self._model):
+                method.finish(run)
+            if self._best is not None:  # states from before the finish are not results
+                self._best.drop()
+                self._observe(storage)
         if outcome.clipped:
             outcome.stopped_because += f"; the gradient was clipped in {outcome.clipped} steps"
         return outcome
+
+    def _choose_parameters(self, run: Run) -> None:
+        """Let only what the method trains require a gradient; the flags are given back."""
+        trained = self._method.trained(run)
+        self._partly = trained is not None
+        for name, parameter in run.parameters.items():
+            parameter.requires_grad_(trained is None or name in trained)
 
     def _update_mode(self) -> None:
         if self._head_only:
             return
         method = self._method
         bn = method.bn if isinstance(method, FullNetwork) else "frozen"
-        set_update_mode(self._model, bn=bn, dropout=method.card.dropout)
+        set_update_mode(self._model, bn=bn, dropout=method.card.dropout, partly=self._partly)
 
     def _own_precision(self, storage: Storage) -> AbstractContextManager[None]:
         return storage.in_own_precision() if storage.halved else nullcontext()
@@ -281,18 +300,26 @@ class Execution:
             sets["retain"] = self._watched
         sets |= {name: s for name, s in self._prepared.validation.items() if len(s) > 0}
         with self._own_precision(storage):
-            return {name: self._measured(samples) for name, samples in sets.items()}
+            measured = {name: self._measured(samples) for name, samples in sets.items()}
+            wanted = run.images.forget.new_labels
+            if wanted is not None:
+                measured["new_labels"] = self._measured(run.images.forget, wanted)
+            return measured
 
-    def _measured(self, samples: SampleSet) -> SetAccuracy:
+    def _measured(self, samples: SampleSet, labels: Tensor | None = None) -> SetAccuracy:
         run = self._active()
         with evaluating(self._model):
             return measure(
-                run.working(samples), run.logits, self._prepared.num_classes, self._place
+                run.working(samples),
+                run.logits,
+                self._prepared.num_classes,
+                self._place,
+                labels=labels,
             )
 
-    def _forget_accuracy(self, storage: Storage) -> float:
+    def _accuracy(self, storage: Storage, samples: SampleSet, labels: Tensor | None) -> float:
         with self._own_precision(storage):
-            return self._measured(self._active().images.forget).accuracy
+            return self._measured(samples, labels).accuracy
 
     def _observe(self, storage: Storage) -> dict[str, float]:
         """Measure what the history shows after an epoch, and offer the state to the guard."""
@@ -300,17 +327,25 @@ class Execution:
             forget = self._measured(self._active().images.forget)
             row = {"forget_accuracy": forget.accuracy}
             kept: float | None = None
-            if self._watched is not None:
-                kept = self._measured(self._watched).accuracy
+            watched = self._watched or self._prepared.validation.get("validation_retain")
+            if watched is not None and len(watched) > 0:
+                kept = self._measured(watched).accuracy
                 row["retain_accuracy"] = kept
+        remembered = forget.accuracy
+        if self._prepared.sets.forget.new_labels is not None:
+            remembered = self._active().forget_accuracy()
+            row["new_label_accuracy"] = 1.0 - remembered
         if self._best is not None:
-            self._best.offer(Reading(forget.accuracy, forget.loss, kept))
+            self._best.offer(Reading(remembered, forget.loss, kept))
         return row
 
     def _reading(self, measured: dict[str, SetAccuracy]) -> Reading:
-        forget = measured["forget"]
+        forget = measured["forget"].accuracy
+        if "new_labels" in measured:  # a sample is forgotten when its new label is known
+            forget = 1.0 - measured["new_labels"].accuracy
         kept = measured.get("validation_retain", measured.get("retain"))
-        return Reading(forget.accuracy, forget.loss, None if kept is None else kept.accuracy)
+        watched = None if kept is None else kept.accuracy
+        return Reading(forget, measured["forget"].loss, watched)
 
     def _target(self, measured: dict[str, SetAccuracy]) -> float | None:
         """Return the forget accuracy to stop at, or ``None`` for no such rule (rule R6).

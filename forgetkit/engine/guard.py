@@ -103,7 +103,7 @@ class BestState:
         self._tensors = tensors
         self._target = target
         self._lowest = (start.retain or 0.0) - budget
-        self._rank = self._ranked(start)
+        self._start = self._rank = self._ranked(start)
         self._kept: dict[str, Tensor] | None = None
         self.reading = start
 
@@ -113,6 +113,10 @@ class BestState:
         if rank >= self._rank:
             self._rank, self.reading = rank, reading
             self._kept = {name: t.detach().clone() for name, t in self._tensors.items()}
+
+    def drop(self) -> None:
+        """Forget every state that was offered."""
+        self._rank, self._kept = self._start, None
 
     def _ranked(self, reading: Reading) -> tuple[bool, float]:
         done = reading.forget <= self._target and (reading.retain or 0.0) >= self._lowest

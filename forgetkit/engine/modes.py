@@ -13,18 +13,21 @@ def has_running_statistics(module: nn.Module) -> bool:
     return isinstance(getattr(module, "running_mean", None), Tensor)
 
 
-def set_update_mode(model: nn.Module, *, bn: str, dropout: bool) -> None:
+def set_update_mode(model: nn.Module, *, bn: str, dropout: bool, partly: bool = False) -> None:
     """Set the mode of update passes: everything in eval but what is asked to train.
 
     Args:
         model: changed in place; the caller restores the flags.
         bn: ``"frozen"`` keeps normalisation with running statistics in eval, ``"train"`` not.
         dropout: whether the rest (dropout, stochastic depth) is in train mode.
+        partly: whether only a part of the network trains: then normalisation without a trained
+            parameter stays in eval whatever ``bn`` says.
     """
     model.train(dropout)
     for module in model.modules():
         if has_running_statistics(module):
-            module.train(bn == "train")
+            still = partly and not any(p.requires_grad for p in module.parameters(recurse=False))
+            module.train(bn == "train" and not still)
 
 
 @contextmanager

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from forgetkit.errors import BadHyperparameter
 from forgetkit.types import Batch, Inputs
@@ -62,7 +63,7 @@ class Place:
             raise TypeError("accelerate.utils.reduce did not return a tensor")
         return summed
 
-    def mean_gradients(self, parameters: list[nn.Parameter]) -> None:
+    def mean_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace every gradient by its mean over processes, in one message per type."""
         if self.world == 1:
             return

@@ -35,7 +35,7 @@ class Prepared:
 
     Args:
         model: the user's model without wrappers that hide it (compiled, data parallel).
-        view: the split model, only for methods that edit the head.
+        view: the split model, only for methods that edit the head or read features.
         method: with defaults filled in that depend on model and data.
         goal: what was asked for.
         forget_classes: class indices, empty unless the goal is ``classes``.
@@ -110,6 +110,7 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
     rows = method.choose(sets.forget.labels, generator)
     chosen = sets.forget if rows is None else sets.forget.take(rows)
     facts = Facts(
+        goal=goal.kind,
         forget_size=len(chosen),
         retain_size=0 if sets.retain is None else len(sets.retain),
         num_classes=num_classes,
@@ -139,7 +140,7 @@ def _method(request: Request) -> tuple[Method, str | None]:
 
 
 def _view(request: Request, model: nn.Module, method: Method, example: Inputs) -> ModelView | None:
-    if method.card.edits != "head":
+    if method.card.edits != "head" and not method.card.features:
         return None
     head = request.head_name
     return adapt(

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from typing import TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.func import functional_call
 
 from forgetkit import draws
+from forgetkit.data.sets import StoredSet
+from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import Place, moved_inputs
 from forgetkit.errors import DataError
+from forgetkit.fresh import reset_weights
 from forgetkit.goal import Goal
 from forgetkit.types import Batch, Inputs, SampleSet, Sets
 from forgetkit.view import ModelView
+
+logger = logging.getLogger("forgetkit")
+
+Snapshot: TypeAlias = Mapping[str, Tensor]
+"""Copies of the tensors that a run edits, by name."""
 
 
 class Run:
@@ -32,6 +43,11 @@ class Run:
         epoch: current epoch, from 0.
         step: optimiser steps made so far.
         images: the sets as the user gave them.
+        phase: name of the pass that is running.
+        extra: what the method's ``extra`` returned: trained along, not part of the model.
+        target: forget accuracy at which the run is done, or ``None`` for no such rule.
+        notes: sentences for the user, from ``log``.
+        counts: numbers for the history, from ``count``.
     """
 
     def __init__(
@@ -51,6 +67,9 @@ class Run:
         autocast: Callable[[], AbstractContextManager[object]],
         own_precision: Callable[[], AbstractContextManager[None]],
         logits_of: Callable[[object], Tensor],
+        measure: Callable[[SampleSet, Tensor | None], float],
+        validation: SampleSet | None,
+        initial: Mapping[str, Tensor] | Callable[[], nn.Module] | None,
     ) -> None:
         self.goal = goal
         self.forget_classes = forget_classes
@@ -61,6 +80,14 @@ class Run:
         self.epoch = 0
         self.step = 0
         self.images = sets
+        self.phase = ""
+        self.extra: Mapping[str, Tensor] = {}
+        self.target: float | None = None
+        self.notes: list[str] = []
+        self.counts: dict[str, float] = {}
+        self._measure = measure
+        self._validation = validation
+        self._initial = initial
         self._model = model
         self._view = view
         self._place = place
@@ -71,7 +98,9 @@ class Run:
         self._own_precision = own_precision
         self._logits_of = logits_of
         self._original: nn.Module | None = None
-        self._bank = FeatureBank(view, place, self._input_dtype) if view is not None else None
+        self._bank: FeatureBank | None = None
+        if view is not None and head_only:
+            self._bank = FeatureBank(view, place, self._input_dtype)
         self._features: dict[int, tuple[SampleSet, SampleSet]] = {}
 
     @property
@@ -122,19 +151,56 @@ class Run:
 
     @property
     def view(self) -> ModelView:
-        """The split model of a head-only run."""
+        """The model split into features and head."""
         if self._view is None:
             raise DataError(
-                "view: expected a split model, found a full-network run; declare edits='head' in "
-                "the method's Card to work on features"
+                "view: expected a split model, found a run that never asked for one; declare "
+                "edits='head' or features=True in the method's Card to work on features"
             )
         return self._view
+
+    @property
+    def model(self) -> nn.Module:
+        """The live model: for names, order and hooks that are taken off again."""
+        return self._model
+
+    @property
+    def validation(self) -> SampleSet | None:
+        """Validation samples, without those of forgotten classes."""
+        return None if self._validation is None else self.working(self._validation)
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the live model's logits, (batch, classes)."""
         if self._head_only:
             return self.head(batch.inputs)
         return self.logits_from_inputs(batch.inputs)
+
+    def features(self, batch: Batch) -> Tensor:
+        """Return the live model's features, (batch, ...), with gradient where it is on."""
+        if self._head_only:
+            if not isinstance(batch.inputs, Tensor):
+                raise TypeError("features are one tensor")
+            return batch.inputs.to(self._place.device)
+        with self._autocast():
+            return self.view.features(self._on_device(batch.inputs))
+
+    def functional_logits(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """Return logits as a function of parameters, (batch, classes); fit for ``torch.func``.
+
+        Args:
+            parameters: replace those of ``run.parameters`` that they name.
+            inputs: with a batch dimension.
+        """
+        placed = self._on_device(inputs)
+        args = (placed,) if isinstance(placed, Tensor) else ()
+        named = {} if isinstance(placed, Tensor) else dict(placed)
+        with self._autocast():
+            return self._logits_of(functional_call(self._model, dict(parameters), args, named))
+
+    def logits_of(self, module: nn.Module, batch: Batch) -> Tensor:
+        """Return the logits of another network of the same kind, (batch, classes)."""
+        with self._autocast():
+            return self._logits_of(_call(module, self._on_device(batch.inputs)))
 
     def head(self, features: Inputs) -> Tensor:
         """Return logits from features, (batch, classes), with the live head in float32."""
@@ -165,6 +231,69 @@ class Run:
         """Return the logits of the model as it came in, (batch, classes)."""
         with self._autocast():
             return self._logits_of(_call(self.original, self._on_device(batch.inputs)))
+
+    def fresh_twin(self) -> nn.Module:
+        """Return an untrained copy of the model, frozen and in eval mode (rule R8)."""
+        twin = copy.deepcopy(self.original)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            reset_weights(twin, self._initial)
+        return twin.eval().requires_grad_(requires_grad=False)
+
+    @torch.no_grad()
+    def predictions(self, samples: SampleSet) -> Tensor:
+        """Return the live model's logits on a set in eval mode, (samples, classes), float32.
+
+        Every process computes all of them.
+        """
+        with self.eval_mode():
+            return torch.cat([self.logits(batch).float() for batch in samples.batches()])
+
+    def accuracy(self, samples: SampleSet, labels: Tensor | None = None) -> float:
+        """Return the live model's accuracy on a set in eval mode, against its labels or others."""
+        return self._measure(samples, labels)
+
+    def forget_accuracy(self) -> float:
+        """Return what ``Seen.forget_accuracy`` would be at this moment."""
+        wanted = self.images.forget.new_labels
+        found = self._measure(self.images.forget, wanted)
+        return found if wanted is None else 1.0 - found
+
+    def snapshot(self) -> Snapshot:
+        """Return copies of the tensors that the run edits."""
+        return {name: tensor.detach().clone() for name, tensor in self._edited().items()}
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Write a snapshot back, in place."""
+        for name, tensor in self._edited().items():
+            tensor.copy_(snapshot[name])
+
+    def _edited(self) -> dict[str, Tensor]:
+        if self._head_only:
+            return dict(self._editable)
+        return {**self._editable, **dict(self._model.named_buffers())}
+
+    def rows(self, samples: SampleSet, rows: Tensor) -> SampleSet:
+        """Return some rows of a set in that order; ``Batch.index`` stays the row in the set."""
+        return RowsOf(samples, rows)
+
+    def joined(self, *parts: SampleSet) -> SampleSet:
+        """Return several sets in a row as one; ``Batch.index`` counts through."""
+        return Joined(*parts)
+
+    def stored(self, inputs: Inputs, labels: Tensor) -> SampleSet:
+        """Return tensors as a set."""
+        return StoredSet(inputs, labels.cpu(), batch_size=self.images.forget.batch_size)
+
+    def log(self, message: str) -> None:
+        """Tell the user one sentence: it goes to the log and to ``Result.notes``."""
+        self.notes.append(message)
+        logger.info(message)
+
+    def count(self, name: str, number: float) -> None:
+        """Note a number; it stands in the next record of the history."""
+        self.counts[name] = float(number)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -13,7 +13,7 @@ from forgetkit.types import Batch, Inputs, SampleSet
 
 
 def _forever(
-    samples: SampleSet, size: int | None, generator: Generator, shard: tuple[int, int]
+    samples: SampleSet, size: int | None, generator: Generator | None, shard: tuple[int, int]
 ) -> Iterator[Batch]:
     while True:
         yield from samples.batches(size, generator=generator, shard=shard)
@@ -25,10 +25,11 @@ def pairs(
     retain: SampleSet | None,
     *,
     batch_size: int | None,
-    generator: Generator,
+    other_batch_size: int | None = None,
+    generator: Generator | None,
     shard: tuple[int, int],
 ) -> Iterator[Pair]:
-    """Yield the pairs of one epoch.
+    """Yield the pairs of one pass, in order when there is no generator.
 
     With ``"both"`` the set with more samples is read once and the other one is restarted as often
     as needed (rule R2), so that no sample is dropped.
@@ -45,12 +46,14 @@ def pairs(
     if steps == "retain":
         for batch in retain.batches(batch_size, generator=generator, shard=shard):
             yield Pair(None, batch)
-    elif len(forget) >= len(retain):
-        other = _forever(retain, batch_size, generator, shard)
+        return
+    other_size = other_batch_size or batch_size
+    if len(forget) >= len(retain):
+        other = _forever(retain, other_size, generator, shard)
         for batch in forget.batches(batch_size, generator=generator, shard=shard):
             yield Pair(batch, next(other))
     else:
-        other = _forever(forget, batch_size, generator, shard)
+        other = _forever(forget, other_size, generator, shard)
         for batch in retain.batches(batch_size, generator=generator, shard=shard):
             yield Pair(next(other), batch)
 

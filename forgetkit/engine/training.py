@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from forgetkit.engine.masks import element_masks
 from forgetkit.engine.place import Place
 from forgetkit.engine.run import Run
 from forgetkit.engine.steps import chunks, pairs
 from forgetkit.errors import DataError, UnlearningFailed
-from forgetkit.method import Pair
-from forgetkit.recipe import StopsEarly, Trained
+from forgetkit.method import Method, Pair, Pass, Seen
+from forgetkit.progress import Bar, progress
+from forgetkit.recipe import Trained
 from forgetkit.types import Batch, SampleSet
+
+_ADAM_EPS = 1e-8
 
 
 @dataclass
@@ -42,13 +47,10 @@ class Loop:
         run: what the method sees.
         place: device, precision, processes.
         update_mode: sets train or eval mode module by module.
-        forget_accuracy: measures D_f in eval mode.
         watch: called at the end of each epoch; returns numbers for the history.
-        target: forget accuracy at which the run is done, or ``None`` for no such rule.
         accumulate: parts that a batch is cut into to save memory.
         refresh: whether features must be extracted anew each epoch, because the loader draws
             its augmentation anew.
-        tick: called once a step, for a progress bar.
     """
 
     def __init__(
@@ -58,107 +60,200 @@ class Loop:
         place: Place,
         *,
         update_mode: Callable[[], None],
-        forget_accuracy: Callable[[], float],
         watch: Callable[[], dict[str, float]],
-        target: float | None,
         accumulate: int = 1,
         refresh: bool = False,
-        tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._method = method
         self._run = run
         self._place = place
         self._update_mode = update_mode
-        self._forget_accuracy = forget_accuracy
         self._watch = watch
-        self._target = target
-        self._check_every = method.check_every if isinstance(method, StopsEarly) else None
+        self._check_every: int | None = getattr(method, "check_every", None)
         self._accumulate = accumulate
         self._refresh = refresh
-        self._tick = tick
-        self._parameters = list(run.parameters.values())
-        self._optimizer = _optimizer(method, self._parameters)
+        self._parameters = [p for p in run.parameters.values() if p.requires_grad]
+        self._extra = list(run.extra.values())
+        self._optimizer = self._new_optimizer()
         self._scaler = place.scaler()
-        self._schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self._steps_an_epoch = 1
+        self._rate = 0.0
         self._masks: Mapping[str, Tensor] = {}
         self._outcome = Outcome()
-        self._dropped: list[float] = []
+        self._reading: tuple[SampleSet, SampleSet | None] = (run.forget, None)
 
     def train(self) -> Outcome:
-        """Run all epochs, or until the forget accuracy reaches its target."""
+        """Run all epochs, or until a stop rule says so."""
         method, run = self._method, self._run
         self._masks = {
-            name: mask.to(run.parameters[name].device) for name, mask in method.mask(run).items()
+            name: mask.to(run.parameters[name].device)
+            for name, mask in element_masks(method, run).items()
         }
-        for epoch in range(method.epochs):
-            run.epoch = epoch
-            start = time.perf_counter()
-            if self._refresh and epoch > 0:
-                run.forget_features()
-            with torch.no_grad(), run.eval_mode():
-                replaced = method.start_epoch(run)
-            if replaced is not None:
-                run.state = replaced
-            losses, reached = self._epoch()
-            row = {"epoch": float(epoch + 1), "steps": float(run.step), **losses}
-            row["seconds"] = time.perf_counter() - start
-            row |= self._watch()
-            self._outcome.history.append(row)
-            if reached or (self._target is not None and row["forget_accuracy"] <= self._target):
-                self._outcome.stopped_because = (
-                    f"forget accuracy {100 * row['forget_accuracy']:.2f} % reached its target of "
-                    f"{100 * (self._target or 0.0):.2f} % after {run.step} steps"
-                )
-                return self._outcome
+        with progress(method.card.slug) as bar:
+            for epoch in range(method.epochs):
+                run.epoch = epoch
+                why = self._epoch(bar)
+                if why is not None:
+                    self._outcome.stopped_because = why
+                    return self._outcome
         self._outcome.stopped_because = f"all {method.epochs} epochs done ({run.step} steps)"
         return self._outcome
 
-    def _epoch(self) -> tuple[dict[str, float], bool]:
+    def _epoch(self, bar: Bar) -> str | None:
+        """Train one epoch and record it; return why the run ends here, if it does."""
         method, run = self._method, self._run
-        sums: dict[str, Tensor] = {}
-        count = 0
-        forget = run.forget
-        retain = None if run.images.retain is None or method.steps == "forget" else run.retain
+        start = time.perf_counter()
+        if self._refresh and run.epoch > 0:
+            run.forget_features()
+        with torch.no_grad(), run.eval_mode():
+            replaced = method.start_epoch(run)
+        if replaced is not None:
+            run.state = replaced
+        passes = method.passes(run)
+        if run.epoch == 0:
+            self._steps_an_epoch = max(sum(self._count(one) for one in passes), 1)
+            bar.expect(method.epochs * self._steps_an_epoch)
+        sums: dict[str, list[Tensor]] = {}
+        why: str | None = None
+        for one in passes:
+            run.phase = one.name
+            why = self._pass(one, sums, bar)
+            if why is None:
+                with torch.no_grad():
+                    why = method.passed(run)
+            if why is not None:
+                break
+        row = {"epoch": float(run.epoch + 1), "steps": float(run.step), **_means(sums)}
+        row["seconds"] = time.perf_counter() - start
+        row |= self._watch()
+        row |= run.counts
+        run.counts = {}
+        self._outcome.history.append(row)
+        if why is not None:
+            return why
+        wrong = 1.0 - row["new_label_accuracy"] if "new_label_accuracy" in row else None
+        seen = Seen(
+            forget_accuracy=row["forget_accuracy"] if wrong is None else wrong,
+            retain_accuracy=row.get("retain_accuracy"),
+            epoch_ended=True,
+        )
+        with torch.no_grad():
+            return method.checked(seen, run)
+
+    def _pass(self, one: Pass, sums: dict[str, list[Tensor]], bar: Bar) -> str | None:
+        """Train on the batches of one pass; return why the run ends within it, if it does."""
+        self._reading = self._sets(one)
+        self._prepare_optimizer(one)
         self._update_mode()
-        for pair in pairs(
-            method.steps,
+        if one.whole:
+            for name, value in self._whole_step(one).items():
+                sums.setdefault(name, []).append(value)
+            return self._stepped(bar)
+        for number, pair in enumerate(self._pairs(one)):
+            if one.limit is not None and number >= one.limit:
+                break
+            self._optimizer.zero_grad(set_to_none=True)
+            for name, value in self._backward(pair).items():
+                sums.setdefault(name, []).append(value)
+            self._apply()
+            why = self._stepped(bar)
+            if why is not None:
+                return why
+        return None
+
+    def _stepped(self, bar: Bar) -> str | None:
+        """Count a step; check the stop rules when it is time to."""
+        method, run = self._method, self._run
+        run.step += 1
+        bar.advance()
+        if self._check_every is None or run.step % self._check_every:
+            return None
+        if run.target is None and type(method).checked is Method.checked:
+            return None
+        seen = Seen(run.forget_accuracy(), None, epoch_ended=False)
+        with torch.no_grad():
+            why = method.checked(seen, run)
+        self._update_mode()
+        return why
+
+    def _pairs(self, one: Pass) -> Iterator[Pair]:
+        forget, retain = self._reading
+        return pairs(
+            one.steps,
             forget,
             retain,
-            batch_size=method.batch_size,
-            generator=run.generator,
+            batch_size=one.batch_size or self._method.batch_size,
+            other_batch_size=one.other_batch_size,
+            generator=self._run.generator if one.shuffle else None,
             shard=self._place.shard,
-        ):
-            if self._schedule is None and method.schedule == "cosine":
-                self._schedule = self._cosine(forget, retain)
-            for name, value in self._step(pair).items():
-                sums[name] = sums.get(name, torch.zeros_like(value)) + value
-            count += 1
-            run.step += 1
-            self._tick()
-            if (
-                self._target is not None
-                and self._check_every is not None
-                and run.step % self._check_every == 0
-            ):
-                if self._forget_accuracy() <= self._target:
-                    return _means(sums, count), True
-                self._update_mode()
-        return _means(sums, count), False
-
-    def _step(self, pair: Pair) -> dict[str, Tensor]:
-        """Make one optimiser step; the gradient is the mean over the batch of all processes."""
-        self._optimizer.zero_grad(set_to_none=True)
-        weights = {"forget": self._weight(pair.forget), "retain": self._weight(pair.retain)}
-        pair = Pair(
-            self._never_empty(pair.forget, "forget"), self._never_empty(pair.retain, "retain")
         )
+
+    def _sets(self, one: Pass) -> tuple[SampleSet, SampleSet | None]:
+        run = self._run
+        retain = one.retain
+        if retain is None and one.steps != "forget" and run.images.retain is not None:
+            retain = run.retain
+        return one.forget or run.forget, retain
+
+    def _count(self, one: Pass) -> int:
+        """Return the optimiser steps of a pass."""
+        if one.whole:
+            return 1
+        forget, retain = self._sets(one)
+        kept = 0 if retain is None else len(retain)
+        rows = {"forget": len(forget), "retain": kept, "both": max(len(forget), kept)}
+        size = one.batch_size or self._method.batch_size or forget.batch_size
+        count = int(-(-rows[one.steps] // size))
+        return count if one.limit is None else min(count, one.limit)
+
+    def _prepare_optimizer(self, one: Pass) -> None:
+        """Set the step size of a pass, and start momentum anew where it says so."""
+        if one.fresh_optimizer:
+            self._optimizer = self._new_optimizer()
+        rate = self._method.rate(self._run)
+        if rate is None:
+            rate = one.lr if one.lr is not None else self._method.lr
+        self._rate = float(rate or 0.0)
+        for group in self._optimizer.param_groups:
+            if "eps" in group:
+                group["eps"] = one.eps if one.eps is not None else _ADAM_EPS
+        self._set_rate()
+
+    def _set_rate(self) -> None:
+        factor = 1.0
+        if self._method.schedule == "cosine":
+            share = self._run.step / (self._method.epochs * self._steps_an_epoch)
+            factor = (1.0 + math.cos(math.pi * min(share, 1.0))) / 2.0
+        scales = (1.0, self._method.extra_rate)
+        for group, scale in zip(self._optimizer.param_groups, scales, strict=False):
+            group["lr"] = self._rate * factor * scale
+
+    def _whole_step(self, one: Pass) -> dict[str, Tensor]:
+        """Make one step on the mean gradient over the driving set, batch by batch."""
+        forget, retain = self._reading
+        size = len(forget) if one.steps == "forget" or retain is None else len(retain)
+        self._optimizer.zero_grad(set_to_none=True)
+        seen: dict[str, Tensor] = {}
+        for pair in self._pairs(one):
+            driving = pair.forget if one.steps == "forget" else pair.retain
+            share = 0.0 if driving is None else driving.total / size
+            for name, value in self._backward(pair, share).items():
+                seen[name] = seen.get(name, torch.zeros_like(value)) + value
+        self._apply()
+        return seen
+
+    def _backward(self, pair: Pair, share: float = 1.0) -> dict[str, Tensor]:
+        """Add ``share`` times the gradient of a pair: the mean over the batch of all processes."""
+        weights = {"forget": self._weight(pair.forget), "retain": self._weight(pair.retain)}
+        forget, retain = self._reading
+        pair = Pair(_never_empty(pair.forget, forget), _never_empty(pair.retain, retain))
         seen: dict[str, Tensor] = {}
         for some, forget_share, retain_share in chunks(pair, self._accumulate):
             some = Pair(self._ready(some.forget), self._ready(some.retain))
             terms = self._method.loss(some, self._run)
             scale = {
-                "forget": weights["forget"] * forget_share,
-                "retain": weights["retain"] * retain_share,
+                "forget": weights["forget"] * forget_share * share,
+                "retain": weights["retain"] * retain_share * share,
             }
             scaled = {name: term * scale[_set_of(name, some)] for name, term in terms.items()}
             loss = torch.stack(list(scaled.values())).sum()
@@ -166,7 +261,6 @@ class Loop:
             self._scaler.scale(loss).backward()
             for name, value in scaled.items():
                 seen[name] = seen.get(name, torch.zeros_like(value)) + value.detach()
-        self._apply()
         return seen
 
     def _weight(self, batch: Batch | None) -> float:
@@ -174,13 +268,6 @@ class Loop:
         if batch is None or self._place.world == 1:
             return 1.0
         return len(batch) * self._place.world / batch.total
-
-    def _never_empty(self, batch: Batch | None, which: str) -> Batch | None:
-        """Replace an empty share by one sample, whose weight is zero."""
-        if batch is None or len(batch) > 0:
-            return batch
-        samples = self._run.forget if which == "forget" else self._run.retain
-        return next(iter(samples.take(torch.tensor([0])).batches(1)))
 
     def _ready(self, batch: Batch | None) -> Batch | None:
         """Put labels on the device; inputs follow when the model is called."""
@@ -201,10 +288,15 @@ class Loop:
         )
 
     def _apply(self) -> None:
+        """Step on the gradients that were added up, averaged over processes."""
+        self._set_rate()
+        trained = [*self._parameters, *self._extra]
         self._scaler.unscale_(self._optimizer)
-        self._place.mean_gradients(self._parameters)
+        self._place.mean_gradients(trained)
+        with torch.no_grad():
+            self._method.gradients(self._run)
         if self._method.max_norm is not None:
-            norm = nn.utils.clip_grad_norm_(self._parameters, self._method.max_norm)
+            norm = nn.utils.clip_grad_norm_(trained, self._method.max_norm)
             self._outcome.clipped += int(norm > self._method.max_norm)
         parameters = self._run.parameters
         kept = {name: parameters[name].detach().clone() for name in self._masks}
@@ -217,31 +309,23 @@ class Loop:
         with torch.no_grad():  # momentum and weight decay move masked weights inside the step
             for name, mask in self._masks.items():
                 parameters[name].copy_(torch.where(mask.bool(), parameters[name], kept[name]))
-        if self._schedule is not None:
-            self._schedule.step()
 
-    def _cosine(
-        self, forget: SampleSet, retain: SampleSet | None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        per_epoch = count_steps(self._method, forget, retain)
-        return torch.optim.lr_scheduler.CosineAnnealingLR(
-            self._optimizer, max(self._method.epochs * per_epoch, 1)
-        )
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = [{"params": self._parameters}]
+        if self._extra:
+            groups.append({"params": self._extra, "weight_decay": 0.0})
+        return _optimizer(self._method, groups)
 
 
-def count_steps(method: Trained, forget: SampleSet, retain: SampleSet | None) -> int:
-    """Return the optimiser steps of one epoch."""
-    size = method.batch_size or forget.batch_size
-    rows = {
-        "forget": len(forget),
-        "retain": len(retain) if retain is not None else 0,
-        "both": max(len(forget), len(retain) if retain is not None else 0),
-    }[method.steps]
-    return int(-(-rows // size))
+def _never_empty(batch: Batch | None, samples: SampleSet | None) -> Batch | None:
+    """Replace an empty share by one sample, whose weight is zero."""
+    if batch is None or len(batch) > 0 or samples is None:
+        return batch
+    return next(iter(samples.take(torch.tensor([0])).batches(1)))
 
 
-def _means(sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
-    means = {name: float(value) / max(count, 1) for name, value in sums.items()}
+def _means(sums: Mapping[str, list[Tensor]]) -> dict[str, float]:
+    means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
     return {**{f"loss_{name}": value for name, value in means.items()}, "loss": sum(means.values())}
 
 
@@ -252,7 +336,7 @@ def _set_of(name: str, pair: Pair) -> Literal["forget", "retain"]:
     return "forget"
 
 
-def _optimizer(method: Trained, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(method: Trained, parameters: list[dict[str, Any]]) -> torch.optim.Optimizer:
     if method.lr is None:
         raise DataError(
             f"{method.card.slug}: expected lr to be set before training, found None; pass lr="

@@ -45,7 +45,8 @@ class LAU(StopsEarly):
 
     Differences: the paper leaves the projection undefined, it is the identity here unless
         ``attack_radius`` or ``attack_clamp`` is given; the stop rule looks at all of D_f after
-        every batch; several classes may be forgotten at once, then none of them can be a target.
+        every batch; several classes may be forgotten at once, then none of them can be a target;
+        momentum is 0.9, the paper names it for training only (``preset="paper"`` turns it off).
     """
 
     card: ClassVar[Card] = Card(
@@ -63,6 +64,7 @@ class LAU(StopsEarly):
             "": {"lr": 0.0003, "batch_size": 16},
             "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 10},
         },
+        presets={"paper": {"momentum": 0.0}},
     )
 
     alpha: float = bounded(0.5, 0.0, 1.0, "weight of the distillation term; alpha in Eq. 7")
@@ -133,7 +135,7 @@ class LAU(StopsEarly):
             "soft": self.alpha * self.temperature**2 * soft,
         }
 
-    def mask(self, run: Run) -> Mapping[str, Tensor]:
+    def movable(self, run: Run) -> Mapping[str, Tensor]:
         """Hold the bias when ``edit_bias`` is off."""
         if self.edit_bias:
             return {}

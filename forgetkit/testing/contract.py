@@ -33,22 +33,38 @@ def _require(holds: bool, what: str) -> None:
         raise AssertionError(what)
 
 
-def quick(method: MethodType, **overrides: Any) -> Method:  # noqa: ANN401
-    """Return the method with the hyper-parameters that its Card names for toy problems."""
-    return method(**{**dict(method.card.toy), **overrides})
+_rehearsals: dict[tuple[str, str], tuple[dict[str, Any], tempfile.TemporaryDirectory[str]]] = {}
 
 
-def short(method: MethodType, **overrides: Any) -> Method:  # noqa: ANN401
+def toy_settings(method: MethodType, kind: str) -> dict[str, Any]:
+    """Return the hyper-parameters that a Card names for toy problems, artefacts included."""
+    if method.card.rehearse is None:
+        return dict(method.card.toy)
+    key = (method.card.slug, kind)
+    if key not in _rehearsals:
+        folder = tempfile.TemporaryDirectory(prefix="forgetkit-rehearsal-")
+        some = toy(kind)
+        made = dict(method.card.rehearse(some.model, some.loader(), folder.name))
+        _rehearsals[key] = (made, folder)  # the folder lives as long as the process
+    return {**dict(method.card.toy), **_rehearsals[key][0]}
+
+
+def quick(method: MethodType, kind: str, **overrides: Any) -> Method:  # noqa: ANN401
+    """Return the method with its settings for toy problems."""
+    return method(**{**toy_settings(method, kind), **overrides})
+
+
+def short(method: MethodType, kind: str, **overrides: Any) -> Method:  # noqa: ANN401
     """Return the method for a single epoch, where it has epochs."""
     names = {declared.name for declared in dataclasses.fields(method)}
     one = {"epochs": 1} if "epochs" in names else {}
-    return quick(method, **{**one, **overrides})
+    return quick(method, kind, **{**one, **overrides})
 
 
-def request(method: Method, model: nn.Module) -> Request:
-    """Return a request for the kind of goal that the method serves first."""
+def request(method: Method, model: nn.Module, goal: str | None = None) -> Request:
+    """Return a request for a kind of goal, by default the one that the method serves first."""
     start = forget(model).seed(0)
-    kind = method.card.goals[0]
+    kind = goal or method.card.goals[0]
     if kind == "classes":
         start = start.classes([FORGOTTEN])
     elif kind == "instances":
@@ -65,7 +81,7 @@ def check_runs_in_two_types(method: MethodType, kind: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         some = toy(kind)
         model = some.model.to(dtype)
-        result = request(short(method), model).run(some.loader(), guard=None)
+        result = request(short(method, kind), model).run(some.loader(), guard=None)
         _require(
             all(bool(torch.isfinite(value).all()) for value in weights(model).values()),
             f"{method.card.slug} left weights that are not finite in {dtype}",
@@ -80,7 +96,7 @@ def check_same_seed(method: MethodType, kind: str) -> None:
     for noise in (1, 2):
         some = toy(kind)
         torch.manual_seed(noise)
-        request(short(method), some.model).run(some.loader(), guard=None)
+        request(short(method, kind), some.model).run(some.loader(), guard=None)
         outcomes.append(weights(some.model))
     _require(not changed(*outcomes), f"{method.card.slug} gave other bits with the same seed")
 
@@ -90,7 +106,7 @@ def check_forgets(method: MethodType, kind: str) -> None:
     some = toy(kind)
     before_forget = some.accuracy(some.test, [FORGOTTEN])
     before_kept = some.accuracy(some.test, KEPT)
-    result = request(quick(method), some.model).run(some.loader(), guard=None)
+    result = request(quick(method, kind), some.model).run(some.loader(), guard=None)
     if method.card.goals[0] != "classes":
         _require(
             result.after["forget"].accuracy < result.before["forget"].accuracy,
@@ -118,7 +134,7 @@ def check_no_trace(method: MethodType, kind: str) -> None:
     some = toy(kind)
     _sprinkle(some.model)
     seen = photograph(some.model)
-    request(short(method), some.model).run(some.loader(), guard=None)
+    request(short(method, kind), some.model).run(some.loader(), guard=None)
     _require(photograph(some.model) == seen, f"{method.card.slug} left a trace")
 
 
@@ -130,7 +146,7 @@ def check_all_or_nothing(method: MethodType, kind: str) -> None:
         for where in ("method", "model"):
             some = toy(kind)
             _sprinkle(some.model)
-            configured = short(method)
+            configured = short(method, kind)
             asked = request(configured, some.model)
             seen, before = photograph(some.model), weights(some.model)
             if where == "method":
@@ -205,7 +221,7 @@ def _sprinkle(model: nn.Module) -> None:
 def check_needs_are_true(method: MethodType, kind: str) -> None:
     """6. A set that the method does not need is never read."""
     some = toy(kind)
-    configured = short(method)
+    configured = short(method, kind)
     if "retain" in configured.needs:
         return
     exploding = DataLoader(Exploding(), batch_size=4)
@@ -217,7 +233,7 @@ def check_scope_is_true(method: MethodType, kind: str) -> None:
     """7. Tensors outside the declared scope keep their bits, buffers included."""
     some = toy(kind)
     before = weights(some.model)
-    request(short(method), some.model).run(some.loader(), guard=None)
+    request(short(method, kind), some.model).run(some.loader(), guard=None)
     moved = changed(before, weights(some.model))
     _require(bool(moved), f"{method.card.slug} changed nothing")
     if method.card.edits == "head":
@@ -240,6 +256,8 @@ def check_bounds(method: MethodType, kind: str) -> None:  # noqa: ARG001
             inside = list(bounds.options)
         elif bounds.kind == "flag":
             inside = [True, False]
+        elif bounds.kind == "artefact":
+            inside, outside = ["a-file"], [object(), 1.5, ""]
         else:
             inside = [(0.0, 1.0)]
             outside += [(1.0, 0.0), (1.0,)]
@@ -266,8 +284,10 @@ def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
         bounds = bounds_of(declared)
         if declared.name == "bn" and kind == "vit":
             continue  # nothing there has running statistics
+        if bounds.kind == "artefact":
+            continue  # a file is made by the tests of the method
         outcomes: list[dict[str, Tensor]] = []
-        base = _probe_settings(method, declared.name)
+        base = _probe_settings(method, kind, declared.name)
         for value in _probes(bounds, base.get(declared.name, declared.default)):
             some = toy(kind)
             configured = method(**{**base, declared.name: value})
@@ -282,11 +302,11 @@ def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
             )
 
 
-def _probe_settings(method: MethodType, name: str) -> dict[str, Any]:
+def _probe_settings(method: MethodType, kind: str, name: str) -> dict[str, Any]:
     """Return settings of a quick run in which the hyper-parameter should matter."""
     two = {"epochs": 2} if "epochs" in _names(method) else {}
     probe = method.card.probe
-    return {**dict(method.card.toy), **two, **dict(probe.get(name, probe.get("", {})))}
+    return {**toy_settings(method, kind), **two, **dict(probe.get(name, probe.get("", {})))}
 
 
 def _names(method: MethodType) -> set[str]:
@@ -320,7 +340,7 @@ def check_patch_round_trip(method: MethodType, kind: str) -> None:
     """10. The patch gives the same bits on a fresh original; undo gives the original back."""
     some, fresh = toy(kind), toy(kind)
     before = weights(some.model)
-    result = request(short(method), some.model).run(some.loader(), guard=None)
+    result = request(short(method, kind), some.model).run(some.loader(), guard=None)
     after = weights(some.model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "patch.safetensors"
@@ -331,9 +351,9 @@ def check_patch_round_trip(method: MethodType, kind: str) -> None:
     _require(not changed(before, weights(some.model)), "undo does not give the original")
 
 
-def check_json_round_trip(method: MethodType, kind: str) -> None:  # noqa: ARG001
+def check_json_round_trip(method: MethodType, kind: str) -> None:
     """11. Method to JSON and back is the same method."""
-    configured = quick(method)
+    configured = quick(method, kind)
     again = from_json(json.loads(json.dumps(configured.to_json())))
     _require(again == configured, f"{again} is not {configured}")
 
@@ -357,7 +377,7 @@ def check_order_does_not_matter(method: MethodType, kind: str) -> None:
         some = toy(kind)
         data = _reordered(some) if flipped else some.train
         loader = DataLoader(data, batch_size=32)
-        request(quick(method, **_all_samples(method)), some.model).run(loader, guard=None)
+        request(quick(method, kind, **_all_samples(method)), some.model).run(loader, guard=None)
         outcomes.append(weights(some.model))
     for name, value in outcomes[0].items():
         close = torch.allclose(value, outcomes[1][name], rtol=1e-4, atol=1e-5)
@@ -374,6 +394,19 @@ def _reordered(some: Toy) -> TensorDataset:
     return TensorDataset(images[order], labels[order])
 
 
+def check_every_goal_and_preset(method: MethodType, kind: str) -> None:
+    """15. Each goal that the Card names can be asked for, and each preset builds."""
+    for name in method.card.presets:
+        build(method.card.slug, {"preset": name})
+    for goal in method.card.goals[1:]:
+        some = toy(kind)
+        request(short(method, kind), some.model, goal).run(some.loader(), guard=None)
+        _require(
+            all(bool(torch.isfinite(value).all()) for value in weights(some.model).values()),
+            f"{method.card.slug} left weights that are not finite for the goal {goal}",
+        )
+
+
 CHECKS: dict[str, Check] = {
     "runs_in_two_types": check_runs_in_two_types,
     "same_seed": check_same_seed,
@@ -388,6 +421,7 @@ CHECKS: dict[str, Check] = {
     "json_round_trip": check_json_round_trip,
     "documented": check_documented,
     "order_does_not_matter": check_order_does_not_matter,
+    "every_goal_and_preset": check_every_goal_and_preset,
 }
 
 
