@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from forgetkit.errors import BadHyperparameter, ModelError
+from forgetkit.types import Batch, SampleSet
 
 Unit: TypeAlias = Literal["layer", "block"]
 
@@ -90,6 +92,31 @@ def last(found: Sequence[Layer], k: int, unit: str = "layer") -> list[Layer]:
             "whole network"
         )
     return list(found[len(found) - k :])
+
+
+def suffix(
+    model: nn.Module,
+    samples: SampleSet,
+    logits: Callable[[Batch], Tensor],
+    *,
+    k: int,
+    unit: str = "layer",
+) -> list[Layer]:
+    """Return the last k layers or blocks, found by a forward pass over two samples.
+
+    Args:
+        model: left as it is; in eval mode.
+        samples: the first two of them are read.
+        logits: calls the model on a batch.
+        k: how many.
+        unit: ``"layer"`` or ``"block"``.
+
+    Raises:
+        BadHyperparameter: the model has fewer than k.
+        ModelError: the model calls no layer with weights.
+    """
+    few = next(iter(samples.take(torch.arange(min(2, len(samples)))).batches()))
+    return last(layers(model, lambda: logits(few), unit), k, unit)
 
 
 def _call_order(model: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
