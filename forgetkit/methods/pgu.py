@@ -1,0 +1,294 @@
+"""PGU: projected-gradient unlearning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from forgetkit.fields import artefact, bounded, choice
+from forgetkit.losses import membership
+from forgetkit.masked_targets import entropy, log_rest
+from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, register
+from forgetkit.projection import Projection, core_rank, eigen, in_region, weakest
+from forgetkit.recipe import Trained
+from forgetkit.statistics import retained_moments
+from forgetkit.stopping import (
+    begin_gap,
+    begin_patience,
+    is_closed,
+    take_back,
+    validation_gap,
+    validation_patience,
+)
+from forgetkit.types import Batch, Terms
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from forgetkit.engine.run import Run
+
+REGION = 400
+"""Directions of the last layer that a depoisoning run rescales, as in the authors' code."""
+
+PATIENCE = 5
+MISMATCH = 1e-3
+"""Negative part of subtracted moments above which they were not made of the same images."""
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class PGU(Trained):
+    """Descend a bounded loss on D_f, only along directions that retained inputs do not use.
+
+    With C the second moments of a layer's inputs over D_r and M its leading eigenvectors, those
+    with a share gamma of the spectrum, every gradient G of a weight is replaced:
+
+        L = -log(1 - p_y + epsilon) - lambda H(p),   G <- G - G M M^T
+
+    so the layer's output on retained inputs stays as it is. C is that of the whole training set,
+    from a file of ``forgetkit.Statistics``, minus that of D_f; without a file it is computed on
+    D_r. Step size eta_0 (eta_1 / eta_0)^(epoch / E). Only weights of convolutions and linear
+    layers move, never biases or normalisation.
+
+    A class is done at chance level, 1 / classes. Single samples are done when they are predicted
+    no better than validation data: of the epochs on both sides of that moment the one with the
+    smaller gap is kept. To depoison (the labels are wrong, the right ones unknown) the entropy
+    H_-y of the other classes is lowered instead, and the last weight has a trust region:
+    W_eff = W (I - M M^T) + W M Q M^T with Q trained along; it is folded into W.
+
+    Source: Hoang, Rana, Gupta, Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing
+        Unlearning Interference with Gradient Projection", WACV 2024, arXiv:2312.04095, Eq. 1-5;
+        Lin et al., "TRGP", ICLR 2022, arXiv:2202.02931 (trust region).
+
+    Differences: the share is one of the energy (eigenvalues of C), which leaves more room than the
+        paper's share of their roots (``preset="paper"``); the printed sign of the entropy
+        contradicts the text, which is followed; rows follow each layer's own stride; negative
+        eigenvalues count as 0. Other optimisers than SGD, and weight decay, have the weights'
+        whole displacement projected. ``mask`` cuts single weights out of a projected gradient and
+        so gives the protection up.
+    """
+
+    card: ClassVar[Card] = Card(
+        slug="pgu",
+        title="Projected-gradient unlearning",
+        goals=("classes", "instances", "depoison"),
+        needs=("forget", "retain"),
+        edits="all",
+        steps="forget",
+        cost="1 F over D_f (without saved statistics over D_r), an eigenvalue problem a layer, "
+        "at most 100 FB over D_f",
+        source="Hoang et al. 2024, WACV",
+        link="https://arxiv.org/abs/2312.04095",
+        about="Forgets only along directions that the retained data's layer inputs do not use.",
+        keeps=0.15,
+        toy={"epochs": 30, "batch_size": 16, "lr": 0.2, "last_lr": 0.1, "positions": "all"},
+        probe={
+            "": {"lr": 0.02, "last_lr": 0.01},
+            "target": {"epochs": 30},
+            "trust_rate": {"trust_dim": 8},
+        },
+        presets={
+            "paper": {"spectrum": "sigma", "gamma": 0.9, "positions": "all"},
+            "code": {"spectrum": "sigma", "gamma": 0.9, "lr": 0.1, "positions": "all"},
+            "depoison": {
+                "spectrum": "sigma", "gamma": 0.95, "lr": 0.1, "last_lr": 0.05,
+                "positions": "all",
+            },
+        },
+    )  # fmt: skip
+
+    gamma: float = bounded(
+        0.95, 0.0, 1.0, "share of the spectrum that is protected; gamma; 1 freezes every layer"
+    )
+    spectrum: str = choice(
+        "energy", ("energy", "sigma"), "what the share is of: eigenvalues of C, or their roots"
+    )
+    entropy_weight: float = bounded(0.2, 0.0, 100.0, "weight of the entropy term; lambda in Eq. 1")
+    epsilon: float | None = bounded(
+        None, 1e-6, 1.0, "keeps the loss bounded; epsilon; None takes 0.05, or 0.1 to depoison"
+    )
+    last_lr: float = bounded(0.01, 0.0, 10.0, "step size towards the last epoch; eta_1")
+    target: float | None = bounded(
+        None, 0.0, 1.0, "forget accuracy to stop at; None takes chance, or the validation accuracy"
+    )
+    trust_dim: int | None = bounded(
+        None, 1, 65536, "directions in the trust region; None takes 400 to depoison, else none"
+    )
+    trust_rate: float = bounded(0.1, 0.0, 10.0, "step size of Q as a multiple of that of W")
+    statistics: str | None = artefact(
+        "file of forgetkit.Statistics over the whole training set; with it D_r is not needed"
+    )
+    positions: str = choice(
+        "auto", ("auto", "all"), "rows that an image gives to the moments: few enough, or all"
+    )
+    epochs: int = bounded(100, 1, 1000, "largest number of passes over D_f; E")
+    lr: float | None = bounded(0.05, 0.0, 10.0, "step size in the first epoch; eta_0")
+    momentum: float = bounded(0.0, 0.0, 0.999, "momentum of SGD, first beta of Adam")
+    batch_size: int | None = bounded(128, 1, 65536, "samples a step")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """D_f alone with saved statistics."""
+        return ("forget",) if self.statistics is not None else ("forget", "retain")
+
+    @property
+    def extra_rate(self) -> float:
+        """The trust region's own step size."""
+        return self.trust_rate
+
+    def tuned(self, facts: Facts) -> Self:
+        """Fill in what depends on the goal."""
+        cleans = facts.goal == "depoison"
+        epsilon = (0.1 if cleans else 0.05) if self.epsilon is None else self.epsilon
+        region = REGION if cleans and self.trust_dim is None else self.trust_dim
+        return replace(self, epsilon=epsilon, trust_dim=region)
+
+    def setup(self, run: Run) -> State:
+        """Return the projection of every measured weight, and the trust region's basis."""
+        moments, floor = retained_moments(run, self.statistics, self.positions)
+        state: dict[str, Tensor] = {}
+        negative = 0.0
+        last = [name for name in moments.sums if len(run.parameters[name]) == run.num_classes][-1:]
+        for name, moment in moments.sums.items():
+            weight = run.parameters[name]
+            found = eigen(moment, floor)
+            negative = max(negative, found.negative)
+            ranks = core_rank(found.values, self.gamma, self.spectrum)
+            if self.gamma >= 1:  # even directions that no input uses stay
+                ranks = torch.full_like(ranks, moment.shape[-1])
+            away = Projection.away_from(found, ranks)
+            state[f"{'keeps' if away.keeps else 'drops'}/{name}"] = away.basis.to(weight)
+            state[f"start/{name}"] = weight.detach().clone()
+            if name in last and self.trust_dim is not None and len(moment) == 1:
+                basis = weakest(found, int(ranks[0]), self.trust_dim)
+                state[f"region/{name}"] = basis.to(weight)
+        if negative > MISMATCH:
+            run.log(
+                f"pgu: {100 * negative:.2g} % of the subtracted moments are negative, so the "
+                "statistics were not made of these images with this model and this transform: what "
+                "is protected is approximate; collect them anew"
+            )
+        still = [n for n, p in run.parameters.items() if p.ndim > 1 and n not in moments.sums]
+        if still:
+            run.log(f"pgu: {len(still)} weights without moments stay as they are: {still[:4]}")
+        return state | dict(self._rule(run))
+
+    def _rule(self, run: Run) -> State:
+        """Return what the stop rule of the goal needs."""
+        if run.validation is None or self.target is not None or run.goal.kind == "classes":
+            return {}
+        return begin_gap(run) if run.goal.kind == "instances" else begin_patience()
+
+    def trained(self, run: Run) -> Collection[str]:
+        """Return the weights whose inputs were measured."""
+        return _part(run, "start")
+
+    def extra(self, run: Run) -> State:
+        """Return Q = I of the trust region, if there is one."""
+        return {
+            name: torch.eye(basis.shape[1]).to(basis)
+            for name, basis in _part(run, "region").items()
+        }
+
+    def start_epoch(self, run: Run) -> State:
+        """Take Q out of the weights again, where the last epoch folded it in for a look."""
+        for name, weight in _part(run, "unfolded").items():
+            run.parameters[name].copy_(weight)
+        return run.state
+
+    def passes(self, run: Run) -> Sequence[Pass]:
+        """Return one pass over D_f, or none when there is nothing to forget."""
+        return () if "gap" in run.state and is_closed(run) else (Pass("forget"),)
+
+    def rate(self, run: Run) -> float:
+        """Return eta_0 (eta_1 / eta_0)^(epoch / E)."""
+        first = self.lr or 0.0
+        return first * (self.last_lr / first) ** (run.epoch / self.epochs) if first else 0.0
+
+    def loss(self, batch: Pair, run: Run) -> Terms:
+        """Return the bounded term and the entropy term, means over the batch."""
+        if batch.forget is None:
+            raise TypeError("pgu steps over the forget set")
+        self._hold(run)
+        logits, labels = self._logits(batch.forget, run), batch.forget.labels
+        own = membership(labels, run.num_classes)
+        reverse = -(log_rest(logits, own).exp() + (self.epsilon or 0.0)).log().mean()
+        if run.goal.kind == "depoison":
+            others = logits.float().masked_fill(own, -torch.inf)
+            return {"forget": reverse, "entropy": self.entropy_weight * entropy(others).mean()}
+        return {"forget": reverse, "entropy": -self.entropy_weight * entropy(logits).mean()}
+
+    def _logits(self, batch: Batch, run: Run) -> Tensor:
+        """Return logits with the last weight seen through its trust region."""
+        effective = {
+            name: in_region(run.parameters[name], basis, run.extra[name])
+            for name, basis in _part(run, "region").items()
+        }
+        if not effective:
+            return run.logits(batch)
+        return run.functional_logits(effective, batch.inputs)
+
+    def gradients(self, run: Run) -> None:
+        """Project every gradient."""
+        for name, away in _projections(run).items():
+            gradient = run.parameters[name].grad
+            if gradient is not None:
+                gradient.copy_(away.of(gradient))
+
+    @torch.no_grad()
+    def _hold(self, run: Run) -> None:
+        """Project the whole displacement, where a step is more than its projected gradient."""
+        if self.optimizer == "sgd" and self.weight_decay == 0:
+            return
+        start = _part(run, "start")
+        for name, away in _projections(run).items():
+            weight = run.parameters[name]
+            weight.copy_(start[name] + away.of(weight - start[name]))
+
+    def passed(self, run: Run) -> None:
+        """Fold the trust region into the weight: what is measured now is what would be left."""
+        self._hold(run)
+        for name, basis in _part(run, "region").items():
+            weight = run.parameters[name]
+            run.state = {**run.state, f"unfolded/{name}": weight.detach().clone()}
+            weight.copy_(in_region(weight, basis, run.extra[name]))
+
+    def checked(self, seen: Seen, run: Run) -> str | None:
+        """Stop at chance, at the target, or by the validation samples."""
+        if "gap" in run.state:
+            return validation_gap(run)
+        if "best" in run.state:
+            return validation_patience(run, PATIENCE)
+        classes = run.goal.kind == "classes"
+        target = 1.0 / run.num_classes if self.target is None and classes else self.target
+        if target is None or seen.forget_accuracy > target:
+            return None
+        return (
+            f"forget accuracy {100 * seen.forget_accuracy:.2f} % reached its target of "
+            f"{100 * target:.2f} % after {run.step} steps"
+        )
+
+    def finish(self, run: Run) -> None:
+        """Put back the weights of an earlier epoch, where the stop rule preferred them."""
+        take_back(run)
+
+
+def _part(run: Run, word: str) -> dict[str, Tensor]:
+    """Return the tensors of the state under one word, by the name of their weight."""
+    start = f"{word}/"
+    return {
+        name.removeprefix(start): tensor
+        for name, tensor in run.state.items()
+        if name.startswith(start)
+    }
+
+
+def _projections(run: Run) -> dict[str, Projection]:
+    """Return the projection of every measured weight."""
+    kept = {name: Projection(basis, keeps=True) for name, basis in _part(run, "keeps").items()}
+    dropped = {name: Projection(basis, keeps=False) for name, basis in _part(run, "drops").items()}
+    return kept | dropped

@@ -1,0 +1,548 @@
+"""Second moments of what linear layers and convolutions multiply with their weights.
+
+For a weight W with rows of length d let X (rows, d) hold the layer's inputs: tokens of a linear
+layer, patches of a convolution, over all samples and output positions. Only C = X^T X (d, d) is
+kept, summed while batches pass through, so memory is O(d^2) a layer whatever the number of images.
+Moments of disjoint sets add up; those of a part of the set can be subtracted.
+
+Calls are watched where they happen, ``functional.linear`` and ``functional.conv2d`` on a parameter,
+so padding modes, subclasses and functional use need no cases of their own. A derived weight (weight
+norm, standardised weights) is not the parameter and is left out.
+
+Thinning: where all rows cost too much, each image gives a few of them. Which ones is a function of
+the image's bits and the layer's name, so the same image gives the same rows in any set, batch and
+process, and subtraction stays exact.
+
+Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference
+    with Gradient Projection", WACV 2024, arXiv:2312.04095, section 3.
+
+Differences: rows follow the layer's own stride and dilation; sums are float64; thinning is new.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from forgetkit import draws
+from forgetkit.errors import DataError
+from forgetkit.types import Inputs
+
+Forward = Callable[[Inputs], object]
+"""Calls the model on a batch as the loader gives it; the output is not used."""
+
+SHARE_OF_FORWARD = 0.3
+"""Multiplications that thinned products may cost, relative to those of the layers themselves; the
+rest of the allowed 0.5 is left for cutting patches and for writing sums."""
+
+_BUFFERED = 1024  # rows that are gathered before a product: few large ones are quicker
+_BLOCK = 1152  # a symmetric product is computed by blocks of columns, one half of them only
+_LARGEST = 1 << 24  # elements of rows that are held at once
+_DOUBLE_COST = 2.0  # a double product against a single one, on processors
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a convolution cuts patches.
+
+    Args:
+        kernel: height and width.
+        stride: of the patches.
+        dilation: of the kernel.
+        padding: left, right, top, bottom, with zeros.
+        groups: blocks of channels, each with rows of its own.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    dilation: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    groups: int
+
+    def views(self, inputs: Tensor) -> Tensor:
+        """Return all patches without a copy: (images, channels, down, across, kh, kw)."""
+        padded = functional.pad(inputs, self.padding) if any(self.padding) else inputs
+        spans = [d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilation, strict=True)]
+        cut = padded.unfold(2, spans[0], self.stride[0]).unfold(3, spans[1], self.stride[1])
+        return cut[..., :: self.dilation[0], :: self.dilation[1]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight whose inputs are measured.
+
+    Args:
+        width: d, length of a row: inputs of one group times the kernel's area.
+        groups: blocks of output rows with inputs of their own.
+        cut: how patches are cut, ``None`` for a linear layer.
+        places: rows that one image gives in one forward pass.
+        axis: axis of the layer's input that counts images; ``None`` where none could be found.
+        taken: rows an image that are kept on average; ``None`` keeps all.
+    """
+
+    width: int
+    groups: int
+    cut: Cut | None
+    places: int
+    axis: int | None
+    taken: float | None = None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One product of an input with a watched weight."""
+
+    name: str
+    weight: Tensor
+    inputs: Tensor
+    cut: Cut | None
+
+
+class _Watch(TorchFunctionMode):
+    """Reports every linear map and convolution whose weight is one of the parameters."""
+
+    def __init__(self, names: Mapping[int, str], report: Callable[[_Call], None]) -> None:
+        super().__init__()
+        self._names = names
+        self._report = report
+
+    def __torch_function__(
+        self,
+        func: object,
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        if not callable(func):
+            raise TypeError("torch calls functions only")
+        named = dict(kwargs or {})
+        if func is functional.multi_head_attention_forward:
+            return self._attention(func, args, named)
+        if func is functional.linear or func is torch.conv2d:
+            weight = args[1] if len(args) > 1 else named.get("weight")
+            inputs = args[0] if args else named.get("input")
+            name = self._names.get(id(weight))
+            if name is not None and isinstance(weight, Tensor) and isinstance(inputs, Tensor):
+                cut = None if func is functional.linear else _cut_of(weight, args, named)
+                self._report(_Call(name, weight, inputs.detach(), cut))
+        return func(*args, **named)
+
+    def _attention(
+        self, func: Callable[..., object], args: tuple[object, ...], named: dict[str, object]
+    ) -> object:
+        """Report both projections of ``nn.MultiheadAttention``, whose weights it never calls.
+
+        With the identity as output projection the function returns what its own projection
+        multiplies; that projection is then done here, where it is seen.
+        """
+        keys = ("query", "key", "value", "embed_dim", "heads", "in_weight", "in_bias", "bias_k",
+                "bias_v", "add_zero", "dropout_p", "out_weight", "out_bias")  # fmt: skip
+        if len(args) < len(keys):  # called in a way of its own: left alone
+            return func(*args, **named)
+        given = dict(zip(keys, args, strict=False))
+        shared = {"in_weight": given["in_weight"]}
+        own = {f"{part}_proj_weight": named.get(f"{part}_proj_weight") for part in "qkv"}
+        for key, weight in (shared | own).items():
+            name = self._names.get(id(weight))
+            if name is None or not isinstance(weight, Tensor):
+                continue
+            parts = ("query", "key", "value")
+            wanted = parts if key == "in_weight" else [p for p in parts if p[0] == key[0]]
+            seen: set[int] = set()
+            for part in wanted:  # rows of W act on one of the three: all of them are protected
+                inputs = given[part]
+                if isinstance(inputs, Tensor) and id(inputs) not in seen:
+                    seen.add(id(inputs))
+                    self._report(_Call(name, weight, inputs.detach(), None))
+        out_weight, out_bias = given["out_weight"], given["out_bias"]
+        name = self._names.get(id(out_weight))
+        if name is None or not isinstance(out_weight, Tensor):
+            return func(*args, **named)
+        unit = torch.eye(out_weight.shape[1], dtype=out_weight.dtype, device=out_weight.device)
+        found = func(*args[:11], unit, None, *args[13:], **named)
+        if not isinstance(found, tuple) or not isinstance(found[0], Tensor):
+            raise TypeError("attention returns its output and its weights")
+        self._report(_Call(name, out_weight, found[0].detach(), None))
+        bias = out_bias if isinstance(out_bias, Tensor) else None
+        return (functional.linear(found[0], out_weight, bias), *found[1:])
+
+
+def _cut_of(weight: Tensor, args: tuple[object, ...], named: Mapping[str, object]) -> Cut:
+    def argument(place: int, name: str, default: object) -> object:
+        return args[place] if len(args) > place else named.get(name, default)
+
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    stride = _pair(argument(3, "stride", 1))
+    dilation = _pair(argument(5, "dilation", 1))
+    groups = argument(6, "groups", 1)
+    padding = argument(4, "padding", 0)
+    if padding == "same":
+        (top, bottom), (left, right) = (
+            (d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2)
+            for k, d in zip(kernel, dilation, strict=True)
+        )
+    else:
+        high, wide = _pair(0 if padding == "valid" else padding)
+        left, right, top, bottom = wide, wide, high, high
+    count = groups if isinstance(groups, int) else 1
+    return Cut(kernel, stride, dilation, (left, right, top, bottom), count)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, (tuple, list)) and len(value) in (1, 2):
+        return int(value[0]), int(value[-1])
+    raise TypeError(f"expected a number or a pair, found {value!r}")
+
+
+def survey(weights: Mapping[str, Tensor], example: Inputs, forward: Forward) -> dict[str, Layer]:
+    """Return the layers that a forward pass uses, by the name of their weight.
+
+    The model is called on two and on three copies of one sample: the axis that grows counts images.
+
+    Args:
+        weights: parameters by dotted path; those of other layers are passed over.
+        example: a batch of at least one sample.
+        forward: calls the model.
+    """
+    names = {id(weight): name for name, weight in weights.items()}
+    two: list[_Call] = []
+    three: list[_Call] = []
+    for copies, found in ((2, two), (3, three)):
+        with torch.no_grad(), _Watch(names, found.append):
+            forward(_repeated(example, copies))
+    steady = [call.name for call in two] == [call.name for call in three]
+    layers: dict[str, Layer] = {}
+    for call, other in zip(two, three if steady else two, strict=True):
+        if steady and call.inputs.shape == other.inputs.shape:
+            continue  # does not depend on the images: nothing can be summed or subtracted
+        axis = _growing(call.inputs.shape, other.inputs.shape)
+        layer = Layer(
+            width=math.prod(call.weight.shape[1:]),
+            groups=1 if call.cut is None else call.cut.groups,
+            cut=call.cut,
+            places=_count(call.inputs, call.cut) // 2,
+            axis=axis,
+        )
+        known = layers.get(call.name)
+        if known is not None:  # one weight in several places: its rows add up
+            axis = axis if axis == known.axis else None
+            layer = replace(layer, places=layer.places + known.places, axis=axis)
+        layers[call.name] = layer
+    return layers
+
+
+def _growing(two: torch.Size, three: torch.Size) -> int | None:
+    grown = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
+    if len(grown) != 1 or three[grown[0]] * 2 != two[grown[0]] * 3:
+        return None
+    return grown[0]
+
+
+def _count(inputs: Tensor, cut: Cut | None) -> int:
+    if cut is None:
+        return inputs.numel() // max(inputs.shape[-1], 1)
+    views = cut.views(inputs)
+    return views.shape[0] * views.shape[2] * views.shape[3]
+
+
+def _repeated(example: Inputs, copies: int) -> Inputs:
+    if isinstance(example, Tensor):
+        return example[:1].expand(copies, *example.shape[1:]).contiguous()
+    return {
+        name: value[:1].expand(copies, *value.shape[1:]).contiguous()
+        for name, value in example.items()
+    }
+
+
+def thinned(
+    layers: Mapping[str, Layer],
+    outputs: Mapping[str, int],
+    *,
+    double: bool,
+    allowed: float = SHARE_OF_FORWARD,
+) -> dict[str, Layer]:
+    """Return the layers with the rows an image that keep the products within a budget.
+
+    The budget is a share of the layers' own multiplications, sum over layers of places x outputs x
+    width. Every layer keeps the same number r of rows an image, or all it has; r is the largest
+    that fits. Layers whose images cannot be told apart keep all.
+
+    Args:
+        layers: from ``survey``.
+        outputs: output rows of each weight.
+        double: whether products are computed in double precision, which costs twice.
+        allowed: the share.
+    """
+    own = sum(layer.places * outputs[name] * layer.width for name, layer in layers.items())
+    price = {
+        name: layer.groups * layer.width**2 * _saving(layer.width) * (_DOUBLE_COST if double else 1)
+        for name, layer in layers.items()
+    }
+
+    def cost(rows: float) -> float:
+        return sum(
+            price[name] * (min(rows, layer.places) if layer.axis is not None else layer.places)
+            for name, layer in layers.items()
+        )
+
+    most = max((layer.places for layer in layers.values()), default=0)
+    if cost(most) <= allowed * own:
+        return dict(layers)
+    low, high = 0.0, float(most)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) <= allowed * own else (low, middle)
+    return with_rows(layers, low)
+
+
+def with_rows(layers: Mapping[str, Layer], rows: float) -> dict[str, Layer]:
+    """Return the layers with ``rows`` rows an image on average, where they have more."""
+    return {
+        name: replace(layer, taken=rows)
+        if layer.axis is not None and rows < layer.places
+        else layer
+        for name, layer in layers.items()
+    }
+
+
+def _saving(width: int) -> float:
+    """Return the part of a symmetric product's blocks that are computed."""
+    blocks = math.ceil(width / _BLOCK)
+    return (blocks + 1) / (2 * blocks)
+
+
+@dataclass
+class Moments:
+    """Sums of one set.
+
+    Args:
+        layers: what is measured, by the name of the weight.
+        sums: C of each, (groups, width, width) float64, symmetric.
+        rows: rows that went into each.
+        samples: samples seen.
+    """
+
+    layers: dict[str, Layer]
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
+
+    def minus(self, part: Moments) -> Moments:
+        """Return the moments of the set without a part of it.
+
+        Raises:
+            DataError: the part is larger than the set.
+        """
+        if part.samples > self.samples:
+            raise DataError(
+                f"statistics: expected at most the {self.samples} samples that they were made of, "
+                f"found {part.samples} to take away; pass the statistics of the whole training set"
+            )
+        return Moments(
+            dict(self.layers),
+            {
+                name: total - part.sums[name].to(total.device) if name in part.sums else total
+                for name, total in self.sums.items()
+            },
+            {name: rows - part.rows.get(name, 0) for name, rows in self.rows.items()},
+            self.samples - part.samples,
+        )
+
+
+class Accumulator:
+    """Sums moments while a model runs on batches.
+
+    Args:
+        weights: the model's parameters by dotted path.
+        layers: what to measure.
+        double: whether products are float64; else float32, with float64 sums. Keep it on unless
+            the machine's double precision is very slow.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Tensor], layers: Mapping[str, Layer], *, double: bool = True
+    ) -> None:
+        self._names = {id(weights[name]): name for name in layers}
+        self._dtype = torch.float64 if double else torch.float32
+        self._kept: dict[str, list[Tensor]] = {name: [] for name in layers}
+        self._upper: dict[str, Tensor] = {}
+        self._draws: dict[str, tuple[Tensor, Tensor]] = {}
+        self._thin = any(layer.taken is not None for layer in layers.values())
+        self._keys = torch.empty(0, dtype=torch.int64)
+        self._moments = Moments(dict(layers), rows=dict.fromkeys(layers, 0))
+
+    @torch.no_grad()
+    def add(self, inputs: Inputs, forward: Forward) -> None:
+        """Run the model on a batch and take its rows in.
+
+        Args:
+            inputs: as the loader gives them: which rows count depends on their bits.
+            forward: calls the model, in eval mode.
+        """
+        first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+        self._moments.samples += len(first)
+        if self._thin:
+            self._keys, self._draws = keys_of(inputs), {}
+        with _Watch(self._names, self._see):
+            forward(inputs)
+
+    @torch.no_grad()
+    def moments(self) -> Moments:
+        """Return what was summed; call it once, at the end."""
+        for name, kept in self._kept.items():
+            if kept:
+                self._multiply(name)
+        sums = self._moments.sums
+        for name, layer in self._moments.layers.items():
+            total = self._upper.pop(name, None)
+            if total is None:
+                total = torch.zeros(layer.groups, layer.width, layer.width, dtype=torch.float64)
+            sums[name] = _mirrored(total)
+        return self._moments
+
+    def _see(self, call: _Call) -> None:
+        layer = self._moments.layers[call.name]
+        if call.inputs.numel() == 0:
+            return
+        with torch.autocast(call.inputs.device.type, enabled=False):
+            parts = self._all(call) if layer.taken is None else self._some(call, layer)
+            for rows in parts:
+                self._moments.rows[call.name] += rows.shape[1]
+                self._kept[call.name].append(rows)
+                waiting = sum(part.shape[1] for part in self._kept[call.name])
+                if waiting >= _BUFFERED or waiting * layer.width * layer.groups >= _LARGEST:
+                    self._multiply(call.name)
+                elif _share_memory(rows, call.inputs):  # which the model may overwrite
+                    self._kept[call.name][-1] = rows.clone()
+
+    @staticmethod
+    def _all(call: _Call) -> Iterator[Tensor]:
+        """Yield every row, (groups, rows, width), some images at a time."""
+        if call.cut is None:
+            yield call.inputs.reshape(1, -1, call.inputs.shape[-1])
+            return
+        images = call.inputs if call.inputs.ndim == 4 else call.inputs[None]
+        views = call.cut.views(images)
+        each = max(_LARGEST // max(math.prod(views.shape[1:]), 1), 1)
+        for part in views.split(each):
+            yield rearrange(
+                part, "b (g c) down across kh kw -> g (b down across) (c kh kw)",
+                g=call.cut.groups,
+            )  # fmt: skip
+
+    def _some(self, call: _Call, layer: Layer) -> Iterator[Tensor]:
+        """Yield the rows that the images' keys choose, (groups, rows, width)."""
+        if layer.axis is None or layer.taken is None:
+            raise TypeError("a thinned layer knows its images")
+        inputs = call.inputs.movedim(layer.axis, 0)
+        repeats = len(inputs) // len(self._keys)  # windows of one image follow one another
+        if call.cut is None:
+            flat = inputs.reshape(len(self._keys), -1, inputs.shape[-1])
+            image, place = self._chosen(call.name, layer.taken, flat.shape[1], layer.places)
+            if len(image):
+                yield flat[image.to(flat.device), place.to(flat.device)][None]
+            return
+        views = call.cut.views(inputs)
+        area, across = views.shape[2] * views.shape[3], views.shape[3]
+        image, place = self._chosen(call.name, layer.taken, repeats * area, layer.places)
+        if len(image):
+            image = (image * repeats + place // area).to(views.device)
+            place = (place % area).to(views.device)
+            rows = views[image, :, place // across, place % across]
+            yield rearrange(rows, "n (g c) kh kw -> g n (c kh kw)", g=call.cut.groups)
+
+    def _chosen(
+        self, name: str, taken: float, places: int, all_places: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return image and position of each row to keep.
+
+        An image gives floor(r + u) rows with r = taken x places / all places and its own uniform
+        u, evenly spread from a start of its own.
+        """
+        if name not in self._draws:
+            self._draws[name] = (
+                draws.uniform(0, f"moments/{name}", self._keys),
+                draws.uniform(0, f"moments/start/{name}", self._keys),
+            )
+        share, start = self._draws[name]
+        count = (taken * places / all_places + share).floor().long().clamp(max=places)
+        image = torch.repeat_interleave(torch.arange(len(count)), count)
+        order = torch.arange(len(image)) - (count.cumsum(0) - count)[image]
+        step = places / count[image].double()
+        place = ((start[image] * places).floor() + (order * step).floor()).long() % places
+        return image, place
+
+    def _multiply(self, name: str) -> None:
+        """Add the product of the rows that wait to the upper blocks of C."""
+        layer = self._moments.layers[name]
+        waiting = self._kept[name]
+        for each in _pieces(torch.cat(waiting, dim=1) if len(waiting) > 1 else waiting[0]):
+            rows = each.to(self._dtype)
+            shape = (layer.groups, layer.width, layer.width)
+            if name not in self._upper:
+                self._upper[name] = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+            with _full_precision():
+                for first in range(0, layer.width, _BLOCK):
+                    left = rows[:, :, first : first + _BLOCK].transpose(1, 2)
+                    target = self._upper[name][:, first : first + _BLOCK, first:]
+                    if self._dtype is torch.float64:
+                        target.baddbmm_(left, rows[:, :, first:])
+                    else:
+                        target += left @ rows[:, :, first:]
+        waiting.clear()
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _pieces(rows: Tensor) -> Iterator[Tensor]:
+    """Cut rows (groups, rows, width) so that a double copy of a piece stays small."""
+    each = max(_LARGEST // max(rows.shape[0] * rows.shape[2], 1), 1)
+    yield from rows.split(each, dim=1)
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """Fill the lower blocks of a symmetric matrix, in place."""
+    width = upper.shape[-1]
+    for first in range(_BLOCK, width, _BLOCK):
+        block = slice(first, first + _BLOCK)
+        upper[:, block, :first] = upper[:, :first, block].transpose(1, 2)
+    return upper
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Keep single products from being rounded to fewer bits (TF32)."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+_WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def keys_of(inputs: Inputs) -> Tensor:
+    """Return an int64 key per sample, (samples,): a hash of the bits of its first tensor."""
+    images = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    flat = images.detach().reshape(len(images), -1)
+    bits = flat.contiguous().view(_WHOLE[flat.element_size()]).long()
+    odd = torch.arange(bits.shape[1], device=bits.device) * 2 + 1
+    weights = odd * 0x9E3779B97F4A7C1 ^ (odd << 21)  # wraps around; any fixed odd numbers do
+    return ((bits + 0x51ED27) * (weights | 1)).sum(dim=1).cpu()

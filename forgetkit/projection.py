@@ -1,0 +1,154 @@
+"""Directions that retained layer inputs use, and edits that stay clear of them.
+
+Notation: W (outputs, d) a weight with its kernel flattened, C (groups, d, d) the second moments of
+its inputs, C = V diag(lambda) V^T with lambda descending. A grouped convolution has one C, and rows
+of W of its own, for each group.
+
+Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks", WACV 2024, arXiv:2312.04095,
+    section 3 (core space); Lin et al., "TRGP", ICLR 2022, arXiv:2202.02931 (trust region); Kodge,
+    Saha, Roy, "Deep Unlearning", TMLR 2024, arXiv:2312.00761 (scaled projections).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+import torch
+from einops import rearrange
+from torch import Tensor
+
+_TIE = 1e-12
+
+
+@dataclass(frozen=True)
+class Eigen:
+    """The eigenvalues of C.
+
+    Args:
+        values: lambda, (groups, d) float64, descending, noise and negative ones set to 0.
+        vectors: V, (groups, d, d) float64, one direction a column.
+        negative: sum of |lambda < 0| over the sum of lambda > 0: 0 when C is a sum of squares.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    negative: float
+
+
+def eigen(moment: Tensor, floor: float = 1e-12) -> Eigen:
+    """Decompose second moments (groups, d, d), in float64.
+
+    A singular value decomposition would turn a negative eigenvalue, left by subtracting moments
+    that do not match, into a strong direction.
+
+    Args:
+        moment: symmetric.
+        floor: part of the largest eigenvalue below which one counts as 0.
+    """
+    ascending, vectors = torch.linalg.eigh(moment.double())
+    values, vectors = ascending.flip(-1), vectors.flip(-1)
+    positive = float(values.clamp(min=0).sum())
+    negative = -float(values.clamp(max=0).sum()) / positive if positive > 0 else 0.0
+    kept = torch.where(values < floor * values[:, :1], 0.0, values).clamp(min=0)
+    return Eigen(kept, vectors, negative)
+
+
+def core_rank(values: Tensor, share: float, spectrum: str = "energy") -> Tensor:
+    """Return the smallest k whose first k directions hold a share of the spectrum, (groups,).
+
+    Args:
+        values: lambda, (groups, d), descending.
+        share: gamma; 0 gives 0.
+        spectrum: ``"energy"`` adds up lambda, ``"sigma"`` the square roots of lambda.
+    """
+    heights = values if spectrum == "energy" else values.sqrt()
+    reached = heights.cumsum(-1)
+    total = reached[:, -1:]
+    short = (reached < share * total - _TIE * total).sum(-1)
+    return torch.where((total[:, 0] <= 0) | (share <= 0), 0, (short + 1).clamp(max=values.shape[1]))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Removes, or keeps only, the span of some directions.
+
+    Args:
+        basis: orthonormal columns, (groups, d, directions); columns of zeros fill up groups with
+            fewer directions.
+        keeps: whether the span is what remains (else what is taken away).
+    """
+
+    basis: Tensor
+    keeps: bool
+
+    @classmethod
+    def away_from(cls, found: Eigen, ranks: Tensor) -> Projection:
+        """Return I - M M^T with M the first ``ranks`` (groups,) directions of each group.
+
+        Of M and its complement the smaller one is kept: the product is cheaper.
+        """
+        width = found.values.shape[1]
+        inside = torch.arange(width, device=ranks.device) < ranks[:, None]  # (groups, d)
+        keeps = bool(ranks.sum() > (~inside).sum())
+        if keeps:
+            basis = (found.vectors * ~inside[:, None, :])[:, :, int(ranks.min()) :]
+        else:
+            basis = (found.vectors * inside[:, None, :])[:, :, : int(ranks.max())]
+        return cls(basis.contiguous(), keeps)
+
+    def of(self, rows: Tensor) -> Tensor:
+        """Return the projection of a weight or its gradient, of any shape (outputs, ...)."""
+        groups, width = self.basis.shape[0], self.basis.shape[1]
+        flat = rearrange(rows.reshape(len(rows), width), "(g o) d -> g o d", g=groups)
+        basis = self.basis.to(flat.dtype)
+        inside = (flat @ basis) @ basis.transpose(1, 2)
+        found = inside if self.keeps else flat - inside
+        return found.reshape(rows.shape)
+
+
+def in_region(weight: Tensor, basis: Tensor, scaling: Tensor) -> Tensor:
+    """Return W (I - M M^T) + W M Q M^T, shaped like W.
+
+    It is the weight of a layer whose old directions M are rescaled by Q. With Q = I it is W.
+
+    Args:
+        weight: W, (outputs, ...).
+        basis: M, (d, directions), orthonormal columns.
+        scaling: Q, (directions, directions).
+    """
+    flat = weight.reshape(len(weight), -1)
+    unit = torch.eye(len(scaling), dtype=scaling.dtype, device=scaling.device)
+    return (flat + (flat @ basis) @ (scaling - unit) @ basis.T).reshape(weight.shape)
+
+
+def weakest(found: Eigen, rank: int, most: int) -> Tensor:
+    """Return the last ``most`` of the first ``rank`` directions, (d, directions)."""
+    return found.vectors[0, :, max(rank - most, 0) : rank].contiguous()
+
+
+def scaled_span(found: Eigen, scale: float) -> Tensor:
+    """Return U Lambda U^T, (groups, d, d), with Lambda_i = a s_i / ((a - 1) s_i + 1).
+
+    s_i = lambda_i / sum lambda is the share of a direction; a large a = ``scale`` gives the plain
+    projection onto the span, a = 1 weighs each direction by its share.
+    """
+    total = found.values.sum(-1, keepdim=True)
+    share = torch.where(total > 0, found.values / total, 0.0)
+    weight = scale * share / ((scale - 1.0) * share + 1.0)
+    return (found.vectors * weight[:, None, :]) @ found.vectors.transpose(1, 2)
+
+
+def without_span(forget: Tensor, retain: Tensor) -> Tensor:
+    """Return P = I - (M_f - M_f M_r), (groups, d, d).
+
+    A layer with W P^T sees (I - (I - M_r) M_f) x: what forget inputs use and retained ones do not
+    is taken away.
+    """
+    unit = torch.eye(forget.shape[-1], dtype=forget.dtype, device=forget.device)
+    return unit - (forget - forget @ retain)
+
+
+def times(weight: Tensor, matrices: Tensor) -> Tensor:
+    """Return W A for a weight (outputs, ...) and one A (groups, d, d) for each group of rows."""
+    flat = weight.reshape(len(weight), matrices.shape[1]).to(matrices.dtype)
+    rows = rearrange(flat, "(g o) d -> g o d", g=len(matrices))
+    return (rows @ matrices).reshape(weight.shape).to(weight.dtype)

@@ -1,0 +1,103 @@
+"""Stop rules that look back: they keep weights of an earlier epoch in ``run.state``.
+
+A method calls ``begin_*`` in ``setup``, the rule in ``checked`` and ``take_back`` in ``finish``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from forgetkit.engine.run import Run
+    from forgetkit.method import State
+
+_KEPT = "kept/"
+_BACK = "back"
+
+
+def begin_gap(run: Run) -> State:
+    """Return the state of ``validation_gap`` before training."""
+    return {"gap": torch.tensor(gap(run)), **_copies(run)}
+
+
+def gap(run: Run) -> float:
+    """Return validation accuracy minus forget accuracy; 0 when the two cannot be told apart."""
+    if run.validation is None:
+        raise TypeError("a validation gap needs validation samples")
+    return run.accuracy(run.validation) - run.forget_accuracy()
+
+
+def is_closed(run: Run) -> bool:
+    """Return whether the gap was closed at the last look: nothing is left to forget."""
+    return bool(run.state["gap"] >= 0)
+
+
+def validation_gap(run: Run) -> str | None:
+    """Stop when D_f is predicted no better than validation data; keep the epoch nearer to that.
+
+    At the first epoch with a gap of at least 0 it or the epoch before it is kept, whichever has
+    the smaller gap.
+
+    Source: Hoang et al., WACV 2024, arXiv:2312.04095, section 4 (stopping).
+    """
+    before = float(run.state["gap"])
+    if before >= 0:
+        return (
+            "the forget set was predicted no better than validation data before the run, so "
+            "nothing was done"
+        )
+    now = gap(run)
+    if now < 0:
+        run.state = {**run.state, "gap": torch.tensor(now), **_copies(run)}
+        return None
+    earlier = abs(before) < abs(now)
+    if earlier:
+        run.state = {**run.state, _BACK: torch.ones(())}
+    return (
+        f"the forget set is predicted no better than validation data after {run.epoch + 1} epochs "
+        f"(gap {100 * before:.2f}, then {100 * now:.2f} points; the "
+        f"{'earlier' if earlier else 'later'} weights are kept)"
+    )
+
+
+def begin_patience() -> State:
+    """Return the state of ``validation_patience`` before training."""
+    return {"best": torch.tensor(-1.0), "waited": torch.tensor(0)}
+
+
+def validation_patience(run: Run, epochs: int) -> str | None:
+    """Stop when validation accuracy has not risen for some epochs; keep the best epoch."""
+    if run.validation is None:
+        raise TypeError("patience needs validation samples")
+    now = run.accuracy(run.validation)
+    if now > float(run.state["best"]):
+        begun = {"best": torch.tensor(now), "waited": torch.tensor(0), _BACK: torch.ones(())}
+        run.state = {**run.state, **begun, **_copies(run)}
+        return None
+    waited = int(run.state["waited"]) + 1
+    run.state = {**run.state, "waited": torch.tensor(waited)}
+    if waited < epochs:
+        return None
+    return (
+        f"validation accuracy has not risen for {epochs} epochs; the weights with "
+        f"{100 * float(run.state['best']):.2f} % are kept"
+    )
+
+
+def take_back(run: Run) -> None:
+    """Write back the weights that a rule decided to keep, if they are not those of now."""
+    if _BACK in run.state:
+        run.restore(
+            {
+                name.removeprefix(_KEPT): tensor
+                for name, tensor in run.state.items()
+                if name.startswith(_KEPT)
+            }
+        )
+
+
+def _copies(run: Run) -> dict[str, Tensor]:
+    return {f"{_KEPT}{name}": tensor for name, tensor in run.snapshot().items()}
