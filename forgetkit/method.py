@@ -55,7 +55,8 @@ class Card:
             working, as a fraction; the contract tests check it.
         toy: hyper-parameters with which the method works on a toy problem of 240 images.
         probe: settings under which a hyper-parameter makes a difference there, by its name; those
-            under ``""`` hold for all that are not named.
+            under ``""`` hold for all that are not named. ``validate=True`` among them gives the
+            run validation samples.
         aliases: further names under which ``using`` finds the method.
         presets: sets of hyper-parameters by name, for ``using(slug, preset=...)``: ``"paper"`` is
             what was published, ``"code"`` what the authors' code does.
@@ -255,6 +256,11 @@ class Method:
     def passed(self, run: Run) -> str | None:  # noqa: ARG002
         """Return why the run should end after this pass, or ``None`` to go on."""
         return None
+
+    def check_interval(self, run: Run) -> int | None:  # noqa: ARG002
+        """Return the steps between two checks, or ``None`` to check at the end of epochs only."""
+        interval: int | None = getattr(self, "check_every", None)
+        return interval
 
     def checked(self, seen: Seen, run: Run) -> str | None:
         """Return why the run should end at this check, or ``None`` to go on."""

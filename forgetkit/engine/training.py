@@ -69,7 +69,7 @@ class Loop:
         self._place = place
         self._update_mode = update_mode
         self._watch = watch
-        self._check_every: int | None = getattr(method, "check_every", None)
+        self._check_every = method.check_interval(run)
         self._accumulate = accumulate
         self._refresh = refresh
         self._parameters = [p for p in run.parameters.values() if p.requires_grad]

@@ -146,6 +146,10 @@ class GuidedLossIncreasing(FullNetwork):
         run.count("weighted_task", -float(parts[1]))
         return {"retain": cross_entropy(logits, retain.labels)}
 
+    def check_interval(self, run: Run) -> int | None:
+        """Do not check where no score can be computed."""
+        return self.check_every if self._scores(run) else None
+
     def checked(self, seen: Seen, run: Run) -> str | None:
         """Compare the final score with the best one after some batches."""
         return None if seen.epoch_ended or not self._scores(run) else self._compare(run)

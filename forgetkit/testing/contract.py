@@ -288,10 +288,13 @@ def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
             continue  # a file is made by the tests of the method
         outcomes: list[dict[str, Tensor]] = []
         base = _probe_settings(method, kind, declared.name)
+        validate = bool(base.pop("validate", False))
         for value in _probes(bounds, base.get(declared.name, declared.default)):
             some = toy(kind)
             configured = method(**{**base, declared.name: value})
             asked = request(configured, some.model)
+            if validate:
+                asked = asked.validate(DataLoader(some.test, batch_size=64))
             asked.run(some.loader(), guard=None)
             outcomes.append(weights(some.model))
         first = outcomes[0]
