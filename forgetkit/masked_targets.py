@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional
+
+from forgetkit.losses import kl_divergence
 
 
 def masked_softmax(logits: Tensor, blocked: Tensor, temperature: float = 1.0) -> Tensor:
@@ -38,8 +40,10 @@ def adjusted_probabilities(
     Returns:
         (batch, classes), float32, detached; rows sum to 1.
 
-    Source: "SPA" in the SULI paper. Differences: the paper blocks y alone; for a set C its
-        epsilon is shared in proportion too, which keeps ``current_divergence`` exact.
+    Source: Lyu et al., "Fine-Grained and Efficient Self-Unlearning with Layered Iteration", SPA.
+
+    Differences: the paper blocks y alone; for a set C epsilon is shared in proportion too, which
+        keeps ``current_divergence`` exact.
     """
     target = (1.0 - epsilon) * masked_softmax(logits.detach(), blocked, temperature)
     if epsilon > 0.0:
@@ -47,7 +51,7 @@ def adjusted_probabilities(
     return target
 
 
-def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
+def target_divergence(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
     """Return KL(target || softmax(z / T)) in nats, mean over samples, without a factor T^2.
 
     Exact zeros of the target count as 0 log 0 = 0. An empty batch gives 0 with a gradient of 0.
@@ -55,7 +59,7 @@ def distillation(logits: Tensor, target: Tensor, temperature: float = 1.0) -> Te
     if len(target) == 0:
         return logits.sum() * 0.0
     student = (logits.float() / temperature).log_softmax(dim=1)
-    return functional.kl_div(student, target, reduction="batchmean")
+    return kl_divergence(target, student)
 
 
 def log_rest(logits: Tensor, blocked: Tensor, temperature: float = 1.0) -> Tensor:
@@ -70,7 +74,7 @@ def log_rest(logits: Tensor, blocked: Tensor, temperature: float = 1.0) -> Tenso
 def current_divergence(
     logits: Tensor, blocked: Tensor, *, epsilon: float = 0.0, temperature: float = 1.0
 ) -> Tensor:
-    """Return ``distillation(z, adjusted_probabilities(z))``, the teacher being the student itself.
+    """Return ``target_divergence`` from the student's own adjusted prediction.
 
     The proportions of the other classes cancel, in the value and in the gradient:
 
@@ -127,3 +131,25 @@ def in_layers(entropies: Tensor, layers: int, chunk_size: int | None = None) -> 
     order = entropies.cpu().argsort(descending=True, stable=True)
     size = chunk_size or -(-len(order) // layers)
     return list(order.split(size))
+
+
+def evenly_mixed(labels: Tensor, generator: Generator) -> Tensor:
+    """Return an order in which every class is spread evenly, at random within its class.
+
+    Any run of b samples holds close to b n_c / n of class c, so that batches have pairs.
+
+    Args:
+        labels: (samples,) class indices.
+        generator: on the CPU.
+
+    Returns:
+        (samples,) int64 rows.
+    """
+    drawn = torch.randperm(len(labels), generator=generator)
+    mixed = labels.cpu()[drawn]
+    place = torch.empty(len(mixed), dtype=torch.float64)
+    for label in mixed.unique():
+        own = (mixed == label).nonzero()[:, 0]
+        start = torch.rand((), generator=generator, dtype=torch.float64)
+        place[own] = (torch.arange(len(own), dtype=torch.float64) + start) / len(own)
+    return drawn[place.argsort(stable=True)]

@@ -11,7 +11,7 @@ from forgetkit.losses import bounded_ascent, membership
 from forgetkit.masked_targets import (
     adjusted_probabilities,
     current_divergence,
-    distillation,
+    target_divergence,
     entropy,
     in_layers,
     likeness,
@@ -68,7 +68,7 @@ def test_targets_of_a_saturated_sample_are_finite() -> None:
     target = adjusted_probabilities(logits, blocked)
     assert target[0].tolist() == pytest.approx([0.0, 1 / 3, 1 / 3, 1 / 3])
     leaf = logits.clone().requires_grad_()
-    loss = distillation(leaf, target)
+    loss = target_divergence(leaf, target)
     (gradient,) = torch.autograd.grad(loss, leaf)
     assert loss.item() == pytest.approx(1e4 - math.log(3), rel=1e-6)
     assert bool(gradient.isfinite().all())
@@ -80,7 +80,7 @@ def test_pinned_example() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]], requires_grad=True)
     target = masked_softmax(logits.detach(), membership(torch.tensor([0]), 4))
     assert target[0].tolist() == pytest.approx([0.0, 0.665241, 0.244728, 0.090031], abs=1e-6)
-    loss = distillation(logits, target)
+    loss = target_divergence(logits, target)
     assert loss.item() == pytest.approx(1.032584, abs=1e-6)
     p_y = float(logits.detach().softmax(dim=1)[0, 0])
     assert loss.item() == pytest.approx(-math.log(1 - p_y), abs=1e-6)
@@ -97,7 +97,7 @@ def test_gradient_of_distillation_is_the_difference_of_the_probabilities() -> No
     teacher, _ = some(3)
     target = adjusted_probabilities(teacher, membership(labels, 5), epsilon=0.1, temperature=3.0)
     leaf = student.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(distillation(leaf, target, 3.0), leaf)
+    (gradient,) = torch.autograd.grad(target_divergence(leaf, target, 3.0), leaf)
     literal = ((student / 3.0).softmax(dim=1) - target) / (9 * 3.0)
     assert torch.allclose(gradient, literal, atol=1e-7)
 
@@ -111,7 +111,7 @@ def test_distillation_is_the_literal_sum() -> None:
         for k in range(5):
             t = float(target[row, k])
             literal += t * math.log(t / float(probs[row, k])) if t > 0 else 0.0
-    assert float(distillation(student, target)) == pytest.approx(literal / 9, rel=1e-5)
+    assert float(target_divergence(student, target)) == pytest.approx(literal / 9, rel=1e-5)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 0.05])
@@ -124,7 +124,7 @@ def test_closed_form_is_self_distillation(epsilon: float, t: float) -> None:
     one, two = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     closed = current_divergence(one, blocked, epsilon=epsilon, temperature=t)
     target = adjusted_probabilities(two, blocked, epsilon=epsilon, temperature=t)
-    slow = distillation(two, target, t)
+    slow = target_divergence(two, target, t)
     assert closed.item() == pytest.approx(slow.item(), abs=1e-6)
     (first,) = torch.autograd.grad(closed, one)
     (second,) = torch.autograd.grad(slow, two)
@@ -153,7 +153,7 @@ def test_family_of_forgetting_losses() -> None:
     ascent, removal = logit_gradients(0.5)
     target = masked_softmax(torch.tensor([[0.5, 0.3, 0.2]]).log(), membership(torch.tensor([0]), 3))
     leaf = torch.tensor([[0.5, 0.3, 0.2]]).log().requires_grad_()
-    (distilled,) = torch.autograd.grad(distillation(leaf, target), leaf)
+    (distilled,) = torch.autograd.grad(target_divergence(leaf, target), leaf)
     assert torch.allclose(ascent, removal, atol=1e-6)
     assert torch.allclose(removal, distilled, atol=1e-6)
     assert removal[0].tolist() == pytest.approx([0.5, -0.3, -0.2], abs=1e-6)
@@ -217,7 +217,7 @@ def test_layers_by_size() -> None:
 def test_empty_batches_give_a_zero_to_step_on() -> None:
     logits = torch.zeros(0, 4, requires_grad=True)
     blocked = torch.zeros(0, 4, dtype=torch.bool)
-    for value in (distillation(logits, torch.zeros(0, 4)), current_divergence(logits, blocked)):
+    for value in (target_divergence(logits, torch.zeros(0, 4)), current_divergence(logits, blocked)):
         (gradient,) = torch.autograd.grad(value, logits)
         assert value.item() == 0.0
         assert gradient.shape == (0, 4)
