@@ -11,9 +11,9 @@ from typing_extensions import Self
 
 from forgetkit.data.names import class_names, resolve
 from forgetkit.errors import BadTarget
+from forgetkit.listed import as_integer, as_list, as_positions, refuse_repeats, shortened
 
 JSON: TypeAlias = "dict[str, object]"
-_SHOWN = 8
 
 
 class Goal(abc.ABC):
@@ -65,12 +65,12 @@ class Classes(Goal):
     classes: tuple[int | str, ...]
 
     def __init__(self, classes: Iterable[int | str]) -> None:
-        found = _listed("classes", classes, "class indices or names", "classes([3])")
+        found = as_list("classes", classes, "class indices or names", "classes([3])")
         wanted = tuple(
-            item if isinstance(item, str) else _integer("classes", item, "class index or name")
+            item if isinstance(item, str) else as_integer("classes", item, "class index or name")
             for item in found
         )
-        _no_repeats("classes", wanted)
+        refuse_repeats("classes", wanted)
         object.__setattr__(self, "classes", wanted)
 
     def describe(self, names: Sequence[str] | None = None) -> str:
@@ -81,7 +81,7 @@ class Classes(Goal):
             else str(item)
             for item in self.classes
         ]
-        return f"classes {_shortened(shown)}"
+        return f"classes {shortened(shown)}"
 
     def to_json(self) -> JSON:
         """Return ``{"goal": "classes", "classes": [...]}``."""
@@ -109,14 +109,14 @@ class Instances(Goal):
     positions: tuple[int, ...] | None
 
     def __init__(self, positions: Iterable[int] | None = None) -> None:
-        found = None if positions is None else _positions(self.kind, positions)
+        found = None if positions is None else as_positions(self.kind, positions)
         object.__setattr__(self, "positions", found)
 
     def describe(self, names: Sequence[str] | None = None) -> str:  # noqa: ARG002
         """Return for instance ``instances 17, 42``."""
         if self.positions is None:
             return f"{self.kind} (everything in the loader)"
-        return f"{self.kind} {_shortened([str(position) for position in self.positions])}"
+        return f"{self.kind} {shortened([str(position) for position in self.positions])}"
 
     def to_json(self) -> JSON:
         """Return ``{"goal": ..., "positions": [...] or None}``."""
@@ -170,10 +170,10 @@ class Relabel(Goal):
         positions = None
         values: Iterable[int] = labels
         if isinstance(labels, Mapping):
-            positions = _positions(self.kind, labels.keys())
+            positions = as_positions(self.kind, labels.keys())
             values = labels.values()
-        found = _listed(self.kind, values, "new labels", "relabel({17: 4})")
-        new = tuple(_integer(self.kind, item, "new label") for item in found)
+        found = as_list(self.kind, values, "new labels", "relabel({17: 4})")
+        new = tuple(as_integer(self.kind, item, "new label") for item in found)
         object.__setattr__(self, "positions", positions)
         object.__setattr__(self, "labels", new)
 
@@ -186,7 +186,7 @@ class Relabel(Goal):
             + (f" ({names[label]})" if names is not None and label < len(names) else "")
             for position, label in zip(self.positions, self.labels, strict=True)
         ]
-        return f"relabel {_shortened(shown)}"
+        return f"relabel {shortened(shown)}"
 
     def to_json(self) -> JSON:
         """Return ``{"goal": "relabel", "positions": [...] or None, "labels": [...]}``."""
@@ -230,83 +230,19 @@ def resolve_classes(
     found = tuple(resolve(item, names) if isinstance(item, str) else item for item in goal.classes)
     for index, item in zip(found, goal.classes, strict=True):
         if index >= num_classes:
+            named = f"{item!r}, which is class {index}" if isinstance(item, str) else f"{index}"
             raise BadTarget(
-                f"classes: {item!r} is class {index}; expected classes from 0 to "
-                f"{num_classes - 1}, because the model has {num_classes} outputs; count classes "
-                "from 0, or check that model and data belong together"
+                f"classes: expected classes from 0 to {num_classes - 1}, because the model has "
+                f"{num_classes} outputs, found {named}; count classes from 0, or check that model "
+                "and data belong together"
             )
-    _no_repeats("classes", found)
+    refuse_repeats("classes", found)
     if len(found) == num_classes:
         raise BadTarget(
             f"classes: expected at least one class to be kept, found all {num_classes} of the "
             "model's classes to be forgotten; leave out the classes to keep"
         )
     return found
-
-
-def _positions(step: str, given: Iterable[int]) -> tuple[int, ...]:
-    example = "relabel({17: 4})" if step == "relabel" else f"{step}([17, 42])"
-    found = _listed(step, given, "positions in loader.dataset", example)
-    positions = tuple(_integer(step, item, "position") for item in found)
-    _no_repeats(step, positions)
-    return positions
-
-
-def _listed(step: str, given: object, what: str, example: str) -> list[object]:
-    """Return what was listed as plain Python values; refuse what is no list."""
-    if hasattr(given, "tolist"):  # arrays and tensors
-        given = given.tolist()
-    wrong_kind = isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable)
-    if wrong_kind:
-        raise BadTarget(
-            f"{step}: expected a list of {what}, found {given!r} of type {type(given).__name__}; "
-            f"write for instance {example}"
-        )
-    values: list[object] = list(given)  # type: ignore[call-overload]  # wrong_kind has sorted out the rest
-    if isinstance(given, (set, frozenset)):
-        values.sort(key=lambda value: (str(type(value)), value))
-    if not values:
-        raise BadTarget(
-            f"{step}: expected at least one entry in the list of {what}, found an empty list; "
-            f"write for instance {example}"
-        )
-    return values
-
-
-def _integer(step: str, item: object, what: str) -> int:
-    value = item.tolist() if hasattr(item, "tolist") else item  # NumPy and torch scalars
-    if isinstance(value, bool) or not isinstance(value, int):
-        hint = (
-            "turn a mask into positions with torch.nonzero(mask).flatten()"
-            if isinstance(value, bool)
-            else "pass whole numbers that count from 0"
-        )
-        raise BadTarget(
-            f"{step}: expected every {what} to be an integer, found {item!r} of type "
-            f"{type(item).__name__}; {hint}"
-        )
-    if value < 0:
-        raise BadTarget(
-            f"{step}: expected every {what} to be 0 or more, found {value}; count from 0, "
-            "counting back from the end is not supported"
-        )
-    return value
-
-
-def _no_repeats(step: str, values: Sequence[int | str]) -> None:
-    seen: set[int | str] = set()
-    repeated = [value for value in values if value in seen or seen.add(value)]  # type: ignore[func-returns-value]  # add returns None, which is false
-    if repeated:
-        raise BadTarget(
-            f"{step}: expected every entry once, found {repeated[0]!r} more than once; "
-            "remove the repeats"
-        )
-
-
-def _shortened(entries: Sequence[str]) -> str:
-    if len(entries) <= _SHOWN:
-        return ", ".join(entries)
-    return f"{', '.join(entries[:_SHOWN])} and {len(entries) - _SHOWN} more"
 
 
 __all__ = [
