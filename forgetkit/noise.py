@@ -33,7 +33,7 @@ def error_maximising_noise(
         steps: number of steps.
 
     Source: Tarun, Chundawat, Mandal, Kankanhalli, "Fast Yet Effective Machine Unlearning", IEEE
-        TNNLS 2023, Eq. 2.
+        TNNLS 2023.
     """
     noise = start.detach().clone().requires_grad_()
     labels = torch.full((len(noise),), label, dtype=torch.int64, device=noise.device)

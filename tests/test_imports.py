@@ -22,7 +22,7 @@ KNOWS_ECOSYSTEMS = {
 }  # fmt: skip
 METHODS_MAY_IMPORT = {
     "method", "types", "losses", "attacks", "curvature", "fields", "recipe", "view", "errors",
-    "draws", "goal", "training_log", "written_log",
+    "draws", "goal", "distillation", "noise", "training_log", "written_log",
 }  # fmt: skip
 
 

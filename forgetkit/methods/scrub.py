@@ -1,0 +1,236 @@
+"""SCRUB: leave the teacher on the forget set, stay with it on the retain set; with rewinding."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from forgetkit.distillation import bounded_departure, distillation
+from forgetkit.errors import DataError
+from forgetkit.fields import bounded, choice
+from forgetkit.losses import cross_entropy
+from forgetkit.method import Card, Facts, GoalKind, Pair, Pass, Settings, State, register
+from forgetkit.recipe import FullNetwork
+from forgetkit.types import SampleSet, Terms
+
+if TYPE_CHECKING:
+    from forgetkit.engine.run import Run
+
+_INSTANCES: Settings = {
+    "label_weight": 1.0, "distill_weight": 0.5, "max_epochs": 3, "epochs": 5,
+    "temperature": 4.0, "forget_batch_size": 16, "batch_size": 32,
+}  # fmt: skip
+_PUBLISHED: dict[GoalKind, Settings] = {
+    "classes": {
+        "label_weight": 0.99, "distill_weight": 0.001, "max_epochs": 2, "epochs": 3,
+        "temperature": 4.0, "forget_batch_size": 512, "batch_size": 256,
+    },
+    "instances": _INSTANCES,
+    "depoison": {
+        "label_weight": 1.0, "distill_weight": 0.01, "max_epochs": 2, "epochs": 10,
+        "temperature": 2.0, "forget_batch_size": 32, "batch_size": 32,
+    },
+}  # fmt: skip
+_SMALL: Settings = {
+    "label_weight": 1.0, "distill_weight": 0.5, "max_epochs": 3, "epochs": 10,
+    "temperature": 2.0, "forget_batch_size": 64, "batch_size": 32,
+    "optimizer": "adam", "weight_decay": 0.1, "decay": "5-8-9",
+}  # fmt: skip
+_MILESTONES = {"none": (), "3-5-9": (3, 5, 9), "5-8-9": (5, 8, 9)}
+_FIRST_EPS = 1e-6
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Scrub(FullNetwork):
+    """Alternate between leaving the original model on D_f and staying with it on D_r.
+
+        max pass, first epochs only:  L = -KL_T(teacher(x), z) over D_f
+        min pass, every epoch:        L = gamma CE(z, y) + alpha KL_T(teacher(x), z) over D_r
+        KL_T(t, s) = T^2 KL(softmax(t / T) || softmax(s / T))
+
+    The max pass comes first and the min pass last. At the start student and teacher are equal, so
+    the first max pass has no gradient: movement begins after the first min pass. The divergence is
+    unbounded; a forget sample further than 2 log K + 5 nats from its teacher no longer counts.
+    Weights, epochs and batch sizes that are not given are the published ones for the kind of goal.
+
+    Source: Kurmanji, Triantafillou, Hayes, Triantafillou, "Towards Unbounded Machine Unlearning",
+        NeurIPS 2023, https://github.com/meghdadk/SCRUB.
+
+    Differences: the cap; normalisation statistics are frozen; with Adam, epsilon is 1e-6 in the
+        first max pass, where it would otherwise blow rounding errors up to full steps.
+    """
+
+    card: ClassVar[Card] = Card(
+        slug="scrub",
+        title="SCRUB",
+        goals=("classes", "instances", "depoison"),
+        needs=("forget", "retain"),
+        edits="all",
+        steps="retain",
+        cost="3-10 FB + F over D_r, 2-3 FB + F over D_f",
+        source="Kurmanji et al. 2023, NeurIPS",
+        link="https://arxiv.org/abs/2302.09880",
+        about="Leaves the teacher on what is forgotten and stays with it on what is kept, in turn.",
+        toy={"lr": 0.05, "epochs": 4, "batch_size": 32, "forget_batch_size": 16},
+        probe={
+            "": {"lr": 0.02, "batch_size": 32, "forget_batch_size": 16, "max_norm": 0.1},
+            "decay": {"lr": 0.02, "epochs": 6, "batch_size": 64},
+        },
+        presets={
+            "small": _SMALL,
+            "instances": _INSTANCES,
+            "classes": _PUBLISHED["classes"],
+            "depoison": _PUBLISHED["depoison"],
+        },
+    )
+
+    label_weight: float | None = bounded(
+        None, 0.0, 100.0, "weight of the cross-entropy on D_r; gamma; None by goal"
+    )
+    distill_weight: float | None = bounded(
+        None, 0.0, 100.0, "weight of the divergence on D_r; alpha; None by goal"
+    )
+    temperature: float | None = bounded(None, 0.1, 100.0, "divides the logits; T; None by goal")
+    max_epochs: int | None = bounded(
+        None, 0, 1000, "epochs that begin with a max pass; msteps; None by goal"
+    )
+    epochs: int = bounded(0, 0, 1000, "epochs; 0 takes the published number for the goal")
+    forget_batch_size: int | None = bounded(
+        None, 1, 65536, "samples a step of the max pass; None by goal"
+    )
+    batch_size: int | None = bounded(None, 1, 65536, "samples a step of the min pass; None by goal")
+    decay: str = choice(
+        "3-5-9", ("none", "3-5-9", "5-8-9"), "epochs after which lr falls to a tenth"
+    )
+    lr: float | None = bounded(5e-4, 0.0, 10.0, "step size of the optimiser")
+    weight_decay: float = bounded(5e-4, 0.0, 1.0, "L2 penalty inside the optimiser")
+    max_norm: float | None = bounded(
+        5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
+    )
+
+    def tuned(self, facts: Facts) -> Self:
+        """Fill in what was published for the kind of goal."""
+        published = _PUBLISHED.get(facts.goal, _INSTANCES)
+        missing = {n: v for n, v in published.items() if getattr(self, n) is None}
+        if self.epochs == 0:
+            missing["epochs"] = published["epochs"]
+        return dataclasses.replace(self, **missing)  # type: ignore[arg-type]  # typed by name
+
+    def passes(self, run: Run) -> Sequence[Pass]:
+        """Return a max pass while there are some left, then a min pass."""
+        least = Pass("retain", name="min", batch_size=self.batch_size)
+        if run.epoch >= (self.max_epochs or 0):
+            return (least,)
+        eps = _FIRST_EPS if run.epoch == 0 else None
+        most = Pass("forget", name="max", batch_size=self.forget_batch_size, eps=eps)
+        return (most, least)
+
+    def rate(self, run: Run) -> float | None:
+        """Return the step size after the milestones that lie behind."""
+        behind = sum(run.epoch >= milestone for milestone in _MILESTONES[self.decay])
+        return (self.lr or 0.0) * 0.1**behind
+
+    def loss(self, batch: Pair, run: Run) -> Terms:
+        """Return minus the divergence on D_f, or cross-entropy and divergence on D_r."""
+        if self.temperature is None or self.label_weight is None or self.distill_weight is None:
+            raise TypeError("scrub trains with weights that tuned() has filled in")
+        if batch.forget is not None:
+            student, teacher = run.logits(batch.forget), run.original_logits(batch.forget)
+            return {"forget": bounded_departure(teacher, student, self.temperature)}
+        if batch.retain is None:
+            raise TypeError("scrub steps over the forget set, then over the retain set")
+        student, teacher = run.logits(batch.retain), run.original_logits(batch.retain)
+        near = distillation(teacher, student, self.temperature)
+        return {
+            "retain": self.label_weight * cross_entropy(student, batch.retain.labels),
+            "retain_distill": self.distill_weight * near,
+        }
+
+
+def nearest_state(errors: Sequence[float], reference: float) -> int:
+    """Return the position of the error nearest to the reference; the later one of equals."""
+    # twelve decimals: 0.3 - 0.2 and 0.2 - 0.1 are equal distances, but not in binary
+    return min(range(len(errors)), key=lambda at: (round(abs(errors[at] - reference), 12), -at))
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class ScrubRewind(Scrub):
+    """SCRUB, then back to the epoch whose forget error looks like that of unseen samples.
+
+        return the state e in 0..E with |error(D_f; e) - e*| smallest, the later of equals
+        e* = error of the final state on validation samples of the forget samples' classes
+
+    Pushing the forget error beyond that of unseen samples gives the forgotten ones away to a
+    membership attack. Epoch 0 is the model as it came in. Needs ``.validate(loader)``.
+
+    Source: Kurmanji et al., "Towards Unbounded Machine Unlearning", NeurIPS 2023.
+
+    Differences: as for ``scrub``; the reference code leaves epoch 0 out. All states are kept in
+        memory, E + 1 copies of the weights.
+    """
+
+    card: ClassVar[Card] = dataclasses.replace(
+        Scrub.card,
+        slug="scrub_r",
+        aliases=("scrub+r",),
+        title="SCRUB+R (with rewinding)",
+        goals=("instances",),
+        about="SCRUB, rewound to the epoch at which forgotten samples look like unseen ones.",
+        toy={**Scrub.card.toy, "validate": True},
+    )
+
+    def setup(self, run: Run) -> State:
+        """Make sure that there are unseen samples to compare with."""
+        _unseen(run)
+        return {}
+
+    def start_epoch(self, run: Run) -> State:
+        """Keep the weights as they stand, and their forget error."""
+        error = torch.tensor(1.0 - run.accuracy(run.forget))
+        kept = {f"{run.epoch}/{name}": value.cpu() for name, value in run.snapshot().items()}
+        return {**run.state, **kept, f"error/{run.epoch}": error}
+
+    def finish(self, run: Run) -> None:
+        """Go back to the nearest state."""
+        reference = 1.0 - run.accuracy(_unseen(run))
+        last = sum(name.startswith("error/") for name in run.state)
+        errors = [float(run.state[f"error/{epoch}"]) for epoch in range(last)]
+        errors.append(1.0 - run.accuracy(run.forget))
+        chosen = nearest_state(errors, reference)
+        if chosen < last:
+            prefix = f"{chosen}/"
+            run.restore(
+                {n.removeprefix(prefix): v for n, v in run.state.items() if n.startswith(prefix)}
+            )
+        run.log(
+            f"scrub_r: went back to epoch {chosen} of {last}, forget error "
+            f"{100 * errors[chosen]:.2f} %, where unseen samples have {100 * reference:.2f} %"
+        )
+
+
+def _unseen(run: Run) -> SampleSet:
+    """Return the validation samples of the forget samples' classes.
+
+    Raises:
+        DataError: there are none.
+    """
+    samples = run.validation
+    rows = torch.empty(0, dtype=torch.int64)
+    if samples is not None:
+        labels: Tensor = run.forget.labels
+        rows = torch.isin(samples.labels, labels.unique()).nonzero().flatten()
+    if samples is None or len(rows) == 0:
+        raise DataError(
+            "scrub_r: expected validation samples of the forgotten samples' classes, found "
+            f"{'no validation data' if samples is None else 'none of these classes'}; pass "
+            "`.validate(loader)` with unseen samples of them, or use scrub"
+        )
+    return samples.take(rows)
