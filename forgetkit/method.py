@@ -53,7 +53,8 @@ class Card:
             by construction.
         keeps: the largest loss of retain accuracy on an easy problem that still counts as
             working, as a fraction; the contract tests check it.
-        toy: hyper-parameters with which the method works on a toy problem of 240 images.
+        toy: hyper-parameters with which the method works on a toy problem of 240 images;
+            ``validate=True`` among them gives every run validation samples.
         probe: settings under which a hyper-parameter makes a difference there, by its name; those
             under ``""`` hold for all that are not named. ``validate=True`` among them gives the
             run validation samples.

@@ -19,7 +19,7 @@ from forgetkit.errors import BadHyperparameter, ForgetkitError
 from forgetkit.fields import Bounds, bounds_of
 from forgetkit.method import Method, build, from_json
 from forgetkit.patch import Patch
-from forgetkit.testing.toys import TOYS, Exploding, Toy, toy
+from forgetkit.testing.toys import TOYS, Exploding, Toy, blobs, toy
 from forgetkit.testing.trace import changed, photograph, weights
 
 FORGOTTEN = 3
@@ -38,15 +38,16 @@ _rehearsals: dict[tuple[str, str], tuple[dict[str, Any], tempfile.TemporaryDirec
 
 def toy_settings(method: MethodType, kind: str) -> dict[str, Any]:
     """Return the hyper-parameters that a Card names for toy problems, artefacts included."""
+    settings = {name: value for name, value in method.card.toy.items() if name != "validate"}
     if method.card.rehearse is None:
-        return dict(method.card.toy)
+        return settings
     key = (method.card.slug, kind)
     if key not in _rehearsals:
         folder = tempfile.TemporaryDirectory(prefix="forgetkit-rehearsal-")
         some = toy(kind)
         made = dict(method.card.rehearse(some.model, some.loader(), folder.name))
         _rehearsals[key] = (made, folder)  # the folder lives as long as the process
-    return {**dict(method.card.toy), **_rehearsals[key][0]}
+    return {**settings, **_rehearsals[key][0]}
 
 
 def quick(method: MethodType, kind: str, **overrides: Any) -> Method:  # noqa: ANN401
@@ -64,6 +65,8 @@ def short(method: MethodType, kind: str, **overrides: Any) -> Method:  # noqa: A
 def request(method: Method, model: nn.Module, goal: str | None = None) -> Request:
     """Return a request for a kind of goal, by default the one that the method serves first."""
     start = forget(model).seed(0)
+    if method.card.toy.get("validate"):
+        start = start.validate(DataLoader(blobs(seed=1), batch_size=64))
     kind = goal or method.card.goals[0]
     if kind == "classes":
         start = start.classes([FORGOTTEN])
