@@ -63,6 +63,8 @@ class Card:
             what was published, ``"code"`` what the authors' code does.
         features: whether a method that edits the whole network reads features or the head.
         multilabel: whether 0/1 target vectors are accepted.
+        rank: place in the order in which ``"auto"`` considers methods, by kind of goal, from 1; a
+            goal that is not named is never chosen for.
         rehearse: makes what the method needs besides data (a training log, say) from a toy model,
             a loader and a folder, and returns the settings that name it; contract tests only.
     """
@@ -87,6 +89,7 @@ class Card:
     presets: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     features: bool = False
     multilabel: bool = False
+    rank: Mapping[GoalKind, int] = dataclasses.field(default_factory=dict)
     rehearse: Callable[[nn.Module, DataLoader[Any], str], Settings] | None = None
 
 

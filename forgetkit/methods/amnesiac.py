@@ -1,0 +1,119 @@
+"""Amnesiac unlearning: take back the logged training steps that saw the samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from typing_extensions import Self
+
+from forgetkit.errors import BadHyperparameter, DataError
+from forgetkit.fields import artefact, bounded, choice
+from forgetkit.losses import cross_entropy
+from forgetkit.method import Card, Facts, Need, Pair, register
+from forgetkit.recipe import FullNetwork
+from forgetkit.training_log import practise
+from forgetkit.types import Terms
+from forgetkit.written_log import WrittenLog
+
+if TYPE_CHECKING:
+    from forgetkit.engine.run import Run
+
+
+@register
+@dataclass(frozen=True, kw_only=True)
+class Amnesiac(FullNetwork):
+    """Subtract what the training steps on the samples changed, then repair on D_r.
+
+        theta = theta - sum_b Delta_b  over the logged steps b whose batch held a sample of D_f,
+        Delta_b = theta_after - theta_before;  then  L = CE(z, y) over D_r
+
+    It needs the log that ``forgetkit.training_log.AmnesiacLog`` wrote during training, and works
+    for few samples: for a whole class nearly every step is taken back, which leaves the initial
+    weights. Other works call training on random labels "amnesiac"; that is ``random_label``.
+
+    Source: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021,
+        https://arxiv.org/abs/2010.10981.
+
+    Differences: buffers of normalisation layers are taken back too, where the published code keeps
+        them (a variance that would not stay positive is left as it is); the sum is formed in
+        float64. ``epochs=0`` repairs nothing and needs D_f alone.
+    """
+
+    card: ClassVar[Card] = Card(
+        slug="amnesiac",
+        title="Amnesiac unlearning",
+        goals=("instances",),
+        needs=("forget", "retain"),
+        edits="all",
+        steps="retain",
+        cost="reading the log, and 1 FB over D_r",
+        source="Graves et al. 2021, AAAI",
+        link="https://arxiv.org/abs/2010.10981",
+        about="Takes back the logged training steps that saw the samples, then repairs.",
+        dropout=True,
+        rank={"instances": 1},
+        toy={"lr": 0.01, "epochs": 1},
+        rehearse=practise,
+    )
+
+    log: str | None = artefact("folder that AmnesiacLog wrote during training")
+    epochs: int = bounded(1, 0, 1000, "passes over D_r after the subtraction; 0 repairs nothing")
+    lr: float | None = bounded(
+        None, 0.0, 10.0, "step size of the repair; None takes that of the last logged step"
+    )
+    bn: str = choice("train", ("frozen", "train"), "D_r is what the statistics should describe")
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """D_r is read by the repair alone."""
+        return ("forget", "retain") if self.epochs else ("forget",)
+
+    def tuned(self, facts: Facts) -> Self:  # noqa: ARG002  the log says it, not the data
+        """Fill in the learning rate of the last logged step."""
+        if self.lr is not None:
+            return self
+        steps = self._written().steps
+        if not steps:
+            raise DataError(
+                f"amnesiac: expected a log with steps in it, found none in {self.log!r}; pass lr= "
+                "to repair only"
+            )
+        return replace(self, lr=steps[-1].lr)
+
+    def begin(self, run: Run) -> None:
+        """Subtract the logged changes of every step that saw a sample of D_f."""
+        written = self._written()
+        live = {**run.parameters, **dict(run.model.named_buffers())}
+        for name, shape in written.shapes.items():
+            found = live.get(name)
+            if found is None or tuple(found.shape) != shape:
+                here = "frozen or absent" if found is None else str(tuple(found.shape))
+                raise DataError(
+                    f"log={self.log!r}: expected a log of this model, found {name} of shape "
+                    f"{shape}, which is {here} in it; pass the log of this model's own training"
+                )
+        steps = written.covering(run.forget.positions.tolist())
+        for name, change in written.total(steps).items():
+            tensor = live[name]
+            taken = tensor.double() - change.to(tensor.device)
+            if name.endswith("running_var"):  # a part of its changes may leave no variance at all
+                taken = torch.where(taken > 0, taken, tensor)
+            tensor.copy_(taken)
+        run.log(f"took back {len(steps)} of {len(written.steps)} logged steps")
+
+    def loss(self, batch: Pair, run: Run) -> Terms:
+        """Return the cross-entropy on retained samples."""
+        if batch.retain is None:
+            raise TypeError("amnesiac repairs on the retain set")
+        return {"retain": cross_entropy(run.logits(batch.retain), batch.retain.labels)}
+
+    def _written(self) -> WrittenLog:
+        if self.log is None:
+            raise BadHyperparameter(
+                "amnesiac: expected log=, the folder that AmnesiacLog wrote while the model was "
+                "trained, found none; without a log use a method for instances that needs none, "
+                "such as those of `forgetkit methods --for instances`"
+            )
+        return WrittenLog(self.log)

@@ -1,0 +1,149 @@
+"""Amnesiac unlearning: what it takes back, what it repairs, when it refuses."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import forget
+from forgetkit.errors import BadHyperparameter, DataError
+from forgetkit.method import build
+from forgetkit.result import Result
+from forgetkit.testing import toy
+from forgetkit.testing.toys import ToyCNN, blobs
+from forgetkit.training_log import AmnesiacLog
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def trained(folder: Path, sensitive: set[int] | None) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+    """Train a fresh network for two epochs in a fixed order; return all states."""
+    torch.manual_seed(3)
+    model = ToyCNN()
+    images, labels = blobs().tensors
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
+    model.train()
+    states = [state(model)]
+    with AmnesiacLog(model, optimizer, folder, sensitive=sensitive) as log:
+        for _ in range(2):
+            for rows in torch.arange(len(labels)).split(32):
+                log.batch(rows)
+                optimizer.zero_grad()
+                functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+                optimizer.step()
+                states.append(state(model))
+    return model, states
+
+
+def run(
+    model: nn.Module, positions: list[int], loader: object = None, **settings: object
+) -> Result:
+    request = forget(model).instances(positions).using("amnesiac", **settings).on("cpu").seed(0)
+    loader = loader or DataLoader(blobs(), batch_size=32)
+    return request.run(loader, guard=None)  # type: ignore[arg-type]  # a DataLoader
+
+
+def test_all_steps_taken_back_give_the_initial_weights(tmp_path: Path) -> None:
+    model, states = trained(tmp_path, None)
+    result = run(model, list(range(239)), log=str(tmp_path), epochs=0)
+    assert set(model.state_dict()) == set(states[0])
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, states[0][name], atol=1e-5, rtol=0)
+    assert any("16 of 16 logged steps" in note for note in result.notes)
+
+
+def test_without_a_step_that_saw_the_sample_nothing_changes(tmp_path: Path) -> None:
+    model, states = trained(tmp_path, {5, 1000})
+    data = TensorDataset(*(torch.cat([t] * 5) for t in blobs().tensors))  # position 1000 exists
+    run(model, [1000], DataLoader(data, batch_size=32), log=str(tmp_path), epochs=0)
+    for name, tensor in model.state_dict().items():
+        assert tensor.equal(states[-1][name]), name
+
+
+def test_only_the_steps_that_saw_the_samples_are_taken_back(tmp_path: Path) -> None:
+    """The slow twin: train again, and subtract by hand what each such step did."""
+    model, states = trained(tmp_path, {5, 77, 200})
+    orders = 2 * torch.arange(240).split(32)
+    expected = {name: tensor.double() for name, tensor in states[-1].items()}
+    for step, rows in enumerate(orders):
+        if {5, 200} & set(rows.tolist()):
+            for name in expected:
+                expected[name] -= states[step + 1][name].double() - states[step][name].double()
+    run(model, [5, 200], log=str(tmp_path), epochs=0)
+    moved = 0
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor.double(), expected[name], atol=1e-6, rtol=0)
+        moved += not tensor.equal(states[-1][name])
+    assert moved == len(expected)
+
+
+def test_a_variance_stays_positive(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, {0})
+    variance = model.get_buffer("body.1.running_var")
+    before = variance.clone()
+    for file in sorted(tmp_path.glob("step-*"))[:1]:  # a step that raised the first of them a lot
+        with safe_open(file, "pt") as opened:
+            about = opened.metadata()
+        changes = load_file(file)
+        changes["body.1.running_var"][0] = 100.0
+        save_file(changes, file, about)
+    run(model, [0], log=str(tmp_path), epochs=0)
+    assert bool((variance > 0).all())
+    assert variance[0] == before[0]
+    assert not bool((variance[1:] == before[1:]).any())
+
+
+def test_the_repair_trains_on_the_rest(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, set(range(12)))
+    twin = copy.deepcopy(model)
+    kept = DataLoader(TensorDataset(*(t[12:] for t in blobs().tensors)), batch_size=240)
+    images, labels = kept.dataset.tensors  # type: ignore[attr-defined]  # a TensorDataset
+
+    def loss(some: nn.Module) -> float:
+        with torch.no_grad():
+            return float(functional.cross_entropy(some.eval()(images), labels))
+
+    run(model, list(range(12)), log=str(tmp_path), epochs=0)
+    run(twin, list(range(12)), log=str(tmp_path), epochs=3, lr=0.05)
+    assert loss(twin) < loss(model) / 2
+
+
+def test_the_last_logged_rate_is_the_default(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, {0, 1})
+    result = run(model, [0], log=str(tmp_path))
+    assert result.method.hyperparameters()["lr"] == pytest.approx(0.1)
+
+
+def test_without_repair_the_retain_set_is_not_needed(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, set(range(8)))
+    only = DataLoader(TensorDataset(*(t[:8] for t in blobs().tensors)), batch_size=8)
+    assert build("amnesiac", {"epochs": 0}).needs == ("forget",)
+    run(model, list(range(8)), only, log=str(tmp_path), epochs=0)
+
+
+def test_it_refuses_with_a_sentence(tmp_path: Path) -> None:
+    model, states = trained(tmp_path / "log", {0, 1})
+    with pytest.raises(BadHyperparameter, match="the folder that AmnesiacLog wrote"):
+        run(model, [0])
+    with pytest.raises(DataError, match="tracks every sample"):
+        run(model, [0, 9], log=str(tmp_path / "log"))
+    with pytest.raises(DataError, match="AmnesiacLog wrote, found"):
+        run(model, [0], log=str(tmp_path / "nowhere"))
+    other = toy("vit").model
+    with pytest.raises(DataError, match="a log of this model"):
+        run(other, [0], log=str(tmp_path / "log"))
+    model.get_parameter("fc.weight").requires_grad_(False)
+    with pytest.raises(DataError, match="frozen or absent"):
+        run(model, [0], log=str(tmp_path / "log"))
+    for name, tensor in model.state_dict().items():
+        assert tensor.equal(states[-1][name]), name
