@@ -60,6 +60,7 @@ class LAU(StopsEarly):
         source="Kim, Lee, Woo 2024, AAAI",
         link="https://arxiv.org/abs/2312.16823",
         about="Teaches the last layer the neighbouring class that a feature-space attack finds.",
+        rank={"classes": 2},
         probe={
             "": {"lr": 0.0003, "batch_size": 16},
             "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 10},

@@ -85,6 +85,7 @@ class PGU(Trained):
         link="https://arxiv.org/abs/2312.04095",
         about="Forgets only along directions that the retained data's layer inputs do not use.",
         keeps=0.15,
+        rank={"classes": 1, "instances": 2, "depoison": 1},
         toy={"epochs": 30, "batch_size": 16, "lr": 0.2, "last_lr": 0.1, "positions": "all"},
         probe={
             "": {"lr": 0.02, "last_lr": 0.01},

@@ -78,6 +78,7 @@ class Scrub(FullNetwork):
         source="Kurmanji et al. 2023, NeurIPS",
         link="https://arxiv.org/abs/2302.09880",
         about="Leaves the teacher on what is forgotten and stays with it on what is kept, in turn.",
+        rank={"instances": 3, "depoison": 2},
         toy={"lr": 0.05, "epochs": 4, "batch_size": 32, "forget_batch_size": 16},
         probe={
             "": {"lr": 0.02, "batch_size": 32, "forget_batch_size": 16, "max_norm": 0.1},
