@@ -12,6 +12,7 @@ Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks", WACV 2024, ar
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from torch import Tensor

@@ -1,0 +1,326 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forgetkit.moments import (
+    SHARE_OF_FORWARD,
+    Accumulator,
+    Layer,
+    Moments,
+    keys_of,
+    survey,
+    thinned,
+    with_rows,
+)
+from forgetkit.testing import toy
+
+
+def literal_patches(images: Tensor, conv: nn.Conv2d) -> Tensor:
+    """Return all patches by plain loops: (groups, rows, width), padding included."""
+    mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
+    high, wide = (p for p in conv.padding if isinstance(p, int))
+    padded = functional.pad(images, (wide, wide, high, high), mode=mode)
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel_size, conv.stride, conv.dilation
+    each = images.shape[1] // conv.groups
+    groups = []
+    for group in range(conv.groups):
+        rows = [
+            [
+                image[channel, top + dh * i, left + dw * j].item()
+                for channel in range(each)
+                for i in range(kh)
+                for j in range(kw)
+            ]
+            for image in padded[:, group * each : (group + 1) * each]
+            for top in range(0, padded.shape[2] - dh * (kh - 1), sh)
+            for left in range(0, padded.shape[3] - dw * (kw - 1), sw)
+        ]
+        groups.append(torch.tensor(rows, dtype=torch.float64))
+    return torch.stack(groups)
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    return dict(model.named_parameters())
+
+
+def measured(
+    model: nn.Module, images: Tensor, layers: dict[str, Layer] | None = None, size: int = 4
+) -> Moments:
+    found = survey(weights_of(model), images, model) if layers is None else layers
+    accumulator = Accumulator(weights_of(model), found)
+    for part in images.split(size):
+        accumulator.add(part, model)
+    return accumulator.moments()
+
+
+CONVOLUTIONS = {
+    "plain": nn.Conv2d(4, 6, 3),
+    "stride": nn.Conv2d(4, 6, 3, stride=2),
+    "dilation": nn.Conv2d(4, 6, 3, dilation=2),
+    "groups": nn.Conv2d(4, 6, 3, groups=2),
+    "depthwise": nn.Conv2d(4, 4, 3, groups=4, padding=1),
+    "padding": nn.Conv2d(4, 6, 3, padding=1),
+    "reflect": nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"),
+    "circular": nn.Conv2d(4, 6, 3, padding=(2, 1), padding_mode="circular"),
+    "pointwise": nn.Conv2d(4, 6, 1),
+    "pointwise stride": nn.Conv2d(4, 6, 1, stride=2),
+    "oblong": nn.Conv2d(4, 6, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_moments_of_a_convolution_are_those_of_its_patches(name: str) -> None:
+    conv = CONVOLUTIONS[name]
+    images = torch.randn(5, 4, 7, 6)
+    rows = literal_patches(images, conv)
+    found = measured(conv, images)
+    expected = rows.transpose(1, 2) @ rows
+    assert torch.allclose(found.sums["weight"], expected, rtol=1e-10, atol=1e-10)
+    assert found.rows["weight"] == rows.shape[1]
+    assert found.samples == 5
+    flat = conv.weight.detach().double().reshape(conv.groups, -1, rows.shape[2])
+    bias = torch.zeros(()) if conv.bias is None else conv.bias.detach().double()
+    made = (rows @ flat.transpose(1, 2)).transpose(0, 1).reshape(rows.shape[1], -1) + bias
+    output = conv(images).detach().permute(0, 2, 3, 1).reshape(rows.shape[1], -1).double()
+    assert torch.allclose(made, output, atol=1e-5)  # so the rows are what W is multiplied with
+
+
+def test_padding_given_as_a_word_counts() -> None:
+    same, plain = nn.Conv2d(2, 3, 3, padding="same"), nn.Conv2d(2, 3, 3, padding=1)
+    valid, bare = nn.Conv2d(2, 3, 3, padding="valid"), nn.Conv2d(2, 3, 3)
+    images = torch.randn(3, 2, 5, 5)
+    for word, number in ((same, plain), (valid, bare)):
+        expected = measured(number, images).sums["weight"]
+        assert torch.equal(measured(word, images).sums["weight"], expected)
+
+
+class OwnPadding(nn.Conv2d):
+    """Pads by itself and calls the function, as some libraries do for padding 'same'."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(
+            functional.pad(input, (0, 1, 0, 1)), self.weight, self.bias, stride=self.stride
+        )
+
+
+class Standardised(nn.Conv2d):
+    """Multiplies with a weight derived from its parameter."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return functional.conv2d(input, self.weight - self.weight.mean(), self.bias)
+
+
+def test_subclasses_are_seen_through_and_derived_weights_left_out() -> None:
+    images = torch.randn(2, 2, 5, 5)
+    padded = functional.pad(images, (0, 1, 0, 1))
+    own, plain = OwnPadding(2, 3, 3, stride=2), nn.Conv2d(2, 3, 3, stride=2)
+    assert torch.equal(measured(own, images).sums["weight"], measured(plain, padded).sums["weight"])
+    model = Standardised(2, 3, 3)
+    assert survey(weights_of(model), images, model) == {}
+
+
+@pytest.mark.parametrize("shape", [(6, 8), (6, 5, 8), (6, 3, 2, 8)])
+def test_moments_of_a_linear_layer_count_every_token(shape: tuple[int, ...]) -> None:
+    layer, inputs = nn.Linear(8, 3), torch.randn(shape)
+    expected = torch.zeros(8, 8, dtype=torch.float64)
+    for row in inputs.reshape(-1, 8).double():
+        expected += torch.outer(row, row)
+    found = measured(layer, inputs)
+    assert torch.allclose(found.sums["weight"][0], expected, rtol=1e-12)
+    assert found.rows["weight"] == len(inputs.reshape(-1, 8))
+
+
+class Attention(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(8, 2, batch_first=batch_first)
+        self.batch_first = batch_first
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        given = tokens if self.batch_first else tokens.transpose(0, 1)
+        found: Tensor = self.inner(given, given, given, need_weights=False)[0]
+        return found if self.batch_first else found.transpose(0, 1)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_both_projections_of_torch_attention_are_measured(batch_first: bool) -> None:
+    model, tokens = Attention(batch_first).eval(), torch.randn(5, 3, 8)
+    found = measured(model, tokens, size=2)
+    rows = tokens.reshape(-1, 8).double()
+    assert torch.allclose(found.sums["inner.in_proj_weight"][0], rows.T @ rows, rtol=1e-10)
+    joined = []
+    weight = model.inner.in_proj_weight.detach()
+    for sample in tokens:  # attention by hand, head by head
+        query, key, value = ((sample @ w.T) for w in weight.chunk(3))
+        heads = []
+        for head in range(2):
+            own = slice(4 * head, 4 * head + 4)
+            scores = (query[:, own] @ key[:, own].T / 4**0.5).softmax(dim=1)
+            heads.append(scores @ value[:, own])
+        joined.append(torch.cat(heads, dim=1))
+    inputs = torch.cat(joined).double()
+    expected = inputs.T @ inputs
+    assert torch.allclose(found.sums["inner.out_proj.weight"][0], expected, rtol=1e-4, atol=1e-5)
+    assert {layer.axis for layer in found.layers.values()} == {1}
+
+
+class Recording:
+    """Keeps what a model said."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.said: Tensor | None = None
+
+    def __call__(self, inputs: object) -> object:
+        self.said = self.model(inputs)
+        return self.said
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_watching_does_not_change_what_the_model_says(kind: str) -> None:
+    some = toy(kind)
+    model, images = some.model.eval(), some.train.tensors[0][:9]
+    accumulator = Accumulator(weights_of(model), survey(weights_of(model), images, model))
+    recording = Recording(model)
+    accumulator.add(images, recording)
+    assert recording.said is not None
+    assert torch.allclose(recording.said, model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("rows", [None, 0.4, 1.7])
+def test_any_batch_size_and_order_gives_the_same(kind: str, rows: float | None) -> None:
+    some = toy(kind)
+    model, images = some.model.eval(), some.train.tensors[0]
+    layers = survey(weights_of(model), images, model)
+    if rows is not None:
+        layers = with_rows(layers, rows)
+    whole = measured(model, images, layers, size=240)
+    for size, order in ((7, torch.arange(240)), (64, torch.randperm(240))):
+        found = measured(model, images[order], layers, size=size)
+        assert found.rows == whole.rows
+        for name, total in whole.sums.items():
+            assert torch.allclose(found.sums[name], total, rtol=1e-4, atol=1e-3), name
+    conv = {"cnn": "body.0.weight", "vit": "patches.weight"}[kind]  # its inputs are the images
+    assert torch.allclose(found.sums[conv], whole.sums[conv], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rows", [None, 0.7])
+def test_a_part_can_be_subtracted(rows: float | None) -> None:
+    some = toy("cnn")
+    model, (images, labels) = some.model.eval().double(), some.train.tensors
+    images, gone = images.double(), labels == 3
+    layers = survey(weights_of(model), images, model)
+    if rows is not None:
+        layers = with_rows(layers, rows)
+    rest = measured(model, images, layers).minus(measured(model, images[gone], layers))
+    direct = measured(model, images[~gone], layers)
+    assert (rest.rows, rest.samples) == (direct.rows, direct.samples)
+    for name, total in direct.sums.items():
+        assert float((rest.sums[name] - total).norm()) <= 1e-9 * float(total.norm())
+    one, other = gone & (torch.arange(240) < 200), gone & (torch.arange(240) >= 200)
+    twice = measured(model, images, layers).minus(measured(model, images[one], layers))
+    twice = twice.minus(measured(model, images[other], layers))
+    for name, total in rest.sums.items():
+        assert float((twice.sums[name] - total).norm()) <= 1e-9 * float(total.norm())
+
+
+class Shared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.table = nn.Linear(2, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        once: Tensor = self.layer(inputs)
+        inputs.mul_(0.0)  # in place: what was measured must not follow
+        constant: Tensor = self.table(torch.ones(3, 2)).sum(dim=0)
+        twice: Tensor = self.layer(once)
+        return twice + constant
+
+
+def test_shared_layers_add_up_and_constant_inputs_are_left_out() -> None:
+    model, inputs = Shared(), torch.randn(6, 4)
+    first = inputs.clone().double()
+    second = model.layer(inputs).detach().double()
+    layers = survey(weights_of(model), inputs.clone(), model)
+    assert set(layers) == {"layer.weight"}
+    assert layers["layer.weight"].places == 2
+    found = measured(model, inputs.clone(), layers, size=6)
+    expected = first.T @ first + second.T @ second
+    assert torch.allclose(found.sums["layer.weight"][0], expected, rtol=1e-6)
+
+
+def test_wide_layers_are_summed_by_blocks_of_columns() -> None:
+    layer, inputs = nn.Linear(2500, 1), torch.randn(30, 2500)
+    found = measured(layer, inputs, size=7).sums["weight"][0]
+    expected = inputs.double().T @ inputs.double()
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_products_stay_double_under_autocast_and_single_ones_are_close() -> None:
+    layer, inputs = nn.Linear(16, 3), torch.randn(64, 16)
+    expected = inputs.double().T @ inputs.double()
+
+    def half(batch: object) -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(batch)
+
+    layers = survey(weights_of(layer), inputs, layer)
+    for double, error in ((True, 1e-12), (False, 1e-5)):
+        accumulator = Accumulator(weights_of(layer), layers, double=double)
+        accumulator.add(inputs, half)
+        found = accumulator.moments().sums["weight"][0]
+        assert found.dtype == torch.float64
+        assert float((found - expected).norm()) <= error * float(expected.norm())
+
+
+def test_keys_belong_to_the_bits_of_an_image() -> None:
+    images = torch.randn(50, 3, 4, 4)
+    keys = keys_of(images)
+    assert len(keys.unique()) == 50
+    assert torch.equal(keys_of(images.flip(0)), keys.flip(0))
+    other = images.clone()
+    other[7, 2, 3, 3] += 1e-6
+    assert (keys_of(other) != keys).nonzero().tolist() == [[7]]
+    for dtype in (torch.bfloat16, torch.float64, torch.uint8):
+        assert len(keys_of((images * 50).to(dtype)).unique()) == 50
+    assert torch.equal(keys_of({"pixel_values": images}), keys)
+
+
+def test_thinned_rows_are_a_fair_sample() -> None:
+    conv = nn.Conv2d(2, 4, 3, padding=1)
+    images = torch.randn(2000, 2, 6, 6)
+    layers = survey(weights_of(conv), images, conv)
+    every = measured(conv, images, layers, size=500)
+    some = measured(conv, images, with_rows(layers, 2.5), size=500)
+    assert abs(some.rows["weight"] / 2000 - 2.5) < 0.05
+    mean_of_all = every.sums["weight"] / every.rows["weight"]
+    mean_of_some = some.sums["weight"] / some.rows["weight"]
+    assert float((mean_of_some - mean_of_all).norm()) < 0.1 * float(mean_of_all.norm())
+
+
+def test_thinning_keeps_to_its_budget() -> None:
+    layers = {
+        "early": Layer(576, 1, None, 64, 0),
+        "late": Layer(4608, 1, None, 1, 0),
+        "mixed": Layer(100, 1, None, 10, None),
+    }
+    outputs = {"early": 64, "late": 512, "mixed": 50}
+    found = thinned(layers, outputs, double=False)
+    assert found["mixed"] == layers["mixed"]  # its images cannot be told apart
+    rows = found["early"].taken
+    assert rows is not None
+    assert found["late"].taken == rows
+    own = 64 * 64 * 576 + 512 * 4608 + 10 * 50 * 100
+    blocks = (4 + 1) / (2 * 4)  # of a symmetric product of width 4608 only these are computed
+    spent = rows * 576**2 + rows * 4608**2 * blocks + 10 * 100**2
+    assert spent == pytest.approx(SHARE_OF_FORWARD * own, rel=1e-3)
+    twice = thinned(layers, outputs, double=True)["late"].taken
+    assert twice is not None
+    assert twice < rows
+    cheap = {"one": Layer(8, 1, None, 5, 0)}
+    assert thinned(cheap, {"one": 1000}, double=True) == cheap  # all rows fit

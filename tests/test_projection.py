@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from forgetkit.projection import (
+    Projection,
+    core_rank,
+    eigen,
+    in_region,
+    scaled_span,
+    times,
+    weakest,
+    without_span,
+)
+
+
+def moment(rows: Tensor) -> Tensor:
+    """Return the second moments of rows (rows, d) as one group."""
+    return (rows.double().T @ rows.double())[None]
+
+
+def literal_projection(rows: Tensor, share: float, spectrum: str) -> Tensor:
+    """Return P = M M^T by the singular vectors of the rows themselves."""
+    _, heights, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+    heights = heights**2 if spectrum == "energy" else heights
+    rank = 0
+    while share > 0 and float(heights[:rank].sum()) < share * float(heights.sum()) - 1e-9:
+        rank += 1
+    basis = directions[:rank].T
+    span: Tensor = basis @ basis.T
+    return span
+
+
+ROWS = torch.randn(200, 12, generator=torch.Generator().manual_seed(3)) @ torch.diag(
+    torch.arange(12, 0, -1).float() ** 1.5
+)
+
+
+@pytest.mark.parametrize(
+    ("share", "rank"), [(0.0, 0), (0.4, 1), (0.7, 2), (0.71, 3), (0.9, 3), (0.91, 4), (1.0, 4)]
+)
+def test_rank_by_the_papers_rule(share: float, rank: int) -> None:
+    values = torch.tensor([[16.0, 9.0, 4.0, 1.0]], dtype=torch.float64)  # sigma = 4, 3, 2, 1
+    assert core_rank(values, share, "sigma").tolist() == [rank]
+
+
+def test_rank_by_energy_keeps_fewer_and_counts_each_group() -> None:
+    values = torch.tensor([[16.0, 9, 4, 1], [30, 0, 0, 0], [0, 0, 0, 0]], dtype=torch.float64)
+    assert core_rank(values, 0.83, "energy").tolist() == [2, 1, 0]
+    assert core_rank(values, 0.84, "energy").tolist() == [3, 1, 0]
+    assert core_rank(values, 1.0, "energy").tolist() == [4, 1, 0]
+    slow = (torch.arange(1, 577, dtype=torch.float64) ** -1.5)[None]
+    assert core_rank(slow, 0.9, "sigma").item() == 409
+    assert core_rank(slow, 0.9, "energy").item() == 35
+
+
+@pytest.mark.parametrize("spectrum", ["energy", "sigma"])
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.95, 0.999])
+def test_projection_is_the_literal_one(share: float, spectrum: str) -> None:
+    found = eigen(moment(ROWS))
+    ranks = core_rank(found.values, share, spectrum)
+    away = Projection.away_from(found, ranks)
+    expected = torch.eye(12, dtype=torch.float64) - literal_projection(ROWS, share, spectrum)
+    gradient = torch.randn(5, 12, dtype=torch.float64)
+    assert torch.allclose(away.of(gradient), gradient @ expected, atol=1e-9)
+    matrix = away.of(torch.eye(12, dtype=torch.float64))
+    inside = torch.eye(12, dtype=torch.float64) - matrix
+    assert torch.allclose(inside, inside.T, atol=1e-6)
+    assert torch.allclose(inside @ inside, inside, atol=1e-6)
+    assert float(inside.trace()) == pytest.approx(int(ranks))
+    basis = found.vectors[0, :, : int(ranks)].float()
+    single = torch.randn(7, 3, 2, 2)
+    projected = Projection(away.basis.float(), away.keeps).of(single)
+    assert projected.shape == single.shape
+    assert float((projected.reshape(7, 12) @ basis).norm()) <= 1e-5 * float(single.norm())
+    assert away.keeps == (int(ranks) > 6)  # the cheaper form
+
+
+def test_each_group_is_projected_by_its_own_directions() -> None:
+    one, other = ROWS @ torch.randn(12, 12), ROWS
+    found = eigen(torch.cat([moment(one), moment(other)]))
+    for share in (0.5, 0.99):
+        ranks = core_rank(found.values, share)
+        gradient = torch.randn(6, 12, dtype=torch.float64)
+        expected = [
+            part @ (torch.eye(12, dtype=torch.float64) - literal_projection(rows, share, "energy"))
+            for part, rows in zip(gradient.chunk(2), (one, other), strict=True)
+        ]
+        away = Projection.away_from(found, ranks)
+        assert torch.allclose(away.of(gradient), torch.cat(expected), atol=1e-8)
+
+
+def test_nothing_and_everything() -> None:
+    found = eigen(moment(ROWS))
+    gradient = torch.randn(3, 12)
+    nothing = Projection.away_from(found, torch.tensor([0]))
+    assert torch.equal(nothing.of(gradient), gradient)
+    everything = Projection.away_from(found, torch.tensor([12]))
+    assert float(everything.of(gradient).abs().max()) == 0.0
+
+
+def test_noise_and_negative_eigenvalues_count_as_zero() -> None:
+    basis = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64)).Q
+    values = torch.tensor([10.0, 1.0, 1e-13, -0.5], dtype=torch.float64)
+    found = eigen(((basis * values) @ basis.T)[None])
+    assert torch.allclose(found.values, values.new_tensor([[10.0, 1.0, 0.0, 0.0]]), atol=1e-9)
+    assert found.values[0, 2:].tolist() == [0.0, 0.0]
+    assert found.negative == pytest.approx(0.5 / 11.0)
+    assert eigen(moment(ROWS)).negative == 0.0
+    assert core_rank(eigen(torch.zeros(1, 4, 4)).values, 0.9).tolist() == [0]
+
+
+def test_trust_region_is_the_literal_one_and_starts_as_the_weight() -> None:
+    found = eigen(moment(ROWS))
+    whole = weakest(found, 5, 400)
+    assert whole.shape == (12, 5)
+    part = weakest(found, 5, 2)
+    assert torch.equal(part, whole[:, 3:])
+    weight, scaling = torch.randn(4, 12, dtype=torch.float64), torch.randn(5, 5).double()
+    assert torch.allclose(in_region(weight, whole, torch.eye(5).double()), weight, atol=1e-6)
+    outside = torch.eye(12, dtype=torch.float64) - whole @ whole.T
+    expected = weight @ outside + weight @ whole @ scaling @ whole.T
+    assert torch.allclose(in_region(weight, whole, scaling), expected, atol=1e-9)
+    features = torch.randn(7, 12, dtype=torch.float64)
+    seen = features - features @ whole @ whole.T + features @ whole @ scaling.T @ whole.T
+    folded = features @ in_region(weight, whole, scaling).T
+    assert torch.allclose(seen @ weight.T, folded, atol=1e-9)
+
+
+def test_scaled_spans_pinned() -> None:
+    retained = torch.diag(torch.tensor([2.0, 1.0]))
+    forgotten = torch.tensor([[0.0, 0.0], [1.0, 2.0]])  # features x samples, as in the paper
+    kept = scaled_span(eigen(moment(retained.T)), 100.0)
+    gone = scaled_span(eigen(moment(forgotten.T)), 3.0)
+    expected = torch.diag(torch.tensor([0.997506, 0.961538], dtype=torch.float64))
+    assert torch.allclose(kept[0], expected, atol=1e-6)
+    assert torch.allclose(gone[0], torch.diag(torch.tensor([0.0, 1.0])).double(), atol=1e-9)
+    expected = torch.diag(torch.tensor([1.0, 0.961538], dtype=torch.float64))
+    assert torch.allclose(without_span(gone, kept)[0], expected, atol=1e-6)
+
+
+def test_orthogonal_sets_are_told_apart_completely() -> None:
+    axes = torch.linalg.qr(torch.randn(6, 6)).Q
+    retained, forgotten = torch.randn(30, 3) @ axes[:3], torch.randn(30, 3) @ axes[3:]
+    kept = scaled_span(eigen(moment(retained)), 1e12)
+    gone = scaled_span(eigen(moment(forgotten)), 1e12)
+    weight = torch.randn(4, 6)
+    edited = times(weight, without_span(gone, kept).transpose(1, 2))
+    assert torch.allclose(forgotten @ edited.T, torch.zeros(30, 4), atol=1e-4)
+    assert torch.allclose(retained @ edited.T, retained @ weight.T, atol=1e-4)
+
+
+def test_equal_sets_change_nothing() -> None:
+    span = scaled_span(eigen(moment(ROWS)), 1e15)
+    assert torch.allclose(without_span(span, span)[0], torch.eye(12).double(), atol=1e-6)
