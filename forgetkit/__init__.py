@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from forgetkit.patch import Patch
     from forgetkit.recipe import Trained
     from forgetkit.result import Result
+    from forgetkit.statistics import Statistics
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ _HOME = {
     "Patch": "patch",
     "Trained": "recipe",
     "Result": "result",
+    "Statistics": "statistics",
     "ForgetkitError": "errors",
     "BadHyperparameter": "errors",
     "BadTarget": "errors",
@@ -65,6 +67,7 @@ __all__ = [
     "PatchMismatch",
     "Request",
     "Result",
+    "Statistics",
     "Trained",
     "UnknownMethod",
     "UnlearningFailed",

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import forgetkit
+from forgetkit import Statistics, forget
+from forgetkit.errors import BadHyperparameter, DataError, ModelError, PatchMismatch
+from forgetkit.testing import toy
+from forgetkit.testing.toys import Toy
+from forgetkit.testing.trace import changed, photograph, weights
+
+
+def collected(some: Toy, **options: object) -> Statistics:
+    return Statistics.collect(some.model, some.loader(), positions="all", **options)  # type: ignore[arg-type]
+
+
+def close(one: Statistics, other: Statistics, error: float = 1e-9) -> bool:
+    if one.samples != other.samples or one.moments.rows != other.moments.rows:
+        return False
+    return all(
+        float((one.moments.sums[name] - total).norm()) <= error * float(total.norm())
+        for name, total in other.moments.sums.items()
+    )
+
+
+def without_class(some: Toy, label: int = 3) -> DataLoader[tuple[Tensor, ...]]:
+    images, labels = some.train.tensors
+    kept = labels != label
+    return DataLoader(TensorDataset(images[kept], labels[kept]), batch_size=50)
+
+
+def test_collecting_sums_what_the_layers_see_and_leaves_no_trace() -> None:
+    some = toy("cnn")
+    seen, before = photograph(some.model), weights(some.model)
+    state = torch.get_rng_state()
+    found = collected(some)
+    assert photograph(some.model) == seen
+    assert not changed(before, weights(some.model))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.samples == 240
+    assert found.complete
+    assert found.inputs == (1, 8, 8)
+    assert set(found.moments.sums) == {"body.0.weight", "body.4.weight", "fc.weight"}
+    images = some.train.tensors[0]
+    patches = nn.functional.unfold(images, 3, padding=1).double()  # (images, 9, positions)
+    expected = torch.einsum("nip,njp->ij", patches, patches)
+    assert torch.allclose(found.moments.sums["body.0.weight"][0], expected, rtol=1e-10)
+    some.model.eval()
+    rows = some.model.get_submodule("body")(images).mean(dim=(2, 3)).detach().double()
+    assert torch.allclose(found.moments.sums["fc.weight"][0], rows.T @ rows, rtol=1e-5)
+
+
+def test_a_sampler_that_shuffles_or_drops_makes_no_difference() -> None:
+    some = toy("cnn")
+    loader = DataLoader(some.train, batch_size=100, shuffle=True, drop_last=True)
+    found = Statistics.collect(some.model, loader, positions="all")
+    assert close(found, collected(some), 1e-6)
+    batches = [(x, y) for x, y in some.loader(60)]
+    assert close(Statistics.collect(some.model, batches, positions="all"), collected(some), 1e-6)
+
+
+@pytest.mark.parametrize("positions", ["all", "auto", 2.5])
+def test_a_file_gives_the_same_back(positions: str | float, tmp_path: Path) -> None:
+    some = toy("vit")
+    found = Statistics.collect(some.model, some.loader(), positions=positions)
+    assert found.complete == (positions == "all")
+    file = found.save(tmp_path / "all.safetensors")
+    again = Statistics.load(file)
+    assert again.moments.layers == found.moments.layers
+    assert again.moments.rows == found.moments.rows
+    assert (again.architecture, again.inputs, again.products, again.samples) == (
+        found.architecture, found.inputs, found.products, found.samples,
+    )  # fmt: skip
+    for name, total in found.moments.sums.items():
+        assert torch.equal(again.moments.sums[name], total)
+    assert repr(again) == repr(found)
+    assert list(tmp_path.iterdir()) == [file]
+    rest = again.subtract(some.model, some.forget_loader())
+    direct = Statistics.collect(some.model, without_class(some), positions="all")
+    if positions == "all":
+        assert close(rest, direct, 1e-5)
+    assert rest.samples == 180
+    again.save(file)  # replaces
+    assert Statistics.load(file).samples == 240
+
+
+@pytest.mark.parametrize("positions", ["all", "auto"])
+def test_subtracting_leaves_those_of_the_rest(positions: str) -> None:
+    some = toy("cnn")
+    some.model.double()
+    whole = Statistics.collect(some.model, some.loader(), positions=positions)
+    rest = whole.subtract(some.model, some.forget_loader())
+    layers = whole.moments.layers
+    direct = Statistics.collect(some.model, without_class(some), positions=positions)
+    assert direct.moments.layers == layers
+    assert close(rest, direct)
+    assert whole.samples == 240  # a new object: the old one is as it was
+
+
+def test_without_takes_away_what_the_model_before_the_run_saw() -> None:
+    some = toy("cnn")
+    whole = collected(some)
+    rest = whole.subtract(some.model, some.forget_loader())
+    result = (
+        forget(some.model)
+        .classes([3])
+        .using("neggrad", epochs=1, lr=0.05)
+        .on("cpu")
+        .run(some.loader(), guard=None)
+    )
+    edited = weights(some.model)
+    assert close(whole.without(result, some.loader()), rest, 1e-6)
+    assert not changed(edited, weights(some.model))
+    assert not close(whole.subtract(some.model, some.forget_loader()), rest, 1e-6)
+    result.rolled_back = True
+    assert whole.without(result, some.loader()) is whole
+    result.rolled_back = False
+    with torch.no_grad():
+        next(some.model.parameters()).add_(1.0)
+    with pytest.raises(PatchMismatch):
+        whole.without(result, some.loader())
+
+
+def test_statistics_of_another_model_or_transform_are_refused() -> None:
+    some, other = toy("cnn"), toy("vit")
+    found = collected(some)
+    with pytest.raises(ModelError, match=r"expected the architecture .* found ToyViT"):
+        found.subtract(other.model, some.forget_loader())
+    images, labels = some.train.tensors
+    larger = [(nn.functional.interpolate(images, scale_factor=2.0), labels)]
+    with pytest.raises(DataError, match=r"\(1, 8, 8\).* found \(1, 16, 16\)"):
+        found.subtract(some.model, larger)
+    twice = [(images, labels), (images, labels)]
+    with pytest.raises(DataError, match="at most the 240 samples"):
+        found.subtract(some.model, twice)
+
+
+def test_the_architecture_does_not_depend_on_weights_or_type() -> None:
+    some = toy("cnn")
+    found = collected(some)
+    with torch.no_grad():
+        for parameter in some.model.parameters():
+            parameter.add_(0.5)
+    found.check(some.model.to(torch.bfloat16))
+    found.check(torch.nn.Sequential(some.model)[0])
+
+
+def test_bad_files_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    with pytest.raises(FileNotFoundError, match="expected a file of statistics, found none"):
+        Statistics.load(tmp_path / "nothing")
+    text = tmp_path / "text"
+    text.write_text("not a safetensors file")
+    plain = tmp_path / "plain"
+    save_file({"a": torch.zeros(2)}, plain)
+    cut = collected(toy("cnn")).save(tmp_path / "cut")
+    cut.write_bytes(cut.read_bytes()[:-8])
+    for file in (text, plain, cut):
+        with pytest.raises(DataError, match=r"expected a file written by Statistics\.save"):
+            Statistics.load(file)
+
+
+def test_bad_options_are_refused() -> None:
+    some = toy("cnn")
+    for options in (
+        {"positions": "some"}, {"positions": 0}, {"positions": True}, {"max_dim": 0},
+        {"products": "half"},
+    ):  # fmt: skip
+        with pytest.raises(BadHyperparameter, match=next(iter(options))):
+            Statistics.collect(some.model, some.loader(), **options)
+    with pytest.raises(ModelError, match="all wider"):
+        Statistics.collect(some.model, some.loader(), max_dim=4)
+    with pytest.raises(DataError):
+        Statistics.collect(some.model, [])
+
+
+def test_layers_with_long_rows_are_left_out_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = collected(toy("cnn"), max_dim=20)
+    assert set(found.moments.sums) == {"body.0.weight", "fc.weight"}
+    assert "longer than max_dim=20" in caplog.text
+    assert "body.4.weight" in caplog.text
+
+
+def test_statistics_are_public() -> None:
+    assert forgetkit.Statistics is Statistics
+    assert "Statistics" in forgetkit.__all__
