@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,7 @@ class Request:
     initial: Mapping[str, Tensor] | Callable[[], nn.Module] | None = None
     random_seed: int = 0
     seconds_allowed: float | None = None
+    at_hand: Mapping[str, str] = field(default_factory=dict)
 
     def classes(self, classes: Sequence[int | str]) -> Request:
         """Forget every sample of these classes, given as indices or names.
@@ -91,7 +92,8 @@ class Request:
 
         Args:
             method: a registered name, ``"auto"``, or an object.
-            **hyperparameters: fields of that method; ``seconds`` limits ``"auto"``.
+            **hyperparameters: fields of that method; for ``"auto"`` the ``seconds`` allowed and
+                files made earlier, such as ``statistics`` or the training ``log``.
 
         Raises:
             UnknownMethod: no method has this name.
@@ -105,13 +107,16 @@ class Request:
                 )
             return replace(self, method=method)
         if method == "auto":
+            from forgetkit.choosing import check_at_hand
+
             allowed = hyperparameters.pop("seconds", None)
-            if hyperparameters or (allowed is not None and not _positive(allowed)):
+            if allowed is not None and not _positive(allowed):
                 raise BadHyperparameter(
-                    f"using('auto', {', '.join(hyperparameters) or f'seconds={allowed!r}'}): "
-                    "expected at most seconds=, a positive number; name a method to set others"
+                    f"using('auto', seconds={allowed!r}): expected a positive number, found "
+                    f"{allowed!r}; leave it out for no limit"
                 )
-            return replace(self, method="auto", seconds_allowed=allowed)
+            at_hand = check_at_hand(hyperparameters)
+            return replace(self, method="auto", seconds_allowed=allowed, at_hand=at_hand)
         return replace(self, method=build(method, hyperparameters))
 
     def retain(self, loader: Loader) -> Request:

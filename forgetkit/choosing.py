@@ -2,41 +2,206 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
-from forgetkit.errors import BadTarget
-from forgetkit.method import Method, find
+from forgetkit.errors import BadHyperparameter, BadTarget
+from forgetkit.fields import bounds_of
+from forgetkit.method import Facts, GoalKind, Method, all_methods
+from forgetkit.recipe import StopsEarly, Trained
 
-if TYPE_CHECKING:
-    from forgetkit.api import Request
-
-PREFERENCE = {
-    "classes": ("lau",),
-    "instances": ("finetune", "neggrad"),
-    "relabel": (),
-    "depoison": (),
-}
+USUAL_EPOCHS = 10
+"""Epochs that a method counts for when it ends by a rule and not by a number."""
+UNKNOWN_TRAINING_SET = 50_000
+"""Training samples that are assumed when only the samples to forget are at hand."""
 
 
-def choose(request: Request) -> tuple[Method, str]:
-    """Return the method for the request's goal and one sentence that says why.
+@dataclass(frozen=True)
+class Situation:
+    """What ``"auto"`` chooses by.
+
+    Args:
+        facts: goal, sizes of the sets, number of classes.
+        multilabel: whether labels are 0/1 vectors.
+        at_hand: files made earlier, by the name of the setting that takes them.
+        seconds: how long the run may take, or ``None`` for no limit.
+        sample_seconds: a forward and backward pass of the model over one sample, or ``None`` when
+            no limit is set.
+    """
+
+    facts: Facts
+    multilabel: bool = False
+    at_hand: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    sample_seconds: float | None = None
+
+    @property
+    def has_retain(self) -> bool:
+        """Whether samples to keep are at hand."""
+        return self.facts.retain_size > 0
+
+
+def artefacts(method: type[Method]) -> list[str]:
+    """Return the settings of a method that take a file made before the request."""
+    return [f.name for f in dataclasses.fields(method) if bounds_of(f).kind == "artefact"]
+
+
+def known_artefacts() -> set[str]:
+    """Return every setting of a registered method that takes a file made earlier."""
+    return {name for method in all_methods() for name in artefacts(method)}
+
+
+def fits(
+    method: type[Method], kind: GoalKind, *, has_retain: bool, at_hand: Iterable[str] = ()
+) -> bool:
+    """Return whether a method serves a goal with the data at hand.
+
+    A file at hand may stand for the retained samples, as saved statistics do.
+    """
+    names = artefacts(method)
+    given = {name: name for name in at_hand if name in names}
+    return kind in method.card.goals and (has_retain or "retain" not in method(**given).needs)
+
+
+def choose(situation: Situation) -> tuple[Method, str]:
+    """Return the method for a situation and one sentence that says why.
+
+    Of the methods that fit goal and data, the Card's rank decides. One that takes a file made
+    earlier is considered only with that file, an attack only while it costs less than an epoch of
+    training, and with a time limit only what is estimated to keep it, else the fastest.
 
     Raises:
-        BadTarget: no registered method serves the goal.
+        BadTarget: no registered method fits.
     """
-    goal = request.goal
-    kind = goal.kind if goal is not None else "none"
-    for slug in PREFERENCE.get(kind, ()):
-        method = find(slug)
-        has_retain = request.retain_loader is not None
-        if "retain" in method.card.needs and not has_retain:
-            continue
-        wanted = ", ".join(method.card.needs)
-        return method(), (
-            f"auto chose {slug}: the goal is {kind}, it needs only {wanted}, which is at hand, "
-            f"and costs {method.card.cost}"
+    kind = situation.facts.goal
+    candidates = [
+        _configured(method, situation) for method in _ranked(kind) if _possible(method, situation)
+    ]
+    if not candidates:
+        have = "samples to keep" if situation.has_retain else "the samples to forget alone"
+        have += " and several labels a sample" if situation.multilabel else ""
+        raise BadTarget(
+            f'using("auto"): expected a goal that a ranked method serves, found {kind} with '
+            f"{have}; pass samples to keep with .retain(loader), or name one of the methods of "
+            f"`forgetkit methods --for {kind}`"
         )
-    raise BadTarget(
-        f'using("auto"): expected a goal that a registered method serves, found {kind}; name a '
-        "method, see `forgetkit methods`"
+    chosen, limit = candidates[0], ""
+    if situation.seconds is not None and situation.sample_seconds is not None:
+        chosen, limit = _in_time(candidates, situation, situation.seconds, situation.sample_seconds)
+    return chosen, _why(chosen, situation) + limit
+
+
+def _in_time(
+    candidates: list[Method], situation: Situation, allowed: float, each: float
+) -> tuple[Method, str]:
+    """Return the first candidate that is estimated to keep the limit, else the fastest."""
+    needed = [effort(method, situation.facts) * each for method in candidates]
+    kept = [number for number, seconds in enumerate(needed) if seconds <= allowed]
+    best = kept[0] if kept else needed.index(min(needed))
+    found = f"about {needed[best]:.2g} s"
+    said = (
+        f"; {found} here, within the {allowed:g} s allowed"
+        if kept
+        else f"; nothing that fits keeps the {allowed:g} s allowed, this one is fastest ({found})"
     )
+    return candidates[best], said
+
+
+def effort(method: Method, facts: Facts) -> float:
+    """Return about how many forward and backward passes over one sample a run makes.
+
+    A run that ends by a rule counts for ten epochs at most, an edit of the head or a closed form
+    for one pass over the sets that it reads (a forward pass is a third).
+    """
+    sizes = {"forget": facts.forget_size, "retain": facts.retain_size}
+    read = float(sum(sizes[need] for need in method.needs))
+    if method.card.edits == "head":
+        return read / 3
+    if not isinstance(method, Trained):
+        return read
+    driving = {
+        "forget": facts.forget_size,
+        "retain": facts.retain_size,
+        "both": 2 * max(facts.forget_size, facts.retain_size),
+        "none": 0,
+    }[method.steps]
+    epochs = method.epochs or USUAL_EPOCHS
+    if isinstance(method, StopsEarly):
+        epochs = min(epochs, USUAL_EPOCHS)
+    return epochs * driving + _attack(method, facts)
+
+
+def _attack(method: Method, facts: Facts) -> float:
+    """Return the passes that making adversarial images takes: N_f N_adv n, or 0."""
+    if not _attacks(type(method)):
+        return 0.0
+    settings = method.tuned(facts).hyperparameters()
+    return float(facts.forget_size * settings["adversaries"] * settings["attack_steps"])
+
+
+def _attacks(method: type[Method]) -> bool:
+    names = {declared.name for declared in dataclasses.fields(method)}
+    return {"adversaries", "attack_steps"} <= names
+
+
+def _ranked(kind: GoalKind) -> list[type[Method]]:
+    ranked = [method for method in all_methods() if kind in method.card.rank]
+    return sorted(ranked, key=lambda method: method.card.rank[kind])
+
+
+def _possible(method: type[Method], situation: Situation) -> bool:
+    facts = situation.facts
+    if situation.multilabel and not method.card.multilabel:
+        return False
+    if any(name not in situation.at_hand for name in artefacts(method)):
+        return False
+    if not fits(method, facts.goal, has_retain=situation.has_retain, at_hand=situation.at_hand):
+        return False
+    return not _attacks(method) or _attack(method(), facts) <= _training_set(situation)
+
+
+def _training_set(situation: Situation) -> int:
+    """Return the number of training samples, assumed when only D_f is at hand."""
+    if not situation.has_retain:
+        return UNKNOWN_TRAINING_SET
+    return situation.facts.forget_size + situation.facts.retain_size
+
+
+def _configured(method: type[Method], situation: Situation) -> Method:
+    return method(**{name: situation.at_hand[name] for name in artefacts(method)})
+
+
+def _why(method: Method, situation: Situation) -> str:
+    card = method.card
+    wanted = [*method.needs, *(f"the file for {name}=" for name in artefacts(type(method)))]
+    attack = _attack(method, situation.facts)
+    extra = ""
+    if attack > 0:
+        assumed = "" if situation.has_retain else " (assumed)"
+        extra = (
+            f"; its attack takes {attack:.0f} passes, at most one over each of the "
+            f"{_training_set(situation)} training samples{assumed}"
+        )
+    return (
+        f"auto chose {card.slug}: the goal is {situation.facts.goal}, what it needs is at hand "
+        f"({', '.join(wanted)}), and it costs {card.cost}{extra}"
+    )
+
+
+def check_at_hand(given: Mapping[str, object]) -> dict[str, str]:
+    """Return the files that ``using("auto", ...)`` was given.
+
+    Raises:
+        BadHyperparameter: no method takes a file under this name, or it is no path.
+    """
+    known = sorted(known_artefacts())
+    for name, path in given.items():
+        if name not in known or not isinstance(path, (str, os.PathLike)) or not str(path):
+            raise BadHyperparameter(
+                f"using('auto', {name}={path!r}): expected seconds= or the path of a file made "
+                f"earlier ({', '.join(f'{other}=' for other in known)}), found {name}={path!r}; "
+                "name a method to set its hyper-parameters"
+            )
+    return {name: str(path) for name, path in given.items()}

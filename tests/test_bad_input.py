@@ -134,9 +134,9 @@ CASES: dict[str, Case] = {
         "relabel",
     ),
     "auto without a fitting method": Case(
-        lambda t: forget(t.model).depoison([1, 2]).using("auto").run(t.loader()),
+        lambda t: start(t).using("auto").run(labelled(torch.eye(4)[torch.arange(8) % 4])),
         BadTarget,
-        "depoison",
+        "several labels",
     ),
     "position out of range": Case(
         lambda t: forget(t.model).instances([10**6]).using("neggrad").run(t.loader()),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -83,43 +84,48 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
         raise BadTarget("run(): expected a goal and a method, found none; set both first")
     model = unwrap(request.model)
     checks.check_model(model)
-    method, why = _method(request)
-    checks.check_goal(method, goal)
+    named = request.method if isinstance(request.method, Method) else None
+    if named is not None:
+        checks.check_goal(named, goal)
     names = class_names(model, loader)
     loader, first = peeked(loader)
     here = next(model.parameters()).device
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     example = moved_inputs(first, here, dtype)
-    view = _view(request, model, method, example)
+    view = None if named is None else _view(request, model, named, example)
     num_classes = view.num_classes if view is not None else _count_classes(request, model, example)
     forget_classes: tuple[int, ...] = ()
     if isinstance(goal, Classes):
         forget_classes = resolve_classes(goal, num_classes, names)
-    needs_retain = "retain" in method.needs
+    needs_retain = named is not None and "retain" in named.needs
     sets = split(
         loader,
         goal,
         num_classes=num_classes,
         forget_classes=forget_classes,
-        retain=request.retain_loader if needs_retain or watched else None,
+        retain=request.retain_loader if needs_retain or watched or named is None else None,
         validate=request.validation_loader,
         need_retain=needs_retain,
     )
-    checks.check_sets(method, sets)
-    generator = Generator().manual_seed(request.random_seed)
-    rows = method.choose(sets.forget.labels, generator)
-    chosen = sets.forget if rows is None else sets.forget.take(rows)
     facts = Facts(
         goal=goal.kind,
-        forget_size=len(chosen),
+        forget_size=len(sets.forget),
         retain_size=0 if sets.retain is None else len(sets.retain),
         num_classes=num_classes,
         transformer=_is_transformer(model),
     )
+    method, why = named, None
+    if method is None:
+        method, why = _chosen(request, model, facts, sets, example)
+        view = _view(request, model, method, example)
+    checks.check_sets(method, sets)
+    generator = Generator().manual_seed(request.random_seed)
+    rows = method.choose(sets.forget.labels, generator)
+    chosen = sets.forget if rows is None else sets.forget.take(rows)
     return Prepared(
         model=model,
         view=view,
-        method=method.tuned(facts),
+        method=method.tuned(replace(facts, forget_size=len(chosen))),
         goal=goal,
         forget_classes=forget_classes,
         num_classes=num_classes,
@@ -131,12 +137,41 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
     )
 
 
-def _method(request: Request) -> tuple[Method, str | None]:
-    if isinstance(request.method, Method):
-        return request.method, None
-    from forgetkit.choosing import choose
+def _chosen(
+    request: Request, model: nn.Module, facts: Facts, sets: Sets, example: Inputs
+) -> tuple[Method, str]:
+    """Let ``"auto"`` choose by what has been read so far."""
+    from forgetkit.choosing import Situation, choose
 
-    return choose(request)
+    limit = request.seconds_allowed
+    return choose(
+        Situation(
+            facts=facts,
+            multilabel=sets.forget.labels.ndim == 2,
+            at_hand=request.at_hand,
+            seconds=limit,
+            sample_seconds=None if limit is None else _sample_seconds(request, model, example),
+        )
+    )
+
+
+def _sample_seconds(request: Request, model: nn.Module, example: Inputs) -> float:
+    """Return about how long a forward and backward pass over one sample takes, here and now.
+
+    The backward counts for two forwards. A large batch, another device or half precision are
+    faster than that.
+    """
+    samples = len(example if isinstance(example, Tensor) else next(iter(example.values())))
+    seconds = []
+    with torch.no_grad(), evaluating(model):
+        for _ in range(3):
+            start = time.perf_counter()
+            output = model(example) if isinstance(example, Tensor) else model(**example)
+            float(
+                logits_of(output, request.output).sum()
+            )  # waits for a device that computes by itself
+            seconds.append(time.perf_counter() - start)
+    return 3 * min(seconds) / samples
 
 
 def _view(request: Request, model: nn.Module, method: Method, example: Inputs) -> ModelView | None:
