@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +67,17 @@ class Pair:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.train.classes)
+
+    def limited(self, train: int | None, test: int | None = None) -> Pair:
+        """Return a random part of each set, the same one every time; ``None`` keeps all."""
+        return replace(self, train=_part_of(self.train, train), test=_part_of(self.test, test))
+
+
+def _part_of(data: TensorImages, count: int | None) -> TensorImages:
+    if count is None or count >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    return data.where(order[:count].sort().values)
 
 
 def digits(seed: int = 0) -> Pair:

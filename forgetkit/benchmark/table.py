@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -14,17 +16,16 @@ from typing import Any
 import torch
 from rich.console import Console
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from forgetkit.adapting import adapt
 from forgetkit.api import forget
-from forgetkit.benchmark.datasets import Pair, TensorImages
+from forgetkit.benchmark.datasets import Pair
+from forgetkit.benchmark.scoring import CountedReads, FeatureData, Head, logits_on, scores
 from forgetkit.benchmark.train import RECIPES, cache_root, trained
-from forgetkit.losses import unlearning_score
-from forgetkit.method import find
-from forgetkit.view import ModelView
+from forgetkit.method import all_cards, find
 
-COLUMNS = ("D_r", "D_f", "D_tr", "D_tf", "US", "seconds")
+COLUMNS = ("D_r", "D_f", "D_tr", "D_tf", "US", "JS_tr", "JS_tf", "seconds", "reads_f", "reads_r")
 
 
 @dataclass(frozen=True)
@@ -62,87 +63,83 @@ ENTRIES = (
 )
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, data: TensorImages, device: str = "cpu") -> float:
-    """Return the model's accuracy on a data set, in percent."""
-    model.eval()
-    right = 0
-    for images, labels in zip(data.images.split(512), data.targets.split(512), strict=True):
-        output = model(images.to(device))
-        logits: Tensor = getattr(output, "logits", output)
-        right += int((logits.argmax(dim=1).cpu() == labels).sum())
-    return 100.0 * right / max(len(data), 1)
+def every_class_method(without: Iterable[str] = ("retrain", "lau")) -> tuple[Entry, ...]:
+    """Return one row for each registered method that forgets classes, at its defaults.
+
+    ``retrain`` is left out because the retrained model has a row already, ``lau`` for the same
+    reason.
+    """
+    left_out = set(without)
+    return tuple(
+        Entry(card.title, card.slug, loader="train" if "retain" in card.needs else "forget")
+        for card in all_cards()
+        if "classes" in card.goals and card.slug not in left_out
+    )
 
 
-def scores(model: nn.Module, data: Pair, label: int, device: str = "cpu") -> dict[str, float]:
-    """Return D_r, D_f, D_tr, D_tf in percent and US."""
-    parts: dict[str, float] = {}
-    for names, source in ((("D_r", "D_f"), data.train), (("D_tr", "D_tf"), data.test)):
-        for name, own in zip(
-            names, (source.targets != label, source.targets == label), strict=True
-        ):
-            parts[name] = accuracy(model, source.where(own), device)
-    parts["US"] = unlearning_score(parts["D_tr"] / 100, parts["D_tf"] / 100)
-    return parts
+@dataclass(frozen=True)
+class Bench:
+    """What all rows of one table share.
+
+    Args:
+        name: key of ``zoo.BUILDERS``.
+        data: what the models were trained and are tested on.
+        data_name: goes into the cache's file names.
+        label: the class to forget.
+        device: where to compute.
+    """
+
+    name: str
+    data: Pair
+    data_name: str
+    label: int
+    device: str = "cpu"
+
+    @cached_property
+    def features(self) -> FeatureData:
+        """The data as the head of the original model sees them."""
+        return FeatureData(self.model()[0], self.data)
+
+    @cached_property
+    def reference(self) -> Tensor:
+        """Logits of the retrained model on the test set."""
+        return logits_on(self.model(retrained=True)[0], self.data.test.images, self.device)
+
+    def model(self, *, retrained: bool = False) -> tuple[nn.Module, float]:
+        """Return the original or the retrained model and its training time in seconds."""
+        without = (self.label,) if retrained else ()
+        return trained(self.name, self.data, self.data_name, without=without, device=self.device)
 
 
-class FeatureData:
-    """A data set as the head of one original model sees it, for edits of the head alone."""
-
-    def __init__(self, model: nn.Module, data: Pair) -> None:
-        view = adapt(model.eval(), data.train.images[:2])
-        with torch.no_grad():
-            self.pair = Pair(_features(view, data.train), _features(view, data.test))
-
-
-def _features(view: ModelView, data: TensorImages) -> TensorImages:
-    rows = [view.features(images) for images in data.images.split(512)]
-    return TensorImages(torch.cat(rows), data.targets, tuple(data.classes))
-
-
-class Head(nn.Module):
-    """The head of a split model as a module of its own."""
-
-    def __init__(self, view: ModelView) -> None:
-        super().__init__()
-        self._view = view
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Return logits (batch, classes)."""
-        return self._view.head(features)
-
-
-def run_entry(
-    entry: Entry,
-    name: str,
-    data: Pair,
-    data_name: str,
-    label: int,
-    seed: int,
-    device: str,
-    features: FeatureData,
-) -> dict[str, float]:
-    """Return the scores and seconds of one run."""
-    without = (label,) if entry.method == "retrained" else ()
-    model, seconds = trained(name, data, data_name, without=without, device=device)
-    head_only = False
+def run_entry(entry: Entry, bench: Bench, seed: int) -> dict[str, float]:
+    """Return the scores, seconds and passes of one run."""
+    model, seconds = bench.model(retrained=entry.method == "retrained")
+    data, device, head_only = bench.data, bench.device, False
+    passes = {"reads_f": 0.0, "reads_r": 0.0}
     if entry.method not in ("original", "retrained"):
         model = copy.deepcopy(model)
-        source = data.train
+        counted = CountedReads(data.train, bench.label)
+        source: Dataset[tuple[Tensor, int]] = counted
         if entry.loader == "forget":
-            source = source.where(source.targets == label)
+            source = counted = CountedReads(
+                data.train.where(data.train.targets == bench.label), bench.label
+            )
         loader = DataLoader(source, batch_size=128)
-        request = forget(model).classes([label]).using(entry.method, **entry.hyperparameters)
+        request = forget(model).classes([bench.label]).using(entry.method, **entry.hyperparameters)
         start = time.perf_counter()
         result = request.seed(seed).on(device).run(loader, guard=None)
         seconds = time.perf_counter() - start
+        passes = counted.passes()
         head_only = find(entry.method).card.edits == "head"
-        Console(stderr=True).print(f"{name} {entry.title} seed {seed}: {result.stopped_because}")
+        Console(stderr=True).print(
+            f"{bench.name} {entry.title} seed {seed}: {result.stopped_because} ({seconds:.0f} s)"
+        )
     if head_only and device == "cpu":  # the features of 70 000 images are those of the original
-        found = scores(Head(adapt(model, data.train.images[:2])), features.pair, label)
+        head = Head(adapt(model, data.train.images[:2]))
+        found = scores(head, bench.features.pair, bench.label, reference=bench.reference)
     else:
-        found = scores(model, data, label, device)
-    return {**found, "seconds": seconds}
+        found = scores(model, data, bench.label, device, reference=bench.reference)
+    return {**found, **passes, "seconds": seconds}
 
 
 def class_table(
@@ -154,40 +151,42 @@ def class_table(
     seeds: Iterable[int] = (0, 1, 2),
     entries: Sequence[Entry] = ENTRIES,
     device: str = "cpu",
+    minutes: float | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a row: mean and standard deviation over seeds.
 
     Every single run is written to the cache when it ends; a second call goes on where the first
-    one stopped.
+    one stopped. All rows get their first seed before any gets its second. After ``minutes`` no
+    further run is begun, and a row without any is left out.
     """
-    rows = []
-    original, _ = trained(name, data, data_name, device=device)
-    features = FeatureData(original, data)
-    for entry in entries:
-        runs = []
-        for seed in seeds if entry.seeded else (0,):
-            file = _run_file(entry, name, data_name, label, seed, device)
+    bench = Bench(name, data, data_name, label, device)
+    begun = time.perf_counter()
+    runs: dict[str, list[dict[str, float]]] = {entry.title: [] for entry in entries}
+    for number, seed in enumerate(seeds):
+        for entry in entries:
+            if number > 0 and not entry.seeded:
+                continue
+            file = _run_file(entry, bench, seed)
+            spent = (time.perf_counter() - begun) / 60
+            if not file.exists() and minutes is not None and spent > minutes:
+                continue
             if not file.exists():
-                record = run_entry(entry, name, data, data_name, label, seed, device, features)
+                record = run_entry(entry, bench, seed)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 partial = file.with_suffix(".partial")
                 partial.write_text(json.dumps(record))
                 partial.rename(file)
-            runs.append(json.loads(file.read_text()))
-        rows.append(
-            {
-                "title": entry.title,
-                "runs": len(runs),
-                **{column: mean(run[column] for run in runs) for column in COLUMNS},
-                **{
-                    f"{column} deviation": stdev(run[column] for run in runs)
-                    if len(runs) > 1
-                    else 0.0
-                    for column in COLUMNS
-                },
-            }
-        )
-    return rows
+            runs[entry.title].append(json.loads(file.read_text()))
+    return [_row(title, found) for title, found in runs.items() if found]
+
+
+def _row(title: str, runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    row: dict[str, Any] = {"title": title, "runs": len(runs)}
+    for column in COLUMNS:
+        values = [run.get(column, torch.nan) for run in runs]
+        row[column] = mean(values)
+        row[f"{column} deviation"] = stdev(values) if len(values) > 1 else 0.0
+    return row
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -203,14 +202,19 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
-    digits = {"US": 4, "seconds": 1}.get(column, 2)
-    text = f"{row[column]:.{digits}f}"
-    deviation = row[f"{column} deviation"]
-    return f"{text} ± {deviation:.{digits}f}" if row["runs"] > 1 else text
+    if math.isnan(row[column]):
+        return "-"
+    digits = {"US": 4, "seconds": 1, "reads_f": 1, "reads_r": 1, "JS_tr": 4, "JS_tf": 4}
+    text = f"{row[column]:.{digits.get(column, 2)}f}"
+    deviation = f"{row[f'{column} deviation']:.{digits.get(column, 2)}f}"
+    return f"{text} ± {deviation}" if row["runs"] > 1 else text
 
 
-def _run_file(entry: Entry, name: str, data_name: str, label: int, seed: int, device: str) -> Path:
+def _run_file(entry: Entry, bench: Bench, seed: int) -> Path:
     options = "-".join(f"{key}={value}" for key, value in sorted(entry.hyperparameters.items()))
-    stem = f"{entry.method}-{options or 'default'}-{entry.loader}-class{label}-s{seed}-{device}"
-    epochs = RECIPES[name].epochs
-    return cache_root() / "benchmark" / f"{data_name}-{name}-e{epochs}-runs" / f"{stem}.json"
+    stem = (
+        f"{entry.method}-{options or 'default'}-{entry.loader}-class{bench.label}-s{seed}"
+        f"-{bench.device}"
+    )
+    folder = f"{bench.data_name}-{bench.name}-e{RECIPES[bench.name].epochs}-runs"
+    return cache_root() / "benchmark" / folder / f"{stem}.json"

@@ -1,0 +1,77 @@
+"""The class table on a few digits: every column, resumed instead of run again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from forgetkit.benchmark import table
+from forgetkit.benchmark.datasets import digits
+from forgetkit.benchmark.scoring import CountedReads, js_divergence
+from forgetkit.benchmark.train import RECIPES, TrainRecipe
+from forgetkit.method import all_cards
+
+
+@pytest.mark.slow
+def test_the_table_has_every_column_and_runs_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
+    quick = TrainRecipe(epochs=1, lr=1e-3, optimizer="adamw", weight_decay=0.0)
+    monkeypatch.setitem(RECIPES, "vit", quick)
+    data = digits().limited(200, 100)
+    entries = (
+        *table.ENTRIES[:3],
+        table.Entry("neggrad", "neggrad", {"epochs": 1}),
+        table.Entry("finetune", "finetune", {"epochs": 1}, "train"),
+    )
+    rows = table.class_table("vit", data, "digits-200", entries=entries, seeds=(0, 1))
+    by_title = {row["title"]: row for row in rows}
+    assert by_title["original"]["runs"] == 1
+    assert by_title["neggrad"]["runs"] == 2
+    assert by_title["retrained"]["JS_tr"] == pytest.approx(0.0, abs=1e-9)
+    assert by_title["original"]["JS_tf"] > 0.0
+    assert by_title["neggrad"]["reads_r"] == 0.0
+    assert by_title["finetune"]["reads_r"] >= 1.0
+
+    def never(*_: object) -> dict[str, float]:
+        raise AssertionError("a run in the cache was made again")
+
+    monkeypatch.setattr(table, "run_entry", never)
+    again = table.class_table("vit", data, "digits-200", entries=entries, seeds=(0, 1))
+    assert again == rows
+    text = table.markdown(rows)
+    assert len(text.splitlines()) == 2 + len(rows)
+    assert "±" in text
+
+
+def test_no_run_begins_after_the_time_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
+    assert table.class_table("vit", digits(), "digits", minutes=-1.0) == []
+
+
+def test_every_class_method_has_a_row() -> None:
+    wanted = {card.slug for card in all_cards() if "classes" in card.goals} - {"retrain", "lau"}
+    assert {entry.method for entry in table.every_class_method()} == wanted
+
+
+def test_reads_are_counted_as_passes() -> None:
+    data = digits().limited(50).train
+    counted = CountedReads(data, 3)
+    for _ in range(2):
+        for index in range(len(counted)):
+            counted[index]
+    assert counted.passes() == {"reads_f": 2.0, "reads_r": 2.0}
+
+
+def test_the_divergence_is_zero_to_itself_and_log_two_when_disjoint() -> None:
+    logits = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]).log()
+    reference = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]).log()
+    assert js_divergence(logits, logits) == pytest.approx(0.0, abs=1e-12)
+    assert js_divergence(logits, reference) == pytest.approx(0.029540, abs=1e-5)
+    apart = torch.tensor([[100.0, 0.0]])
+    assert js_divergence(apart, apart.flip(1)) == pytest.approx(0.693147, abs=1e-5)
