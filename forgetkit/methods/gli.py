@@ -66,8 +66,15 @@ class GuidedLossIncreasing(FullNetwork):
         source="Choi et al. 2024, CVPR Workshops",
         link="https://github.com/Dasol-Choi/Guided_Loss_Increasing",
         about="Fine-tunes on retained images pushed away from the forgotten ones.",
-        keeps=0.30,
         multilabel=True,
+        toy={
+            "noise_steps": 3, "noise_step": 0.05, "weight_start": 1.0, "weight_end": 1.0,
+            "lr": 0.1, "batch_size": 16, "max_batches": 6,
+        },
+        probe={
+            "check_every": {"validate": True, "noise_step": 0.02, "check_every": 1},
+            "patience": {"validate": True, "noise_step": 0.02, "patience": 1},
+        },
         presets={
             "paper": _PUBLISHED,
             "code": {**_PUBLISHED, "check_every": 1, "patience": 3},
@@ -176,8 +183,9 @@ class GuidedLossIncreasing(FullNetwork):
         since = int(run.state.get("since", torch.tensor(0))) + 1
         if "score" not in run.state or score > float(run.state["score"]):
             best = {_BEST + name: value for name, value in run.snapshot().items()}
-            score_at = {"score": torch.tensor(score), "at": torch.tensor(run.step)}
-            run.state, since = {**run.state, **best, **score_at}, 0
+            exact = torch.tensor(score, dtype=torch.float64)  # rounded, it would beat itself
+            run.state = {**run.state, **best, "score": exact, "at": torch.tensor(run.step)}
+            since = 0
         run.state = {**run.state, "since": torch.tensor(since)}
         if since < self.patience:
             return None
