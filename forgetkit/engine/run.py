@@ -187,6 +187,9 @@ class Run:
     def functional_logits(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Return logits as a function of parameters, (batch, classes); fit for ``torch.func``.
 
+        Computed without autocast, which ``torch.func`` transforms do not follow into every layer:
+        statistics of gradients are summed at the precision of the weights.
+
         Args:
             parameters: replace those of ``run.parameters`` that they name.
             inputs: with a batch dimension.
@@ -194,7 +197,7 @@ class Run:
         placed = self._on_device(inputs)
         args = (placed,) if isinstance(placed, Tensor) else ()
         named = {} if isinstance(placed, Tensor) else dict(placed)
-        with self._autocast():
+        with self._place.autocast(enabled=False):
             return self._logits_of(functional_call(self._model, dict(parameters), args, named))
 
     def logits_of(self, module: nn.Module, batch: Batch) -> Tensor:
