@@ -1,0 +1,73 @@
+"""Measure a model's importance while its training data are at hand, for later requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from forgetkit.adapting import logits_of
+from forgetkit.data.loaders import Loader
+from forgetkit.data.sources import first_inputs, read_all
+from forgetkit.engine.modes import evaluating
+from forgetkit.errors import BadHyperparameter, DataError
+from forgetkit.importance import FORMS, KINDS, Importance, measured
+from forgetkit.types import Inputs
+
+
+def importance_of(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    kind: str = "cross_entropy",
+    form: str = "sample",
+    batch_size: int | None = None,
+) -> Importance:
+    """Return how much each weight matters to all samples of a loader: ``ssd``'s statistics.
+
+    ``importance_of(model, train_loader).save("importance.safetensors")``, then later
+    ``forget(model).classes([3]).using("ssd", statistics="importance.safetensors")`` needs the
+    samples to forget only. Measure anew after each request: what was forgotten counts no more.
+
+    Args:
+        model: left as it is; read in eval mode, on the device where it is.
+        loader: all training samples with their labels.
+        kind: ``"cross_entropy"`` for ssd and assd, ``"squared_norm"`` for lfssd.
+        form: ``"sample"`` or ``"batch"``, as the method's ``importance``.
+        batch_size: samples of a batch, by default the loader's.
+
+    Raises:
+        BadHyperparameter: ``kind`` or ``form`` is none of the words above.
+        DataError: the loader holds nothing, or its batches cannot be used.
+    """
+    for name, value, options in (("kind", kind, KINDS), ("form", form, FORMS)):
+        if value not in options:
+            raise BadHyperparameter(
+                f"importance_of({name}={value!r}): expected one of {', '.join(options)}, found "
+                f"{value!r}; leave it out for {options[0]}"
+            )
+    parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    device = next(iter(parameters.values())).device
+
+    def logits(given: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        args, named = ((inputs,), {}) if isinstance(inputs, Tensor) else ((), dict(inputs))
+        return logits_of(functional_call(model, dict(given), args, named))
+
+    with evaluating(model):
+        example = first_inputs(loader, "importance_of(loader)")
+        if example is None:
+            raise DataError(
+                "importance_of(loader): expected a DataLoader over a data set with positions, "
+                "found a stream; pass one that can be read again"
+            )
+        moved = (
+            example.to(device)
+            if isinstance(example, Tensor)
+            else {name: value.to(device) for name, value in example.items()}
+        )
+        with torch.no_grad():
+            classes = logits(parameters, moved).shape[1]
+        samples = read_all(loader, int(classes), "importance_of(loader)")
+        return measured(logits, parameters, samples, kind=kind, form=form, batch_size=batch_size)
