@@ -184,6 +184,7 @@ class ScrubRewind(Scrub):
         aliases=("scrub+r",),
         title="SCRUB+R (with rewinding)",
         goals=("instances",),
+        rank={},
         about="SCRUB, rewound to the epoch at which forgotten samples look like unseen ones.",
         toy={**Scrub.card.toy, "validate": True},
     )
