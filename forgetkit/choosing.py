@@ -53,15 +53,32 @@ def known_artefacts() -> set[str]:
     return {name for method in all_methods() for name in artefacts(method)}
 
 
+def stands_in(method: type[Method], name: str) -> bool:
+    """Return whether a file replaces samples that the method needs without it."""
+    return set(method(**{name: name}).needs) < set(method().needs)
+
+
+def wants(method: type[Method]) -> list[str]:
+    """Return in words what a method needs: sets, files, and files that stand in for a set."""
+    files = [
+        f"{name} file instead of retain" if stands_in(method, name) else f"{name} file"
+        for name in artefacts(method)
+    ]
+    return [*method.card.needs, *files]
+
+
 def fits(
     method: type[Method], kind: GoalKind, *, has_retain: bool, at_hand: Iterable[str] = ()
 ) -> bool:
     """Return whether a method serves a goal with the data at hand.
 
-    A file at hand may stand for the retained samples, as saved statistics do.
+    A file at hand may stand in for the retained samples, as saved statistics do; other files that
+    a method takes have to be there.
     """
-    names = artefacts(method)
-    given = {name: name for name in at_hand if name in names}
+    names, there = artefacts(method), set(at_hand)
+    given = {name: name for name in names if name in there}
+    if any(name not in there and not stands_in(method, name) for name in names):
+        return False
     return kind in method.card.goals and (has_retain or "retain" not in method(**given).needs)
 
 

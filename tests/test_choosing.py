@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import choosing, forget
-from forgetkit.choosing import Situation, artefacts, choose, effort, fits
+from forgetkit.choosing import Situation, artefacts, choose, effort, fits, wants
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.method import Facts, GoalKind, Method, all_methods, build, find
 from forgetkit.testing import toy
@@ -148,6 +148,12 @@ def test_a_file_may_stand_for_the_retained_samples() -> None:
     assert fits(pgu, "classes", has_retain=True)
     assert fits(pgu, "classes", has_retain=False, at_hand=["statistics"])
     assert not fits(pgu, "relabel", has_retain=True)
+    amnesiac = find("amnesiac")
+    assert not fits(amnesiac, "instances", has_retain=True)
+    assert fits(amnesiac, "instances", has_retain=True, at_hand=["log"])
+    assert not fits(amnesiac, "instances", has_retain=False, at_hand=["log"])
+    assert wants(pgu) == ["forget", "retain", "statistics file instead of retain"]
+    assert wants(amnesiac) == ["forget", "retain", "log file"]
 
 
 def test_a_whole_run_says_why() -> None:
@@ -172,7 +178,7 @@ def test_the_loader_tells_what_is_at_hand() -> None:
 
 def test_a_log_at_hand_is_used(tmp_path: Path) -> None:
     some = toy("cnn")
-    practise(toy("cnn").model, some.loader(), str(tmp_path))  # type: ignore[arg-type]
+    practise(toy("cnn").model, some.loader(), str(tmp_path))
     result = (
         forget(some.model)
         .instances([0, 1])
