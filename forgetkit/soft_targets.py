@@ -1,0 +1,98 @@
+"""What the methods that distil a model from itself, without some classes, have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from forgetkit.fields import bounded, choice
+from forgetkit.losses import blocked_classes, membership
+from forgetkit.masked_targets import adjusted_probabilities
+from forgetkit.method import State
+from forgetkit.recipe import FullNetwork, StopsEarly
+from forgetkit.types import Batch, SampleSet
+
+if TYPE_CHECKING:
+    from forgetkit.engine.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftTargets(FullNetwork, StopsEarly):
+    """A method whose targets are the original model's predictions with some classes taken away.
+
+    The targets P' are ``adjusted_probabilities`` of the weights before the run. They are computed
+    once; when the loader augments at random, a frozen copy of the model answers for each batch.
+    """
+
+    removed: str = choice(
+        "auto",
+        ("auto", "argmax"),
+        "what the targets lose: auto is the sample's label, and for a class goal every forgotten "
+        "class; argmax is the predicted class, for data whose labels are not to be trusted",
+    )
+    epsilon: float = bounded(0.0, 0.0, 0.99, "probability that a target keeps for what it loses")
+    temperature: float = bounded(
+        1.0, 0.05, 100.0, "divides the logits of teacher and student; there is no factor T^2"
+    )
+    reference: float | None = bounded(
+        None,
+        0.0,
+        1.0,
+        "forget accuracy to stop at: that of the original model on unseen samples; None takes it "
+        "from .validate() for single samples and 0 for classes",
+    )
+
+    def setup(self, run: Run) -> State:
+        """Compute the targets of D_f, (N_f, K), unless the loader augments at random."""
+        self._aim(run)
+        if not _repeats(run.forget):
+            return {}
+        labels = run.forget.labels.to(run.device)
+        return {"targets": self.targets(run.predictions(run.forget), labels, run)}
+
+    def blocked(self, logits: Tensor, labels: Tensor, run: Run) -> Tensor:
+        """Return the classes that the targets lose, (batch, classes) booleans."""
+        if self.removed == "argmax":
+            return membership(logits.argmax(dim=1), run.num_classes)
+        return blocked_classes(labels, run.forget_classes, run.num_classes)
+
+    def targets(self, logits: Tensor, labels: Tensor, run: Run) -> Tensor:
+        """Return the targets P' that a teacher's logits make, (batch, classes)."""
+        return adjusted_probabilities(
+            logits,
+            self.blocked(logits, labels, run),
+            epsilon=self.epsilon,
+            temperature=self.temperature,
+        )
+
+    def taught(self, batch: Batch, run: Run) -> Tensor:
+        """Return the targets of the original model for a batch of D_f, (batch, classes)."""
+        known = run.state.get("targets")
+        if known is not None:
+            return known[batch.index.to(known.device)]
+        return self.targets(run.original_logits(batch), batch.labels, run)
+
+    def _aim(self, run: Run) -> None:
+        """Let the run stop at ``reference``; say so when single samples have nothing to stop at."""
+        if self.reference is not None:
+            run.target = self.reference
+        elif run.goal.kind == "instances" and run.validation is None:
+            run.log(
+                f"{self.card.slug} trains until no forget sample is predicted right, which is more "
+                "than a model that never saw them would do; pass .validate(loader) or "
+                "reference=<accuracy on unseen samples> to stop there"
+            )
+
+
+def _repeats(samples: SampleSet) -> bool:
+    """Return whether a sample gives the same tensors each time it is read."""
+    few = samples.take(torch.arange(min(2, len(samples))))
+    first, again = (next(iter(few.batches(2))).inputs for _ in range(2))
+    if isinstance(first, Tensor) and isinstance(again, Tensor):
+        return first.equal(again)
+    if isinstance(first, Tensor) or isinstance(again, Tensor):
+        return False
+    return all(first[name].equal(again[name]) for name in first)
