@@ -46,6 +46,7 @@ class Delete(SoftTargets):
         source="Zhou et al. 2025, CVPR",
         link="https://arxiv.org/abs/2503.23751",
         about="Distils the model from itself with the forgotten class masked out of the target.",
+        rank={"classes": 3, "instances": 6},
         toy={"lr": 0.02, "batch_size": 16, "check_every": 1},
         probe={
             "": {"lr": 0.0003, "batch_size": 16},

@@ -54,6 +54,7 @@ class SULI(SoftTargets):
         source="Lyu et al. 2025, IJCAI",
         link="https://github.com/Hongyi-Lyu-MQ/SULI",
         about="Self-unlearning in layers, from the most to the least uncertain forget samples.",
+        rank={"instances": 5},
         toy={"lr": 0.003, "layers": 3, "epochs": 10},
         probe={
             "": {"lr": 0.0003, "layers": 3},
