@@ -135,6 +135,24 @@ def gathered(parts: Iterable[Inputs]) -> Inputs:
     return {name: torch.cat([part[name].cpu() for part in named]) for name in first}
 
 
+_STATE = "attacked inputs"
+
+
+def packed(inputs: Inputs) -> dict[str, Tensor]:
+    """Return inputs as entries of ``run.state``."""
+    if isinstance(inputs, Tensor):
+        return {_STATE: inputs}
+    return {f"{_STATE}.{name}": value for name, value in inputs.items()}
+
+
+def unpacked(state: Mapping[str, Tensor]) -> Inputs:
+    """Return the inputs that ``packed`` put into ``run.state``."""
+    if _STATE in state:
+        return state[_STATE]
+    start = f"{_STATE}."
+    return {name.removeprefix(start): v for name, v in state.items() if name.startswith(start)}
+
+
 def saved_bytes(logits_of: LogitsFunction, pixels: Tensor) -> int:
     """Return the bytes that one pass keeps for its backward pass."""
     sizes: dict[int, int] = {}

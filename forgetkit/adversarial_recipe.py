@@ -1,0 +1,153 @@
+"""What ADV and ADV+IMP share: hyper-parameters, the adversarial set, the two terms of a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from typing_extensions import Self
+
+from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
+from forgetkit.fields import bounded, choice, interval
+from forgetkit.losses import blocked_classes, bounded_ascent, cross_entropy
+from forgetkit.method import Facts, Pair, Pass, State
+from forgetkit.pixels import gathered, packed, pixel_range, pixels_of, unpacked
+from forgetkit.recipe import FullNetwork, StopsEarly
+from forgetkit.relabelling import reject_contradictions
+from forgetkit.types import Batch, Terms
+
+if TYPE_CHECKING:
+    from forgetkit.engine.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgainstAdversaries(FullNetwork, StopsEarly):
+    """Forget while images that an attack made from D_f keep the labels it pushed them to.
+
+        L = w_f L_UL over D_f + w_a CE(z, target) over D_adv
+        L_UL = -CE(z, y), or CE(z, y*) for a relabel goal
+
+    An epoch is a round over D_adv, D_f is restarted as often as needed.
+    """
+
+    adversaries: int | None = bounded(
+        None, 0, MOST_PER_SAMPLE - 1, "adversarial images per sample; N_adv; None: min(200, 2 K)"
+    )
+    attack_radius: float = bounded(
+        4.0, 0.0, 1e4, "L2 ball of the attack, with every channel scaled to [0, 1]; rho"
+    )
+    attack_step: float = bounded(0.1, 0.0, 1e4, "L2 length of an attack step; a")
+    attack_steps: int = bounded(100, 0, 10000, "number of attack steps; n")
+    bounds: tuple[float, float] | None = interval(
+        "range of valid pixels, in the units of the model's inputs; None takes the smallest and "
+        "largest value of each channel of D_f"
+    )
+    balance: str = choice(
+        "size",
+        ("size", "sum"),
+        "weigh the two terms by their samples in the step, or by 1 and 1 as the paper prints",
+    )
+    forget_batch_size: int = bounded(32, 1, 65536, "forget samples a step")
+    batch_size: int | None = bounded(256, 1, 65536, "adversarial samples a step")
+    epochs: int = bounded(100, 1, 1000, "largest number of rounds over D_adv")
+    lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
+    weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
+    check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
+    max_norm: float | None = bounded(
+        5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
+    )
+
+    def tuned(self, facts: Facts) -> Self:
+        """Fill in the number of adversarial images: min(200, 2 K) for K classes."""
+        if self.adversaries is not None:
+            return self
+        return replace(self, adversaries=min(200, 2 * facts.num_classes))
+
+    def setup(self, run: Run) -> State:
+        """Make D_adv with the weights as they are: all pairs of image and target at once."""
+        wanted = run.forget.new_labels
+        if wanted is not None:
+            reject_contradictions(run.forget, wanted)
+        count = self.adversaries or 0
+        if count == 0:
+            return {}
+        _announce_cost(run, attack_cost(len(run.forget), count, self.attack_steps))
+        forget = gathered(batch.inputs for batch in run.forget.batches())
+        span = pixel_range(self.bounds, [pixels_of(forget)[1]])
+        weights = {name: parameter.detach() for name, parameter in run.parameters.items()}
+        made = adversarial_set(
+            forget,
+            run.forget.positions,
+            blocked_classes(run.forget.labels, run.forget_classes, run.num_classes),
+            lambda inputs: run.functional_logits(weights, inputs),
+            run.uniform,
+            span,
+            per_sample=count,
+            radius=self.attack_radius,
+            step=self.attack_step,
+            steps=self.attack_steps,
+            device=run.device,
+        )
+        run.log(
+            f"attack: {100 * made.reached:.1f} % of {len(made.targets)} adversarial images are "
+            f"read as their target; pixels stay in {span.describe()}"
+        )
+        run.count("attack_success", made.reached)
+        return {"targets": made.targets, **packed(made.inputs(forget))}
+
+    def passes(self, run: Run) -> Sequence[Pass]:
+        """Return one round over D_adv beside D_f, or one over D_f when there is no D_adv."""
+        if "targets" not in run.state:
+            return (Pass("forget", batch_size=self.forget_batch_size),)
+        targets = run.state["targets"]
+        adversaries = run.stored(unpacked(run.state), targets)
+        size = self.batch_size or run.forget.batch_size
+        sizes = (size, self.forget_batch_size)
+        if len(targets) <= len(run.forget):  # the engine then counts by D_f
+            sizes = (self.forget_batch_size, size)
+        return (
+            Pass(
+                "both",
+                retain=adversaries,
+                batch_size=sizes[0],
+                other_batch_size=sizes[1],
+                limit=math.ceil(len(targets) / size),
+            ),
+        )
+
+    def loss(self, batch: Pair, run: Run) -> Terms:
+        """Return both terms, weighted by their shares of the joint batch."""
+        forget, adversarial = batch.forget, batch.retain
+        forget_weight, adversarial_weight = joint_weights(
+            _size(forget), _size(adversarial), self.balance
+        )
+        terms: dict[str, Tensor] = {}
+        if forget is not None:
+            terms["forget"] = forget_weight * self.unlearning(forget, run)
+        if adversarial is not None:
+            logits = run.logits(adversarial)
+            terms["retain_adversarial"] = adversarial_weight * cross_entropy(
+                logits, adversarial.labels
+            )
+        return terms
+
+    def unlearning(self, forget: Batch, run: Run) -> Tensor:
+        """Return L_UL: minus the loss at the old labels, or the loss at the new ones."""
+        logits, wanted = run.logits(forget), run.forget.new_labels
+        if wanted is None:
+            return bounded_ascent(logits, forget.labels)
+        return cross_entropy(logits, wanted[forget.index.cpu()].to(logits.device))
+
+
+def _announce_cost(run: Run, cost: int) -> None:
+    retain = run.images.retain
+    known = 0 if retain is None else len(retain) + len(run.forget)
+    compared = f", as many as {cost / known:.1f} epochs over all {known} samples" if known else ""
+    run.log(f"attack: {cost} samples go forward and backward before the first step{compared}")
+
+
+def _size(batch: Batch | None) -> int:
+    return 0 if batch is None else batch.total
