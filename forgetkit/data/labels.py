@@ -19,6 +19,8 @@ _LISTINGS = ("samples", "imgs", "_samples")  # (path, label) pairs
 def normalised(labels: object, num_classes: int | None, where: str) -> Tensor:
     """Return labels as (samples,) int64 class indices or (samples, classes) float32 of 0 and 1.
 
+    A model with one output has one yes-or-no label: (samples,) of 0 and 1 is taken as a column.
+
     Args:
         labels: a tensor, an array or a list.
         num_classes: width of a multi-label matrix; ``None`` where none is expected.
@@ -35,6 +37,8 @@ def normalised(labels: object, num_classes: int | None, where: str) -> Tensor:
             "something else; map class names to numbers with the data set's classes"
         ) from error
     found = found.detach().cpu()
+    if found.ndim == 1 and num_classes == 1:
+        found = found[:, None]
     if found.ndim == 2 and found.shape[1] == num_classes:
         return _multi_label(found, where)
     if found.ndim == 2 and found.shape[1] == 1:

@@ -60,14 +60,17 @@ def split(
             forget = forget.relabelled(_new_labels(goal, forget, num_classes))
         kept: SampleSet | None
         if retain is not None:
-            kept = _explicit(retain, num_classes, "retain")
+            kept = _explicit(retain, num_classes, "retain", forget.labels.ndim)
             _check_retain(kept, forget_classes)
             check_disjoint(loader, forget.positions, retain, kept.positions)
         else:
             kept = source.part(~chosen) if source.complete and not bool(chosen.all()) else None
         if kept is None and need_retain:
             raise DataError(_nothing_to_retain(source))
-        validation = None if validate is None else _explicit(validate, num_classes, "validate")
+        kind = forget.labels.ndim
+        validation = (
+            None if validate is None else _explicit(validate, num_classes, "validate", kind)
+        )
     return Sets(forget, kept, validation)
 
 
@@ -154,9 +157,16 @@ def _new_labels(goal: Relabel, forget: SampleSet, num_classes: int) -> Tensor:
     return new
 
 
-def _explicit(loader: Loader, num_classes: int, name: str) -> SampleSet:
+def _explicit(loader: Loader, num_classes: int, name: str, kind: int) -> SampleSet:
+    """Return everything in a further loader, whose labels must be of the main loader's kind."""
     samples = read_all(loader, num_classes, name)
     check_range(samples.labels, samples.positions, num_classes, name)
+    if samples.labels.ndim != kind:
+        words = {1: "class indices", 2: "multi-label rows of 0 and 1"}
+        raise DataError(
+            f"{name}: expected {words[kind]}, as the main loader has them, found "
+            f"{words[samples.labels.ndim]}; make both loaders return one kind of label"
+        )
     return samples
 
 

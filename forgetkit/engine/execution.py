@@ -357,7 +357,9 @@ class Execution:
             return None
         if self._prepared.goal.kind != "instances" or "validation_retain" not in measured:
             return 0.0
-        classes = set(self._prepared.sets.forget.labels.reshape(-1).long().tolist())
+        if self._prepared.sets.forget.labels.ndim == 2:
+            return measured["validation_retain"].accuracy
+        classes = set(self._prepared.sets.forget.labels.tolist())
         seen = [
             pair
             for label, pair in measured["validation_retain"].by_class.items()

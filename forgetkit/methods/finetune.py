@@ -45,6 +45,7 @@ class FineTune(FullNetwork):
         link="https://arxiv.org/abs/1911.04933",
         about="Continues training on what is kept until the rest fades.",
         dropout=True,
+        multilabel=True,
         rank={"instances": 4},
         toy={"lr": 0.1, "epochs": 40},
     )

@@ -44,6 +44,7 @@ class NegGrad(FullNetwork, StopsEarly):
         link="https://arxiv.org/abs/1911.04933",
         about="Climbs the loss on the forget set until it is predicted wrong.",
         keeps=0.60,
+        multilabel=True,
         rank={"instances": 7},
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
         probe={

@@ -49,6 +49,7 @@ class Retrain(FullNetwork):
         about="Trains untrained weights on what is left: exact, and the most expensive.",
         fresh=True,
         dropout=True,
+        multilabel=True,
         keeps=0.20,
         toy={"epochs": 15, "lr": 0.003, "optimizer": "adamw", "batch_size": 32},
     )

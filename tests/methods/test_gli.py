@@ -128,13 +128,11 @@ def twin(some: Toy, *, batches: int, steps: int, share: float, w: tuple[float, f
     images, labels = some.train.tensors
     x_f, x_r, y_r = images[:40], images[40:], labels[40:]
     draws = Generator().manual_seed(0)
-    order, rounds = torch.randperm(200, generator=draws).split(16), iter(())
+    order, waiting = torch.randperm(200, generator=draws).split(16), list[Tensor]()
     for b in range(batches):
         rows = order[b]
-        forget_rows = next(rounds, None)
-        if forget_rows is None:
-            rounds = iter(torch.randperm(40, generator=draws).split(16))
-            forget_rows = next(rounds)
+        waiting = waiting or list(torch.randperm(40, generator=draws).split(16))
+        forget_rows = waiting.pop(0)
         x, y = x_r[rows], y_r[rows]
         g = model(torch.stack([x_f[forget_rows[i % len(forget_rows)]] for i in range(16)])).detach()
         weight = w[0] + (w[1] - w[0]) * b / (13 - 1)
@@ -148,8 +146,8 @@ def twin(some: Toy, *, batches: int, steps: int, share: float, w: tuple[float, f
         loss = functional.cross_entropy(model((x + eta).clamp(-4.0, 4.0)), y)
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         with torch.no_grad():
-            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-                parameter -= 0.02 * gradient
+            for parameter, slope in zip(model.parameters(), gradients, strict=True):
+                parameter.sub_(0.02 * slope)
     return model
 
 
