@@ -67,3 +67,18 @@ def saliency_masks(gradients: Mapping[str, Tensor], share: float) -> dict[str, T
         ties -= len(equal)
         masks[name] = mask.reshape(gradient.shape)
     return masks
+
+
+def forget_saliency(
+    forget: Mapping[str, Tensor], retain: Mapping[str, Tensor], ratio: float
+) -> dict[str, Tensor]:
+    """Return where (F_f + 1e-15) / (F_r + 1e-15) >= gamma, boolean by name.
+
+    Args:
+        forget: diagonal of the Fisher matrix of D_f by name.
+        retain: that of D_r.
+        ratio: gamma.
+
+    Source: Huang et al., NeurIPS 2024, arXiv:2409.19732, Section 4.
+    """
+    return {name: (own + 1e-15) / (retain[name] + 1e-15) >= ratio for name, own in forget.items()}

@@ -53,7 +53,7 @@ class EUk(FullNetwork):
         link="https://arxiv.org/abs/2201.06640",
         about="Retrains the last k layers from scratch on what is kept.",
         dropout=True,
-        toy={"lr": 0.05, "epochs": 15, "batch_size": 32},
+        toy={"lr": 0.1, "epochs": 15, "batch_size": 16},
         probe={"k": {"k": 1}, "unit": {"k": 2}},
     )
 

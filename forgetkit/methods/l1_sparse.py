@@ -61,7 +61,7 @@ class L1Sparse(FullNetwork):
         about="Continues training on what is kept while an l1 penalty makes the network sparse.",
         dropout=True,
         toy={"lr": 0.1, "epochs": 40, "batch_size": 64},
-        probe={"free_epochs": {"free_epochs": 1, "epochs": 4}},
+        probe={"": {"free_epochs": 0}, "free_epochs": {"free_epochs": 1, "epochs": 4}},
     )
 
     penalty: float = bounded(5e-4, 0.0, 1.0, "weight of the l1 norm in the first epoch; alpha")
