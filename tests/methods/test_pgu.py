@@ -1,0 +1,395 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import Result, Statistics, forget
+from forgetkit.method import build
+from forgetkit.testing import TOYS, toy
+from forgetkit.testing.toys import Exploding
+from forgetkit.testing.trace import changed, weights
+
+
+class Net(nn.Module):
+    """Two linear layers with a ReLU in between."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.one = nn.Linear(6, 8)
+        self.two = nn.Linear(8, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.two(self.one(inputs).relu())
+        return logits
+
+
+def data(classes: int = 3) -> TensorDataset:
+    generator = torch.Generator().manual_seed(5)
+    mixing = torch.randn(6, 6, generator=generator) @ torch.diag(torch.arange(6, 0, -1).float())
+    return TensorDataset(
+        torch.randn(40, 6, generator=generator) @ mixing, torch.arange(40) % classes
+    )
+
+
+def literal_span(rows: Tensor, share: float, spectrum: str) -> Tensor:
+    """Return M M^T from the singular vectors of the inputs themselves."""
+    _, heights, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+    heights = heights**2 if spectrum == "energy" else heights
+    rank = 0
+    while share > 0 and float(heights[:rank].sum()) < share * float(heights.sum()) - 1e-9:
+        rank += 1
+    span: Tensor = directions[:rank].T @ directions[:rank]
+    return span.float()
+
+
+def literal_loss(
+    logits: Tensor, labels: Tensor, epsilon: float, weight: float, *, others: bool = False
+) -> Tensor:
+    """Return the loss sample by sample and class by class."""
+    total = torch.zeros(())
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        probabilities = row.softmax(dim=0)
+        total = total - torch.log(1 - probabilities[label] + epsilon)
+        if others:
+            probabilities = torch.cat([row[:label], row[label + 1 :]]).softmax(dim=0)
+        entropy = -(probabilities * torch.log(probabilities)).sum()
+        total = total + weight * entropy if others else total - weight * entropy
+    return total / len(labels)
+
+
+@pytest.mark.parametrize("spectrum", ["energy", "sigma"])
+@pytest.mark.parametrize("share", [0.6, 0.9])
+def test_training_is_the_literal_one(share: float, spectrum: str) -> None:
+    model, literal = Net(), Net()
+    literal.load_state_dict(model.state_dict())
+    inputs, labels = data().tensors
+    forget(model).classes([1]).using(
+        "pgu", gamma=share, spectrum=spectrum, epochs=3, lr=0.1, last_lr=0.02, batch_size=99,
+        entropy_weight=0.3, positions="all", target=0.0,
+    ).on("cpu").run(DataLoader(data(), batch_size=7), guard=None)  # fmt: skip
+
+    kept = labels != 1
+    with torch.no_grad():
+        hidden = literal.one(inputs[kept]).relu()
+        spans = {
+            "one": literal_span(inputs[kept], share, spectrum),
+            "two": literal_span(hidden, share, spectrum),
+        }
+    for epoch in range(3):
+        loss = literal_loss(literal(inputs[~kept]), labels[~kept], 0.05, 0.3)
+        literal.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for name, span in spans.items():
+                weight = literal.get_parameter(f"{name}.weight")
+                assert weight.grad is not None
+                rate = 0.1 * float((0.02 / 0.1) ** (epoch / 3))
+                weight.sub_(rate * (weight.grad - weight.grad @ span))
+            if not bool((literal(inputs[~kept]).argmax(dim=1) == 1).any()):
+                break  # the target of the run
+    for (name, ours), theirs in zip(model.named_parameters(), literal.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5), name
+
+
+def test_without_projection_and_entropy_it_is_plain_descent() -> None:
+    model, literal = Net(), Net()
+    literal.load_state_dict(model.state_dict())
+    inputs, labels = data().tensors
+    gone = labels == 1
+    forget(model).classes([1]).using(
+        "pgu", gamma=0.0, entropy_weight=0.0, epochs=1, lr=0.1, batch_size=99
+    ).on("cpu").run(DataLoader(data(), batch_size=7), guard=None)
+    literal_loss(literal(inputs[gone]), labels[gone], 0.05, 0.0).backward()
+    for (name, ours), theirs in zip(model.named_parameters(), literal.parameters(), strict=True):
+        assert theirs.grad is not None
+        step = 0.1 * theirs.grad if name.endswith("weight") else torch.zeros_like(theirs)
+        assert torch.allclose(ours, theirs - step, atol=1e-6), name
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("extra", [{}, {"weight_decay": 0.01, "optimizer": "adam"}])
+def test_everything_protected_changes_nothing(kind: str, extra: dict[str, object]) -> None:
+    some = toy(kind)
+    before = weights(some.model)
+    forget(some.model).classes([3]).using("pgu", gamma=1.0, epochs=2, **extra).on("cpu").run(
+        some.loader(), guard=None
+    )
+    assert changed(before, weights(some.model)) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"momentum": 0.9},
+        {"weight_decay": 0.01},
+        {"optimizer": "adam", "lr": 0.01},
+        {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1},
+    ],
+)
+def test_retained_inputs_give_what_they_gave(settings: dict[str, object]) -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    images, labels = some.train.tensors
+    patches = nn.functional.unfold(images[labels != 3], 3, padding=1)
+    rows = patches.transpose(1, 2).reshape(-1, 9)
+    given: dict[str, object] = {
+        "gamma": 0.6, "lr": 0.1, "epochs": 4, "positions": "all", "target": 0.0, **settings,
+    }  # fmt: skip
+    forget(some.model).classes([3]).using("pgu", **given).on("cpu").run(some.loader(), guard=None)
+    after = weights(some.model)
+    moved = changed(before, after)
+    assert set(moved) == {"body.0.weight", "body.4.weight", "fc.weight"}  # no bias, no buffer
+    difference = (after["body.0.weight"] - before["body.0.weight"]).reshape(8, 9)
+    span = literal_span(rows, 0.6, "energy")
+    inside = rows[:200] @ span  # retained inputs, the part within the protected span
+    bound = 1e-4 * float(before["body.0.weight"].norm()) * float(inside.norm())
+    assert float((difference @ inside.T).norm()) <= bound
+    assert float(difference.norm()) > 1e-3
+
+
+def test_projection_is_what_keeps_the_others() -> None:
+    lost = {}
+    for gamma in (0.95, 0.0):
+        some = toy("cnn")
+        kept = some.accuracy(some.test, [0, 1, 2])
+        result = (
+            forget(some.model)
+            .classes([3])
+            .using("pgu", gamma=gamma, lr=0.1, batch_size=16, positions="all")
+            .on("cpu")
+            .run(some.loader(), guard=None)
+        )
+        assert result.after["forget"].accuracy <= 0.25  # chance
+        lost[gamma] = kept - some.accuracy(some.test, [0, 1, 2])
+    assert lost[0.95] < 0.05
+    assert lost[0.0] > 0.10
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_saved_statistics_serve_instead_of_the_retained_data(kind: str, tmp_path: Path) -> None:
+    file = tmp_path / "all"
+    some = toy(kind)
+    Statistics.collect(some.model, some.loader(), positions="all").save(file)
+    settings = {"epochs": 2, "lr": 0.1, "positions": "all"}
+    assert build("pgu", {"statistics": file}).needs == ("forget",)
+    assert build("pgu", {}).needs == ("forget", "retain")
+    exploding = DataLoader(Exploding(), batch_size=4)
+    forget(some.model).classes([3]).using("pgu", statistics=str(file), **settings).retain(
+        exploding
+    ).on("cpu").run(some.forget_loader(), guard=None)
+    other = toy(kind)
+    forget(other.model).classes([3]).using("pgu", **settings).on("cpu").run(
+        other.loader(), guard=None
+    )
+    for (name, ours), theirs in zip(
+        some.model.named_parameters(), other.model.parameters(), strict=True
+    ):
+        assert torch.allclose(ours, theirs, atol=1e-3), name
+
+
+def test_four_requests_from_one_file_without_retained_data(tmp_path: Path) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    images, labels = some.train.tensors
+    Statistics.collect(some.model, some.loader()).save(file)
+    start = file.read_bytes()
+    exploding = DataLoader(Exploding(), batch_size=4)
+    kept = some.accuracy(some.test, [0, 1, 2])
+    for number in range(4):
+        rows = (labels == 3).nonzero()[15 * number : 15 * number + 15, 0]
+        loader = DataLoader(TensorDataset(images[rows], labels[rows]), batch_size=5)
+        result = (
+            forget(some.model)
+            .instances()
+            .using("pgu", statistics=file, epochs=2, lr=0.02, batch_size=5)
+            .retain(exploding)
+            .on("cpu")
+            .run(loader, guard=None)
+        )
+        assert not any("negative" in note for note in result.notes)
+        Statistics.load(file).without(result, loader).save(file)
+        assert Statistics.load(file).samples == 240 - 15 * (number + 1)
+        assert result.after["forget"].loss > result.before["forget"].loss
+    assert file.read_bytes() != start
+    assert some.accuracy(some.test, [0, 1, 2]) >= kept - 0.05
+    rest = DataLoader(TensorDataset(images[labels != 3], labels[labels != 3]), batch_size=60)
+    whole, direct = Statistics.load(file), Statistics.collect(some.model, rest)
+    first = "body.0.weight"  # what it sees does not depend on the edited weights
+    assert torch.allclose(whole.moments.sums[first], direct.moments.sums[first], rtol=1e-6)
+
+
+def test_statistics_of_other_images_are_noticed(tmp_path: Path) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    images, labels = some.train.tensors
+    other = [(0.1 * images, labels)]
+    Statistics.collect(some.model, other, positions="all").save(file)
+    result = (
+        forget(some.model)
+        .classes([3])
+        .using("pgu", statistics=file, epochs=1)
+        .on("cpu")
+        .run(some.forget_loader(), guard=None)
+    )
+    assert any("moments are negative" in note for note in result.notes)
+
+
+def test_wrong_labels_are_left_for_a_decided_other_class() -> None:
+    model, literal = Net(4), Net(4)
+    literal.load_state_dict(model.state_dict())
+    inputs, labels = data(4).tensors
+    rows = [1, 5, 8, 22]
+    forget(model).depoison(rows).using(
+        "pgu", epochs=2, lr=0.2, last_lr=0.05, batch_size=99, gamma=0.9, positions="all",
+        trust_dim=2, trust_rate=0.5,
+    ).on("cpu").run(DataLoader(data(4), batch_size=7), guard=None)  # fmt: skip
+
+    kept = torch.tensor([row for row in range(40) if row not in rows])
+    with torch.no_grad():
+        hidden = literal.one(inputs[kept]).relu()
+        one, two = (literal_span(inputs[kept], 0.9, "energy"), literal_span(hidden, 0.9, "energy"))
+        rank = int(two.trace().round())
+        region = torch.linalg.svd(hidden.double())[2][:rank].T.float()[:, -2:]
+    scaling = torch.eye(2, requires_grad=True)
+    for epoch in range(2):
+        weight = literal.two.weight
+        outside = torch.eye(8) - region @ region.T
+        effective = weight @ outside + weight @ region @ scaling @ region.T
+        features = literal.one(inputs[rows]).relu()
+        logits = features @ effective.T + literal.two.bias
+        loss = literal_loss(logits, labels[rows], 0.1, 0.2, others=True)
+        gradients = torch.autograd.grad(loss, [literal.one.weight, weight, scaling])
+        rate = 0.2 * (0.05 / 0.2) ** (epoch / 2)
+        with torch.no_grad():
+            literal.one.weight -= rate * (gradients[0] - gradients[0] @ one)
+            weight -= rate * (gradients[1] - gradients[1] @ two)
+            scaling -= 0.5 * rate * gradients[2]
+    with torch.no_grad():
+        weight = literal.two.weight
+        folded = weight @ (torch.eye(8) - region @ region.T)
+        folded = folded + weight @ region @ scaling @ region.T
+    assert torch.allclose(model.two.weight, folded, atol=1e-5)
+    assert torch.allclose(model.one.weight, literal.one.weight, atol=1e-5)
+    assert float((scaling.detach() - torch.eye(2)).norm()) > 1e-4
+    assert type(model.two) is nn.Linear
+
+
+def test_depoisoning_keeps_the_epoch_with_the_best_validation() -> None:
+    some = toy("cnn")
+    validation = DataLoader(some.test, batch_size=60)
+    result = (
+        forget(some.model)
+        .depoison(range(40))
+        .using("pgu", epochs=30, lr=0.3, last_lr=0.3, gamma=0.3, batch_size=20)
+        .validate(validation)
+        .on("cpu")
+        .run(some.loader(), guard=None)
+    )
+    seen = [row["retain_accuracy"] for row in result.history]
+    assert result.after["validation_retain"].accuracy == pytest.approx(max(seen))
+    assert "has not risen for 5 epochs" in result.stopped_because
+    assert len(seen) == seen.index(max(seen)) + 6
+
+
+class Digits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.net(inputs)
+        return logits
+
+
+def digits() -> tuple[nn.Module, TensorDataset, TensorDataset]:
+    """Return a model that has learned 400 digits by heart, those digits, and 600 others."""
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(found.data, dtype=torch.float32)[order] / 16
+    labels = torch.tensor(found.target)[order].long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Digits()
+        optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+        for _ in range(60):
+            for rows in torch.randperm(400).split(50):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+                optimizer.step()
+    return (
+        model,
+        TensorDataset(images[:400], labels[:400]),
+        TensorDataset(images[400:1000], labels[400:1000]),
+    )
+
+
+def forgotten_digits(**settings: object) -> tuple[Result, float, float]:
+    """Forget 100 digits; return the result and the accuracy on the others before and after."""
+    model, seen, unseen = digits()
+    images, labels = seen.tensors
+
+    def others() -> float:
+        with torch.no_grad():
+            right = model(images[100:]).argmax(dim=1) == labels[100:]
+        return float(right.float().mean())
+
+    before = others()
+    result = (
+        forget(model)
+        .instances(range(100))
+        .using("pgu", batch_size=20, **settings)
+        .validate(DataLoader(unseen, batch_size=200))
+        .on("cpu")
+        .run(DataLoader(seen, batch_size=100), guard=None)
+    )
+    return result, before, others()
+
+
+def test_single_samples_become_like_unseen_ones() -> None:
+    result, before, after = forgotten_digits(
+        positions="all", spectrum="sigma", gamma=0.9, lr=1.0, last_lr=1.0
+    )
+    history = [row["retain_accuracy"] - row["forget_accuracy"] for row in result.history]
+    assert history[-1] >= 0
+    assert all(gap < 0 for gap in history[:-1])
+    gap = result.after["validation_retain"].accuracy - result.after["forget"].accuracy
+    start = result.before["validation_retain"].accuracy - result.before["forget"].accuracy
+    assert abs(gap) == pytest.approx(min(abs(found) for found in [start, *history][-2:]))
+    assert "no better than validation data" in result.stopped_because
+    assert after >= before - 0.01
+
+
+def test_single_samples_without_projection_take_the_others_along() -> None:
+    _, before, after = forgotten_digits(gamma=0.0)
+    assert after < before - 0.10
+
+
+def test_nothing_is_done_where_nothing_is_left_to_forget() -> None:
+    model, _, unseen = digits()
+    images, labels = unseen.tensors
+    before = weights(model)
+    with torch.no_grad():
+        wrong = (model(images).argmax(dim=1) != labels).nonzero()[:, 0]
+    result = (
+        forget(model)
+        .instances(wrong.tolist())
+        .using("pgu")
+        .validate(DataLoader(unseen, batch_size=200))
+        .on("cpu")
+        .run(DataLoader(unseen, batch_size=100), guard=None)
+    )
+    assert "nothing was done" in result.stopped_because
+    assert changed(before, weights(model)) == []
+
+
+def test_presets_say_what_was_published() -> None:
+    paper = build("pgu", {"preset": "paper"}).hyperparameters()
+    assert (paper["spectrum"], paper["gamma"], paper["lr"], paper["last_lr"]) == (
+        "sigma", 0.9, 0.05, 0.01,
+    )  # fmt: skip
+    assert build("pgu", {"preset": "code"}).hyperparameters()["lr"] == 0.1
+    assert (paper["entropy_weight"], paper["epochs"], paper["batch_size"]) == (0.2, 100, 128)
