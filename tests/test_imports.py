@@ -21,6 +21,7 @@ KNOWS_ECOSYSTEMS = {
     "trainer_log",
 }  # fmt: skip
 METHODS_MAY_IMPORT = {
+    "layers", "saliency", "dampening", "importance", "weighted_ascent",
     "method", "types", "losses", "attacks", "curvature", "fields", "recipe", "view", "errors",
     "draws", "goal", "distillation", "noise", "training_log", "written_log",
     "adversarial", "adversarial_recipe", "l2_attacks", "pixels", "relabelling",
