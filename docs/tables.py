@@ -50,6 +50,11 @@ def method_page(method: type[Method]) -> str:
         ("cost", card.cost),
         ("source", f"[{card.source}]({card.link})"),
     ]
+    if card.aliases:
+        facts.append(("also called", ", ".join(f"`{alias}`" for alias in card.aliases)))
+    for name, values in card.presets.items():
+        text = ", ".join(f"{key}={value!r}" for key, value in values.items())
+        facts.append((f'preset "{name}"', f"`{text}`"))
     settings = [
         (entry.name, entry.default, bounds_of(entry).describe(), bounds_of(entry).about)
         for entry in dataclasses.fields(method)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from forgetkit.recipe import Trained
     from forgetkit.result import Result
     from forgetkit.statistics import Statistics
+    from forgetkit.training_log import AmnesiacLog
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ _HOME = {
     "Patch": "patch",
     "Trained": "recipe",
     "Result": "result",
+    "AmnesiacLog": "training_log",
     "Statistics": "statistics",
     "ForgetkitError": "errors",
     "BadHyperparameter": "errors",
@@ -54,6 +56,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AmnesiacLog",
     "BadHyperparameter",
     "BadTarget",
     "CannotSplitModel",
