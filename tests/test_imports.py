@@ -25,6 +25,7 @@ METHODS_MAY_IMPORT = {
     "method", "types", "losses", "attacks", "curvature", "fields", "recipe", "view", "errors",
     "draws", "goal", "distillation", "noise", "training_log", "written_log",
     "adversarial", "adversarial_recipe", "l2_attacks", "pixels", "relabelling",
+    "guided", "membership",
 }  # fmt: skip
 
 
