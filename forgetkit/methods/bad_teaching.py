@@ -48,7 +48,10 @@ class BadTeaching(FullNetwork):
         link="https://arxiv.org/abs/2205.08096",
         about="Imitates an untrained network on the forget set and itself on the rest.",
         toy={"lr": 0.002, "batch_size": 16, "epochs": 6},
-        probe={"": {"lr": 0.001, "batch_size": 16, "max_norm": 0.1, "epochs": 1}},
+        probe={
+            "": {"lr": 0.001, "batch_size": 16, "max_norm": 0.1, "epochs": 1},
+            "optimizer": {"weight_decay": 0.1, "epochs": 1},
+        },
     )
 
     temperature: float = bounded(1.0, 0.1, 100.0, "divides the logits of teachers and student; T")

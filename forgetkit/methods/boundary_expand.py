@@ -64,8 +64,8 @@ class BoundaryExpand(FullNetwork, StopsEarly):
         about="Trains the forget set into an extra class that is dropped afterwards.",
         features=True,
         keeps=0.30,
-        toy={"lr": 0.05, "batch_size": 16, "check_every": 1, "epochs": 30},
-        probe={"": {"lr": 1e-5}, "check_every": {"lr": 0.05, "epochs": 10}},
+        toy={"lr": 0.02, "batch_size": 16, "check_every": 1, "epochs": 30},
+        probe={"": {"lr": 1e-5}, "check_every": {"lr": 0.05, "epochs": 10, "batch_size": 8}},
     )
 
     epochs: int = bounded(10, 1, 1000, "largest number of passes over D_f")

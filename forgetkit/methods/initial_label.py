@@ -61,7 +61,7 @@ class InitialLabel(FullNetwork, StopsEarly):
         about="Trains the forget set towards the predictions of an untrained network.",
         keeps=0.60,
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
-        probe={"": {"lr": 1e-5}, "check_every": {"lr": 0.015, "epochs": 10}},
+        probe={"": {"lr": 1e-5}, "check_every": {"lr": 0.02, "epochs": 10}},
     )
 
     epochs: int = bounded(10, 1, 1000, "largest number of passes over D_f")

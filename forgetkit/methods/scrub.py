@@ -82,6 +82,7 @@ class Scrub(FullNetwork):
         toy={"lr": 0.05, "epochs": 4, "batch_size": 32, "forget_batch_size": 16},
         probe={
             "": {"lr": 0.02, "batch_size": 32, "forget_batch_size": 16, "max_norm": 0.1},
+            "distill_weight": {"lr": 0.02, "batch_size": 32, "distill_weight": 0.5},
             "decay": {"lr": 0.02, "epochs": 6, "batch_size": 64},
         },
         presets={
@@ -186,8 +187,11 @@ class ScrubRewind(Scrub):
         goals=("instances",),
         rank={},
         about="SCRUB, rewound to the epoch at which forgotten samples look like unseen ones.",
-        toy={**Scrub.card.toy, "validate": True},
-    )
+        toy={
+            "lr": 0.2, "epochs": 3, "max_epochs": 3, "label_weight": 0.3, "distill_weight": 0.1,
+            "batch_size": 64, "forget_batch_size": 16, "validate": True,
+        },
+    )  # fmt: skip
 
     def setup(self, run: Run) -> State:
         """Make sure that there are unseen samples to compare with."""
@@ -196,7 +200,7 @@ class ScrubRewind(Scrub):
 
     def start_epoch(self, run: Run) -> State:
         """Keep the weights as they stand, and their forget error."""
-        error = torch.tensor(1.0 - run.accuracy(run.forget))
+        error = torch.tensor(1.0 - run.accuracy(run.forget), dtype=torch.float64)
         kept = {f"{run.epoch}/{name}": value.cpu() for name, value in run.snapshot().items()}
         return {**run.state, **kept, f"error/{run.epoch}": error}
 

@@ -75,6 +75,7 @@ class Unsir(FullNetwork):
                 "noise_size": 8, "copies": 2, "batch_size": 16, "retain_per_class": 30,
                 "noise_steps": 4, "max_norm": 0.1, "epochs": 1,
             },
+            "optimizer": {"noise_steps": 2, "copies": 2, "weight_decay": 0.1, "epochs": 1},
         },
         presets={
             "ports": {
