@@ -1,37 +1,150 @@
-"""``python -m forgetkit.benchmark``: the built-in table and the speed report."""
+"""``python -m forgetkit.benchmark``: the built-in tables and the speed report."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 from rich.console import Console
 
-from forgetkit.benchmark.datasets import digits, fashion_mnist
-from forgetkit.benchmark.zoo import MODEL_NAMES
+from forgetkit.benchmark.datasets import Pair, digits, fashion_mnist
+from forgetkit.benchmark.zoo import BUILDERS, MODEL_NAMES
+
+if TYPE_CHECKING:
+    from forgetkit.benchmark.store import Setting
 
 app = typer.Typer(help="The tables of the docs, made again.", no_args_is_help=True)
+
+Data: TypeAlias = Annotated[str, typer.Option(help="fashion-mnist or digits")]
+Root: TypeAlias = Annotated[Path | None, typer.Option(help="folder of Fashion-MNIST")]
+Device: TypeAlias = Annotated[str, typer.Option(help="where to compute")]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(help="training images; models are trained on exactly these")
+]
+Epochs: TypeAlias = Annotated[int | None, typer.Option(help="epochs of training the models")]
+Seeds: TypeAlias = Annotated[int, typer.Option(help="number of seeds")]
+ModelName: TypeAlias = Annotated[str, typer.Option(help="resnet18, vit or vgg")]
+Sizes: TypeAlias = Annotated[list[int] | None, typer.Option(help="numbers of samples")]
+Methods: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods; default all")]
 
 
 @app.command()
 def table(
-    data: Annotated[str, typer.Option(help="fashion-mnist or digits")] = "fashion-mnist",
-    root: Annotated[Path | None, typer.Option(help="folder of Fashion-MNIST")] = None,
+    data: Data = "fashion-mnist",
+    root: Root = None,
     model: Annotated[list[str] | None, typer.Option(help="resnet18, vit; default both")] = None,
-    seeds: Annotated[int, typer.Option(help="number of seeds")] = 3,
+    seeds: Seeds = 3,
     label: Annotated[int, typer.Option(help="class to forget")] = 3,
-    device: Annotated[str, typer.Option(help="where to compute")] = "cpu",
+    limit: Limit = None,
+    every: Annotated[bool, typer.Option("--every", help="a row for every method")] = False,
+    minutes: Annotated[float | None, typer.Option(help="begin no run after so long")] = None,
+    device: Device = "cpu",
 ) -> None:
     """Train what is not in the cache, unlearn, and print one Markdown table a model."""
-    from forgetkit.benchmark.table import class_table, markdown
+    from forgetkit.benchmark.table import ENTRIES, Entry, class_table, every_class_method, markdown
 
-    pair = digits() if data == "digits" else fashion_mnist(root or Path())
-    console = Console(soft_wrap=True)
+    pair, named = _limited(data, root, limit)
+    entries: tuple[Entry, ...] = ENTRIES
+    if every:
+        shown = {entry.method for entry in ENTRIES}
+        entries = (*ENTRIES, *every_class_method(without=("retrain", *shown)))
     for name in model or MODEL_NAMES:
-        rows = class_table(name, pair, data, label=label, seeds=range(seeds), device=device)
-        console.print(f"\n{name}, {data}, class {label} ({pair.train.classes[label]})\n")
-        console.print(markdown(rows), markup=False)
+        rows = class_table(
+            name, pair, named, label=label, seeds=range(seeds), entries=entries, device=device,
+            minutes=minutes,
+        )  # fmt: skip
+        _show(f"\n{name}, {named}, class {label} ({pair.train.classes[label]})\n")
+        _show(markdown(rows))
+
+
+@app.command()
+def instances(
+    data: Data = "fashion-mnist",
+    root: Root = None,
+    model: ModelName = "resnet18",
+    size: Sizes = None,
+    method: Methods = None,
+    seeds: Seeds = 1,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    device: Device = "cpu",
+) -> None:
+    """Forget random training samples with every method for samples."""
+    from forgetkit.benchmark.instances import SIZES, instance_markdown, instance_table
+
+    setting = _setting(model, data, root, limit, epochs, device)
+    rows = instance_table(setting, sizes=size or SIZES, methods=method, seeds=range(seeds))
+    _show(instance_markdown(rows))
+
+
+@app.command()
+def relabel(
+    data: Data = "fashion-mnist",
+    root: Root = None,
+    model: ModelName = "resnet18",
+    size: Sizes = None,
+    method: Methods = None,
+    seeds: Seeds = 1,
+    requests: Annotated[int, typer.Option(help="requests of 8 samples in sequence")] = 16,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    device: Device = "cpu",
+) -> None:
+    """Correct the labels of random samples, at once and in a sequence of requests."""
+    from forgetkit.benchmark.relabel import (
+        METHODS,
+        SIZES,
+        continual_table,
+        relabel_markdown,
+        relabel_table,
+    )
+
+    setting = _setting(model, data, root, limit, epochs, device)
+    methods = method or METHODS
+    rows = relabel_table(setting, sizes=size or SIZES, methods=methods, seeds=range(seeds))
+    _show(relabel_markdown(rows) + "\n")
+    _show(relabel_markdown(continual_table(setting, methods=methods, requests=requests)))
+
+
+@app.command()
+def depoison(
+    data: Data = "fashion-mnist",
+    root: Root = None,
+    model: ModelName = "vgg",
+    share: Annotated[list[float] | None, typer.Option(help="parts of the labels to flip")] = None,
+    method: Methods = None,
+    seeds: Seeds = 1,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    device: Device = "cpu",
+) -> None:
+    """Flip labels within pairs of classes, train on them, and undo the effect."""
+    from forgetkit.benchmark.depoison import CURES, SHARES, depoison_markdown, depoison_table
+
+    setting = _setting(model, data, root, limit, epochs, device)
+    cures = [cure for cure in CURES if not method or cure.method in method]
+    rows = depoison_table(setting, shares=share or SHARES, cures=cures, seeds=range(seeds))
+    _show(depoison_markdown(rows))
+
+
+@app.command()
+def incremental(
+    data: Data = "fashion-mnist",
+    root: Root = None,
+    model: ModelName = "vgg",
+    size: Annotated[int, typer.Option(help="samples a request")] = 1000,
+    requests: Annotated[int, typer.Option(help="requests in sequence")] = 4,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    device: Device = "cpu",
+) -> None:
+    """Forget in several requests from one file of statistics, no retained sample at hand."""
+    from forgetkit.benchmark.incremental import incremental_markdown, incremental_table
+
+    setting = _setting(model, data, root, limit, epochs, device)
+    _show(incremental_markdown(incremental_table(setting, size=size, requests=requests)))
 
 
 @app.command()
@@ -43,14 +156,38 @@ def speed(
     """Print every speed ratio that the project promises. Run it on an idle machine."""
     from forgetkit.benchmark.speed import all_ratios
 
-    console = Console(soft_wrap=True)
-    console.print("| what | seconds | over | ratio | wanted |\n| --- | ---: | ---: | ---: | --- |")
+    _show("| what | seconds | over | ratio | wanted |\n| --- | ---: | ---: | ---: | --- |")
     for ratio in all_ratios(quick=quick, repeats=repeats):
-        console.print(
+        _show(
             f"| {ratio.title} | {ratio.ours:.3f} | {ratio.theirs:.3f} | {ratio.value:.3f} "
-            f"| {ratio.wanted} |",
-            markup=False,
+            f"| {ratio.wanted} |"
         )
+
+
+def _show(text: str) -> None:
+    Console(soft_wrap=True).print(text, markup=False)
+
+
+def _limited(data: str, root: Path | None, limit: int | None) -> tuple[Pair, str]:
+    """Return the data cut down, and a name for the cache that says to what size."""
+    pair = (digits() if data == "digits" else fashion_mnist(root or Path())).limited(limit)
+    return pair, data if limit is None else f"{data}-{len(pair.train)}"
+
+
+def _setting(
+    model: str, data: str, root: Path | None, limit: int | None, epochs: int | None, device: str
+) -> Setting:
+    """Return model and data of a table, cut down and trained as long as asked for."""
+    from forgetkit.benchmark.depoison import RECIPE, build_small_vgg
+    from forgetkit.benchmark.store import Setting
+    from forgetkit.benchmark.train import RECIPES
+
+    builders, recipes = {**BUILDERS, "vgg": build_small_vgg}, {**RECIPES, "vgg": RECIPE}
+    if model not in builders:
+        raise typer.BadParameter(f"expected {', '.join(builders)}, found {model}")
+    recipe = recipes[model] if epochs is None else replace(recipes[model], epochs=epochs)
+    pair, name = _limited(data, root, limit)
+    return Setting(model, builders[model], recipe, pair, name, device)
 
 
 if __name__ == "__main__":
