@@ -138,6 +138,15 @@ def gradients(
     return dict(zip(leaves, found, strict=True))
 
 
+def lowest(draws: Tensor, most: int | None) -> Tensor:
+    """Return the rows of the ``most`` lowest draws, in order; all rows for ``None``.
+
+    With draws that belong to the samples it is a random subset whatever the order of the set.
+    """
+    rows = draws.argsort(stable=True)[: len(draws) if most is None else most]
+    return rows.sort().values
+
+
 def wide_type(device: torch.device) -> torch.dtype:
     """Return the type to sum in: float64 where the device has it."""
     return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from forgetkit.errors import BadHyperparameter
+from forgetkit.kernel import removal_by_kernel, removal_by_products, removal_scale
+from forgetkit.per_sample import LogitsOf
+from forgetkit.types import Batch, Inputs
+
+Data = tuple[LogitsOf, dict[str, Tensor], Tensor, Tensor]
+
+
+def as_function(model: nn.Module) -> tuple[LogitsOf, dict[str, Tensor]]:
+    def logits_of(parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        logits: Tensor = torch.func.functional_call(model, dict(parameters), (inputs,))
+        return logits
+
+    return logits_of, {name: p.detach() for name, p in model.eval().named_parameters()}
+
+
+def batches(inputs: Tensor) -> list[Batch]:
+    labels = torch.zeros(len(inputs), dtype=torch.long)
+    return [Batch(inputs[r], labels[r], r, len(r)) for r in torch.arange(len(inputs)).split(4)]
+
+
+def linear() -> Data:
+    logits_of, parameters = as_function(nn.Linear(5, 2, bias=False).double())
+    inputs = torch.randn(20, 5, dtype=torch.float64)
+    return logits_of, parameters, inputs, torch.randn(20, 2, dtype=torch.float64)
+
+
+def test_linear_model_moves_to_the_fit_without_the_samples() -> None:
+    logits_of, parameters, inputs, targets = linear()
+    fitted = torch.linalg.lstsq(inputs, targets).solution.T.contiguous()
+    refit = torch.linalg.lstsq(inputs[6:], targets[6:]).solution.T
+    parameters = {"weight": fitted}
+    wrong: Tensor = targets - inputs @ fitted.T
+    for products in (True, False):
+        residuals = (wrong[:6], wrong[6:])
+        own, kept = batches(inputs[:6]), batches(inputs[6:])
+        if products:
+            delta = removal_by_products(
+                logits_of, parameters, own, kept, residuals,
+                penalty=1e-8, tolerance=1e-12, iterations=500,
+            )[0]  # fmt: skip
+        else:
+            delta = removal_by_kernel(logits_of, parameters, own, kept, residuals, penalty=1e-8)[0]
+        assert torch.allclose(fitted + delta.view(2, 5), refit, atol=1e-5)
+
+
+def test_ridge_is_exact_with_residuals_at_zero() -> None:
+    logits_of, parameters, inputs, targets = linear()
+    penalty = 0.3
+
+    def ridge(rows: slice) -> Tensor:
+        own = inputs[rows]
+        matrix = own.T @ own + len(own) * penalty * torch.eye(5, dtype=torch.float64)
+        solved: Tensor = torch.linalg.solve(matrix, own.T @ targets[rows])
+        return solved.T
+
+    delta, kept = removal_by_kernel(
+        logits_of, parameters, batches(inputs[:6]), batches(inputs[6:]),
+        (targets[:6], targets[6:]), penalty=penalty,
+    )  # fmt: skip
+    everything = slice(0, 20)
+    assert torch.allclose(kept.view(2, 5), ridge(slice(6, 20)), atol=1e-12)
+    assert torch.allclose(delta.view(2, 5), ridge(slice(6, 20)) - ridge(everything), atol=1e-12)
+
+
+def test_both_solvers_agree_on_a_network() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    logits_of, parameters = as_function(model)
+    inputs = torch.randn(15, 4, dtype=torch.float64)
+    wrong = torch.randn(15, 3, dtype=torch.float64)
+    own, kept, residuals = batches(inputs[:5]), batches(inputs[5:]), (wrong[:5], wrong[5:])
+    slow = removal_by_kernel(logits_of, parameters, own, kept, residuals, penalty=1e-3)
+    fast = removal_by_products(
+        logits_of, parameters, own, kept, residuals, penalty=1e-3, tolerance=1e-12, iterations=500
+    )
+    assert all(solution.converged for solution in fast[2])
+    assert torch.allclose(fast[0], slow[0], atol=1e-6)
+    assert torch.allclose(fast[1], slow[1], atol=1e-6)
+    rough = removal_by_products(
+        logits_of, parameters, own, kept, residuals, penalty=1e-3, tolerance=1e-4, iterations=500
+    )
+    assert torch.allclose(rough[0], slow[0], atol=1e-2 * float(slow[0].norm()))
+
+
+def test_nothing_to_forget_moves_nothing() -> None:
+    logits_of, parameters, inputs, targets = linear()
+    none = torch.zeros(0, 2, dtype=torch.float64)
+    fast = removal_by_products(
+        logits_of, parameters, [], batches(inputs), (none, targets), penalty=0.1
+    )
+    assert float(fast[0].abs().max()) == 0.0
+    slow = removal_by_kernel(
+        logits_of, parameters, [], batches(inputs), (none, targets), penalty=0.1
+    )
+    assert float(slow[0].abs().max()) == 0.0
+
+
+def test_scale_follows_the_way_from_the_start() -> None:
+    delta = torch.tensor([1.0, 0.0])
+    assert removal_scale(delta, torch.tensor([1.0, 1.0])) == pytest.approx(3.0)
+    assert removal_scale(delta, torch.tensor([-1.0, 1.0])) == pytest.approx(3.0)
+    assert removal_scale(torch.zeros(2), torch.ones(2)) == 1.0
+
+
+def test_a_kernel_beyond_the_budget_is_refused() -> None:
+    logits_of, parameters, inputs, targets = linear()
+    with pytest.raises(BadHyperparameter, match="solver='cg'"):
+        removal_by_kernel(
+            logits_of, parameters, [], batches(inputs), (targets[:0], targets),
+            penalty=0.1, budget=1000,
+        )  # fmt: skip
