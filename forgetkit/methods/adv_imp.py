@@ -54,7 +54,7 @@ class AdvImp(AgainstAdversaries):
         about="ADV, with weights that do not matter for the forget set held in place.",
         keeps=0.30,
         aliases=("iwu",),
-        rank={"instances": 6, "relabel": 1},
+        rank={"instances": 7, "relabel": 1},
         toy={
             "lr": 0.1,
             "attack_steps": 5,

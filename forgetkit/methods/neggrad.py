@@ -45,7 +45,7 @@ class NegGrad(FullNetwork, StopsEarly):
         about="Climbs the loss on the forget set until it is predicted wrong.",
         keeps=0.60,
         multilabel=True,
-        rank={"instances": 7},
+        rank={"instances": 8},
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
