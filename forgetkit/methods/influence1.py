@@ -45,6 +45,7 @@ class Influence1(Influence):
         link="https://arxiv.org/abs/2108.11577",
         about="One gradient step from the old samples to the corrected ones.",
         keeps=0.30,
+        rank={"depoison": 3},
         presets={"paper": {"repeats": 1}, "code": {"repeats": 10}},
         toy={"step_size": 0.01},
     )
