@@ -113,8 +113,9 @@ def test_a_teacher_with_a_zero_head_asks_for_equal_probabilities() -> None:
 
     def blank() -> nn.Module:
         made = toy("cnn").model
-        nn.init.zeros_(made.fc.weight)
-        nn.init.zeros_(made.fc.bias)
+        head = made.get_submodule("fc")
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
         return made
 
     method = Spy(lr=0.0, retain_share=0.0, batch_size=60)

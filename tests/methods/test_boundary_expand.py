@@ -76,13 +76,14 @@ def test_rate_zero_leaves_the_old_logits(kind: str) -> None:
 @pytest.mark.parametrize("kind", TOYS)
 def test_head_keeps_shape_and_identity(kind: str) -> None:
     some = toy(kind)
-    head = some.model.fc if kind == "cnn" else some.model.head
-    seen = (id(head), id(head.weight), head.weight.data_ptr(), tuple(head.weight.shape))
+    head = some.model.get_submodule("fc" if kind == "cnn" else "head")
+    seen = [(id(p), p.data_ptr(), tuple(p.shape)) for p in head.parameters()]
     names = list(some.model.state_dict())
     method = BoundaryExpand(epochs=1, lr=0.01)
     forget(some.model).classes([3]).using(method).on("cpu").run(some.loader(), guard=None)
-    after = some.model.fc if kind == "cnn" else some.model.head
-    assert (id(after), id(after.weight), after.weight.data_ptr(), tuple(after.weight.shape)) == seen
+    after = some.model.get_submodule("fc" if kind == "cnn" else "head")
+    assert after is head
+    assert [(id(p), p.data_ptr(), tuple(p.shape)) for p in after.parameters()] == seen
     assert list(some.model.state_dict()) == names
 
 
@@ -96,7 +97,7 @@ def test_the_shadow_class_wins_before_it_is_dropped(kind: str) -> None:
 def test_the_row_is_drawn_like_that_of_a_linear_layer() -> None:
     some = toy("cnn")
     record(some, epochs=1, lr=0.0)
-    width = some.model.fc.in_features
+    width = some.model.get_parameter("fc.weight").shape[1]
     assert Recording.seen["weight"].shape == (1, width)
     assert Recording.seen["bias"].shape == (1,)
     drawn = torch.cat([Recording.seen["weight"].flatten(), Recording.seen["bias"]])

@@ -9,8 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.engine.run import Run
-from forgetkit.method import Facts, Pair, find
-from forgetkit.methods.finetune import FineTune
+from forgetkit.method import Facts, Pair, build, find
 from forgetkit.methods.neggrad import NegGrad
 from forgetkit.methods.neggrad_plus import NegGradPlus
 from forgetkit.testing import TOYS, Toy, toy
@@ -53,10 +52,10 @@ def test_is_found_by_both_names() -> None:
 @pytest.mark.parametrize("kind", TOYS)
 def test_without_weight_on_forget_it_is_finetuning(kind: str) -> None:
     shared = {"epochs": 2, "lr": 0.02, "momentum": 0.5, "bn": "frozen", "batch_size": 16}
+    tuned = build("finetune", shared)
+    plus = build("neggrad+", {**shared, "retain_weight": 1.0, "max_norm": None})
     ours, theirs = without_dropout(kind), without_dropout(kind)
-    plus = NegGradPlus(retain_weight=1.0, max_norm=None, **shared)
     forget(ours.model).classes([3]).using(plus).on("cpu").run(ours.loader(), guard=None)
-    tuned = FineTune(**shared)
     forget(theirs.model).classes([3]).using(tuned).on("cpu").run(theirs.loader(), guard=None)
     assert changed(weights(ours.model), weights(theirs.model)) == []
 
