@@ -126,30 +126,45 @@ def weakest(found: Eigen, rank: int, most: int) -> Tensor:
     return found.vectors[0, :, max(rank - most, 0) : rank].contiguous()
 
 
-def scaled_span(found: Eigen, scale: float) -> Tensor:
-    """Return U Lambda U^T, (groups, d, d), with Lambda_i = a s_i / ((a - 1) s_i + 1).
+def scaled_shares(values: Tensor, scale: float) -> Tensor:
+    """Return Lambda_i = a s_i / ((a - 1) s_i + 1), (groups, d), of s_i = lambda_i / sum lambda.
 
-    s_i = lambda_i / sum lambda is the share of a direction; a large a = ``scale`` gives the plain
-    projection onto the span, a = 1 weighs each direction by its share.
+    A large a = ``scale`` gives 1 to every direction in use, a = 1 gives its share s_i.
     """
-    total = found.values.sum(-1, keepdim=True)
-    share = torch.where(total > 0, found.values / total, 0.0)
-    weight = scale * share / ((scale - 1.0) * share + 1.0)
-    return (found.vectors * weight[:, None, :]) @ found.vectors.transpose(1, 2)
+    total = values.sum(-1, keepdim=True)
+    share = torch.where(total > 0, values / total, 0.0)
+    return scale * share / ((scale - 1.0) * share + 1.0)
 
 
-def without_span(forget: Tensor, retain: Tensor) -> Tensor:
-    """Return P = I - (M_f - M_f M_r), (groups, d, d).
+class Removal:
+    """A weight without the input directions that one set uses and another does not.
 
-    A layer with W P^T sees (I - (I - M_r) M_f) x: what forget inputs use and retained ones do not
-    is taken away.
+    With M = U Lambda U^T of each set, the layer sees (I - (I - M_r) M_f) x:
+
+        W P^T with P = I - (M_f - M_f M_r)
+
+    All that does not depend on the scales in Lambda is computed once.
+
+    Args:
+        weight: W, (outputs, ...).
+        retain: eigenvalues of the inputs to keep.
+        forget: of those to remove.
     """
-    unit = torch.eye(forget.shape[-1], dtype=forget.dtype, device=forget.device)
-    return unit - (forget - forget @ retain)
 
+    def __init__(self, weight: Tensor, retain: Eigen, forget: Eigen) -> None:
+        groups, width = retain.values.shape
+        self._weight = weight.detach().clone()
+        flat = self._weight.reshape(len(weight), width).double()
+        rows = rearrange(flat, "(g o) d -> g o d", g=groups)
+        self._retain, self._forget = retain, forget
+        self._in_retain = rows @ retain.vectors
+        self._in_forget = rows @ forget.vectors
+        self._across = retain.vectors.transpose(1, 2) @ forget.vectors
 
-def times(weight: Tensor, matrices: Tensor) -> Tensor:
-    """Return W A for a weight (outputs, ...) and one A (groups, d, d) for each group of rows."""
-    flat = weight.reshape(len(weight), matrices.shape[1]).to(matrices.dtype)
-    rows = rearrange(flat, "(g o) d -> g o d", g=len(matrices))
-    return (rows @ matrices).reshape(weight.shape).to(weight.dtype)
+    def edited(self, retain_scale: float, forget_scale: float) -> Tensor:
+        """Return W P^T, shaped and typed like W."""
+        kept = scaled_shares(self._retain.values, retain_scale)[:, None, :]
+        gone = scaled_shares(self._forget.values, forget_scale)[:, None, :]
+        inside = ((self._in_retain * kept) @ self._across - self._in_forget) * gone
+        change = (inside @ self._forget.vectors.transpose(1, 2)).reshape(self._weight.shape)
+        return (self._weight.double() + change).to(self._weight.dtype)

@@ -6,13 +6,12 @@ from torch import Tensor
 
 from forgetkit.projection import (
     Projection,
+    Removal,
     core_rank,
     eigen,
     in_region,
-    scaled_span,
-    times,
+    scaled_shares,
     weakest,
-    without_span,
 )
 
 
@@ -129,29 +128,66 @@ def test_trust_region_is_the_literal_one_and_starts_as_the_weight() -> None:
     assert torch.allclose(seen @ weight.T, folded, atol=1e-9)
 
 
-def test_scaled_spans_pinned() -> None:
+def literal_removal(
+    weight: Tensor, retained: Tensor, forgotten: Tensor, scales: tuple[float, float]
+) -> Tensor:
+    """Return W P^T from the singular vectors of the inputs (rows, d)."""
+    spans = []
+    for rows, scale in zip((retained, forgotten), scales, strict=True):
+        _, heights, directions = torch.linalg.svd(rows.double(), full_matrices=False)
+        share = heights**2 / (heights**2).sum()
+        factor = scale * share / ((scale - 1) * share + 1)
+        spans.append(directions.T @ torch.diag(factor) @ directions)
+    kept, gone = spans
+    matrix = torch.eye(len(kept), dtype=torch.float64) - (gone - gone @ kept)
+    found: Tensor = weight.double() @ matrix.T
+    return found
+
+
+def test_removal_pinned() -> None:
     retained = torch.diag(torch.tensor([2.0, 1.0]))
-    forgotten = torch.tensor([[0.0, 0.0], [1.0, 2.0]])  # features x samples, as in the paper
-    kept = scaled_span(eigen(moment(retained.T)), 100.0)
-    gone = scaled_span(eigen(moment(forgotten.T)), 3.0)
-    expected = torch.diag(torch.tensor([0.997506, 0.961538], dtype=torch.float64))
-    assert torch.allclose(kept[0], expected, atol=1e-6)
-    assert torch.allclose(gone[0], torch.diag(torch.tensor([0.0, 1.0])).double(), atol=1e-9)
-    expected = torch.diag(torch.tensor([1.0, 0.961538], dtype=torch.float64))
-    assert torch.allclose(without_span(gone, kept)[0], expected, atol=1e-6)
+    forgotten = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    values = eigen(moment(retained)).values
+    expected = torch.tensor([[0.997506, 0.961538]], dtype=torch.float64)
+    assert torch.allclose(scaled_shares(values, 100.0), expected, atol=1e-6)
+    removal = Removal(torch.eye(2), eigen(moment(retained)), eigen(moment(forgotten)))
+    found = removal.edited(100.0, 3.0)
+    assert torch.allclose(found, torch.diag(torch.tensor([1.0, 0.961538])), atol=1e-6)
+
+
+@pytest.mark.parametrize("scales", [(1.0, 1.0), (100.0, 3.0), (30.0, 1000.0), (0.25, 0.5)])
+def test_removal_is_the_literal_one(scales: tuple[float, float]) -> None:
+    retained, forgotten = ROWS, torch.randn(50, 12) @ torch.randn(12, 12)
+    weight = torch.randn(4, 12)
+    removal = Removal(weight, eigen(moment(retained)), eigen(moment(forgotten)))
+    expected = literal_removal(weight, retained, forgotten, scales)
+    assert torch.allclose(removal.edited(*scales).double(), expected, atol=1e-5)
+    kernel = weight.reshape(4, 3, 2, 2)
+    removal = Removal(kernel, eigen(moment(retained)), eigen(moment(forgotten)))
+    assert torch.allclose(removal.edited(*scales).reshape(4, 12).double(), expected, atol=1e-5)
+
+
+def test_removal_treats_each_group_for_itself() -> None:
+    sets = [torch.randn(40, 12) @ torch.randn(12, 12) for _ in range(4)]
+    weight = torch.randn(6, 12)
+    retain = eigen(torch.cat([moment(sets[0]), moment(sets[1])]))
+    forget = eigen(torch.cat([moment(sets[2]), moment(sets[3])]))
+    found = Removal(weight, retain, forget).edited(10.0, 30.0).double()
+    for group in range(2):
+        rows = slice(3 * group, 3 * group + 3)
+        expected = literal_removal(weight[rows], sets[group], sets[group + 2], (10.0, 30.0))
+        assert torch.allclose(found[rows], expected, atol=1e-5)
 
 
 def test_orthogonal_sets_are_told_apart_completely() -> None:
     axes = torch.linalg.qr(torch.randn(6, 6)).Q
     retained, forgotten = torch.randn(30, 3) @ axes[:3], torch.randn(30, 3) @ axes[3:]
-    kept = scaled_span(eigen(moment(retained)), 1e12)
-    gone = scaled_span(eigen(moment(forgotten)), 1e12)
     weight = torch.randn(4, 6)
-    edited = times(weight, without_span(gone, kept).transpose(1, 2))
+    edited = Removal(weight, eigen(moment(retained)), eigen(moment(forgotten))).edited(1e12, 1e12)
     assert torch.allclose(forgotten @ edited.T, torch.zeros(30, 4), atol=1e-4)
     assert torch.allclose(retained @ edited.T, retained @ weight.T, atol=1e-4)
 
 
 def test_equal_sets_change_nothing() -> None:
-    span = scaled_span(eigen(moment(ROWS)), 1e15)
-    assert torch.allclose(without_span(span, span)[0], torch.eye(12).double(), atol=1e-6)
+    weight, found = torch.randn(4, 12), eigen(moment(ROWS))
+    assert torch.allclose(Removal(weight, found, found).edited(1e15, 30.0), weight, atol=1e-5)

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import forget
+from forgetkit.method import find
+from forgetkit.methods.svd_projection import FORGET_SCALES, RETAIN_SCALES
+from forgetkit.testing import TOYS, toy
+from forgetkit.testing.trace import changed, weights
+
+
+class Net(nn.Module):
+    """A strided convolution and two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 2, stride=2)
+        self.one = nn.Linear(12, 5)
+        self.two = nn.Linear(5, 3)
+
+    def inputs_of(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the rows that each layer multiplies, (rows, width)."""
+        patches = nn.functional.unfold(images, 2, stride=2).transpose(1, 2).reshape(-1, 8)
+        features = self.conv(images).relu().flatten(1)
+        return {"conv": patches, "one": features, "two": self.one(features).relu()}
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.two(self.inputs_of(images)["two"])
+        return logits
+
+
+def data() -> TensorDataset:
+    labels = torch.arange(60) % 3
+    patterns = 2 * torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(60, 2, 4, 4, generator=torch.Generator().manual_seed(2))
+    return TensorDataset(patterns[labels] + noise, labels)
+
+
+def trained() -> Net:
+    """Return a network that knows the data."""
+    model, (images, labels) = Net(), data().tensors
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+    return model
+
+
+def literal_edit(model: Net, images: Tensor, gone: Tensor, scales: tuple[float, float]) -> None:
+    """Replace every weight by W P^T, with singular value decompositions of all rows."""
+    with torch.no_grad():
+        sets = [model.inputs_of(images[~gone]), model.inputs_of(images[gone])]
+        for name in sets[0]:
+            spans = []
+            for inputs, scale in zip(sets, scales, strict=True):
+                directions, heights, _ = torch.linalg.svd(inputs[name].double().T)
+                share = torch.zeros(len(directions), dtype=torch.float64)
+                share[: len(heights)] = heights**2 / (heights**2).sum()
+                factor = scale * share / ((scale - 1) * share + 1)
+                spans.append(directions @ torch.diag(factor) @ directions.T)
+            kept, lost = spans
+            matrix = torch.eye(len(kept), dtype=torch.float64) - (lost - lost @ kept)
+            weight = model.get_parameter(f"{name}.weight")
+            flat = weight.double().reshape(len(weight), -1) @ matrix.T
+            weight.copy_(flat.reshape(weight.shape))
+
+
+def test_the_edit_is_the_literal_one() -> None:
+    model, literal = trained(), Net()
+    literal.load_state_dict(model.state_dict())
+    images, labels = data().tensors
+    literal_edit(literal, images, labels == 2, (100.0, 30.0))
+    result = (
+        forget(model)
+        .classes([2])
+        .using("svd_projection", retain_scale=100.0, forget_scale=30.0)
+        .on("cpu")
+        .run(DataLoader(data(), batch_size=7), guard=None)
+    )
+    assert "retain_scale=100, forget_scale=30" in result.notes[-1]
+    for (name, ours), theirs in zip(model.named_parameters(), literal.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5), name
+
+
+def test_the_grid_keeps_the_best_pair_of_scales() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    result = (
+        forget(some.model)
+        .classes([3])
+        .using("svd_projection")
+        .on("cpu")
+        .run(some.loader(), guard=None)
+    )
+
+    def score(model: nn.Module) -> float:
+        with torch.no_grad():
+            right = (model.eval()(images).argmax(dim=1) == labels).float()
+        return float(right[labels != 3].mean() * (1 - right[labels == 3].mean()))
+
+    best = score(some.model)
+    for retain_scale, forget_scale in ((1.0, 1.0), (30.0, 3.0), (100.0, 3.0), (1000.0, 1000.0)):
+        assert retain_scale in RETAIN_SCALES
+        assert forget_scale in FORGET_SCALES
+        other = toy("cnn")
+        forget(other.model).classes([3]).using(
+            "svd_projection", retain_scale=retain_scale, forget_scale=forget_scale
+        ).on("cpu").run(other.loader(), guard=None)
+        assert score(other.model) <= best + 1e-6
+    assert result.after["forget"].accuracy <= 0.1
+    assert "retain_scale=" in result.notes[-1]
+
+
+def test_the_model_as_it_came_in_is_a_candidate() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    confused = labels.clone()
+    confused[labels == 0], confused[labels == 3] = 3, 0  # forgotten already: all are wrong
+    before = weights(some.model)
+    kept = (labels == 1) | (labels == 2) | (labels == 0)
+    loader = DataLoader(TensorDataset(images[kept], confused[kept]), batch_size=32)
+    result = (
+        forget(some.model).classes([3]).using("svd_projection", retain_scale=1e9, forget_scale=1e9)
+        .on("cpu").run(loader, guard=None)
+    )  # fmt: skip
+    assert changed(before, weights(some.model)) == []
+    assert "no pair of scales did better" in result.notes[-1]
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_only_weights_of_layers_move_and_no_gradient_is_needed(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a gradient was asked for")
+
+    some = toy(kind)
+    monkeypatch.setattr(torch.Tensor, "backward", refuse)
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    before = weights(some.model)
+    with torch.inference_mode():
+        forget(some.model).classes([3]).using("svd_projection").on("cpu").run(
+            some.loader(), guard=None
+        )
+    moved = changed(before, weights(some.model))
+    assert moved
+    assert all(name.endswith("weight") and before[name].ndim > 1 for name in moved)
+
+
+def test_few_samples_are_enough_and_the_rest_is_not_read() -> None:
+    images, labels = toy("cnn").train.tensors
+    outcomes = []
+    for wiped in (False, True):
+        some, data = toy("cnn"), images.clone()
+        if wiped:  # of each class only the first 8, and 24 of the forgotten one, count
+            for label in range(4):
+                data[(labels == label).nonzero()[24 if label == 3 else 8 :, 0]] = 0.0
+        forget(some.model).classes([3]).using("svd_projection", samples_per_class=8).on("cpu").run(
+            DataLoader(TensorDataset(data, labels), batch_size=32), guard=None
+        )
+        outcomes.append(weights(some.model))
+    assert changed(*outcomes) == []
+
+
+def test_it_serves_classes_only() -> None:
+    assert find("svd_projection").card.goals == ("classes",)
