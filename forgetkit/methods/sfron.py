@@ -30,7 +30,7 @@ class SFRon(FullNetwork):
 
         m_j = 1 where F_f,j / F_r,j >= gamma,  F: diagonal of the Fisher matrix in batch form
         ascent:  L = -alpha_t mean w_i CE_i over D_f,  w_i ~ CE_i^-lambda, gradient times m
-        descent: L = CE(z, y) over D_r;  alpha_t = alpha (1 + cos(pi t / iterations)) / 2
+        descent: L = CE(z, y) over D_r;  alpha_t = alpha (1 + cos(pi t / T)) / 2, T iterations
 
     The batches of a set go through it in random order before one comes again. The gradient of an
     ascent is zero outside the mask and scaled down to ``ascent_norm``.
@@ -55,21 +55,21 @@ class SFRon(FullNetwork):
         source="Huang et al. 2024, NeurIPS",
         link="https://arxiv.org/abs/2409.19732",
         about="Alternates masked ascent on the forget set with descent on the retain set.",
-        toy={"epochs": 2, "iterations": 60, "batch_size": 32},
-        probe={"lr": {"iterations": 20}},
+        toy={"epochs": 2, "iterations": 30, "batch_size": 32},
+        probe={"": {"iterations": 10}},
         presets={
             "paper_swin": {
                 "optimizer": "adamw",
                 "lr": 2e-5,
                 "weight_decay": 0.05,
-                "iterations": 500,
+                "iterations": 50,
                 "ascent": 500.0,
                 "every": 1,
             }
         },
     )
 
-    iterations: int = bounded(1500, 1, 1000000, "steps on D_r")
+    iterations: int = bounded(150, 1, 1000000, "steps on D_r in an epoch")
     every: int = bounded(5, 1, 1000, "iterations from one ascent on D_f to the next")
     ascent: float = bounded(25.0, 0.0, 1e6, "weight of the ascent, decaying to 0; alpha")
     loss_power: float = bounded(0.5, 0.0, 10.0, "how much small losses weigh more; lambda")
@@ -80,7 +80,7 @@ class SFRon(FullNetwork):
     fisher: str = choice(
         "batch", FORMS[::-1], "gradients squared by batch as in the paper, or by sample"
     )
-    epochs: int = bounded(10, 1, 1000, "parts of the iterations; accuracy is measured after each")
+    epochs: int = bounded(10, 1, 1000, "times the iterations; the accuracy is measured after each")
     lr: float | None = bounded(0.01, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(5e-4, 0.0, 1.0, "L2 penalty inside the optimiser")
     schedule: str = choice("cosine", ("constant", "cosine"), "how lr moves over the run")
@@ -101,8 +101,8 @@ class SFRon(FullNetwork):
         return forget_saliency(own, kept, self.ratio)
 
     def passes(self, run: Run) -> Sequence[Pass]:
-        """Return the ascents and descents of one part of the iterations."""
-        first, end = (self.iterations * part // self.epochs for part in (run.epoch, run.epoch + 1))
+        """Return the ascents and descents of an epoch."""
+        first, end = self.iterations * run.epoch, self.iterations * (run.epoch + 1)
         found: list[Pass] = []
         while first < end:
             if first % self.every == 0 and self.ascent > 0.0:
@@ -122,7 +122,8 @@ class SFRon(FullNetwork):
         """Return the weighted ascent on forget samples, or the descent on retained ones."""
         if batch.forget is not None:
             iteration = run.step // (self.every + 1) * self.every
-            decay = (1.0 + math.cos(math.pi * iteration / self.iterations)) / 2.0
+            done = iteration / (self.epochs * self.iterations)
+            decay = (1.0 + math.cos(math.pi * done)) / 2.0
             ascent = weighted_ascent(run.logits(batch.forget), batch.forget.labels, self.loss_power)
             return {"forget": self.ascent * decay * ascent}
         if batch.retain is None:
