@@ -128,7 +128,8 @@ class GuidedLossIncreasing(FullNetwork):
         if forget is None or retain is None:
             raise TypeError("gli steps over pairs of forget and retain batches")
         rows = torch.arange(len(retain))
-        images = pixels_of(retain.inputs)[1].to(run.device)
+        images = pixels_of(retain.inputs)[1]
+        images = images.to(run.device, torch.promote_types(images.dtype, torch.float32))
         low, high = run.state["low"], run.state["high"]
         if self.bounds is None:
             low, high = widened(low, high, images)

@@ -330,3 +330,43 @@ def test_presets() -> None:
     assert build("gli", {"preset": "paper"}) == build("gli", {"bounds": (0.0, 1.0)})
     binary = build("gli", {"preset": "mucac_binary"}).hyperparameters()
     assert (binary["noise_steps"], binary["weight_start"], binary["weight_end"]) == (5, 800, 12000)
+
+
+class Named(nn.Module):
+    """A model that is called with named tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor, seed: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixel_values + 0 * seed[:, None, None, None])
+        return logits
+
+
+def test_named_inputs_are_moved_by_their_pixels_alone() -> None:
+    plain, other = toy("cnn"), toy("cnn")
+    run(plain)
+    images, labels = other.train.tensors
+    batches = [
+        {"pixel_values": some, "seed": torch.zeros(len(some), dtype=torch.int64), "labels": own}
+        for some, own in zip(images.split(32), labels.split(32), strict=True)
+    ]
+    forget(Named(other.model)).instances(range(40)).using("gli", **QUICK).on("cpu").run(
+        batches, guard=None
+    )
+    assert changed(weights(plain.model), weights(other.model)) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_inputs_of_other_types(dtype: torch.dtype) -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    data = TensorDataset(images.half().to(dtype), labels)
+    before = weights(some.model)
+    run(Toy(some.model, data, some.test), bounds=None)
+    assert changed(before, weights(some.model))
+    reference = toy("cnn")
+    run(Toy(reference.model, TensorDataset(images.half().float(), labels), some.test), bounds=None)
+    for left, right in zip(some.model.parameters(), reference.model.parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-4)
