@@ -51,6 +51,7 @@ STATISTICS = {"statistics": "a-file"}
         (situation("instances", retain_size=50000, at_hand=STATISTICS), "pgu"),
         (situation("depoison", at_hand=STATISTICS), "pgu"),
         (situation("depoison", retain_size=50000), "scrub"),
+        (situation("depoison"), "influence1"),
         (situation("relabel", retain_size=50000), "adv_imp"),
         (situation("relabel", forget_size=128, retain_size=50000), "correct"),
     ],
