@@ -1,0 +1,1 @@
+"""Evidence about what a model still knows: outputs, attacks, audits, a record and a verdict."""
