@@ -191,6 +191,7 @@ class ScrubRewind(Scrub):
             "lr": 0.2, "epochs": 3, "max_epochs": 3, "label_weight": 0.3, "distill_weight": 0.1,
             "batch_size": 64, "forget_batch_size": 16, "validate": True,
         },
+        probe={**Scrub.card.probe, "max_epochs": {"lr": 0.02, "epochs": 2, "max_epochs": 1}},
     )  # fmt: skip
 
     def setup(self, run: Run) -> State:
