@@ -47,10 +47,10 @@ class Delete(SoftTargets):
         link="https://arxiv.org/abs/2503.23751",
         about="Distils the model from itself with the forgotten class masked out of the target.",
         rank={"classes": 3, "instances": 6},
-        toy={"lr": 0.02, "batch_size": 16, "check_every": 1},
+        toy={"lr": 0.005, "batch_size": 16, "check_every": 1},
         probe={
             "": {"lr": 0.0003, "batch_size": 16},
-            "check_every": {"lr": 0.006, "batch_size": 8, "epochs": 4},
+            "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 4},
             "max_norm": {"lr": 0.002, "batch_size": 16, "max_norm": 0.05},
             "reference": {"lr": 0.002, "batch_size": 4, "epochs": 8, "reference": 0.9},
             "removed": {"removed": "argmax"},

@@ -60,11 +60,13 @@ class Spotter(SoftTargets):
         toy={"lr": 0.005, "batch_size": 16, "check_every": 1},
         probe={
             "": {"lr": 0.0003, "batch_size": 32, "attack_steps": 2},
-            "check_every": {"lr": 0.001, "batch_size": 4, "epochs": 8, "least_epochs": 1},
+            "check_every": {
+                "lr": 0.0001, "batch_size": 4, "epochs": 8, "least_epochs": 1, "reference": 0.25,
+            },
             "least_epochs": {"lr": 0.02, "batch_size": 32, "epochs": 6, "least_epochs": 1},
             "max_norm": {"lr": 0.002, "batch_size": 32, "max_norm": 0.05},
             "reference": {
-                "lr": 0.0003, "batch_size": 4, "epochs": 8, "least_epochs": 1, "reference": 0.9,
+                "lr": 0.0001, "batch_size": 4, "epochs": 8, "least_epochs": 1, "reference": 0.9,
                 "check_every": 1,
             },
             "removed": {"removed": "argmax"},

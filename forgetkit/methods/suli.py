@@ -19,6 +19,9 @@ from forgetkit.types import Terms
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
 
+_KEPT = "kept/"
+"""Before the names of the weights that a rejected layer is undone to."""
+
 
 @register
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +33,8 @@ class SULI(SoftTargets):
     ``teacher="original"`` takes p at the weights before the run, ``"current"`` at the start of
     each layer. In the first step of a layer the current teacher is the student itself and the
     other classes cancel: L_i = -log(1 - p_y) for epsilon = 0, so no second forward is needed.
-    After a layer the forget accuracy is measured on all of D_f; if a class goal made it rise, the
-    layer is undone.
+    After a layer the forget accuracy is measured on all of D_f; a layer of a class goal that made
+    it rise is undone.
 
     Source: Lyu et al., "Fine-Grained and Efficient Self-Unlearning with Layered Iteration",
         definition of SPA and Algorithm 1, https://github.com/Hongyi-Lyu-MQ/SULI.
@@ -40,7 +43,8 @@ class SULI(SoftTargets):
         current one, which costs retain accuracy: original by default. The paper cuts D_f in two,
         the code into 500 samples a layer: 10 layers for classes, 2 for samples. One step a layer,
         as in the code; the paper writes an argmin (``inner_steps``). Normalisation statistics are
-        frozen.
+        frozen. When all layers of a sweep in a row were undone, the next one is kept: with a fixed
+        teacher and new optimiser state the sweeps would be the same for ever.
     """
 
     card: ClassVar[Card] = Card(
@@ -123,7 +127,7 @@ class SULI(SoftTargets):
 
     def passes(self, run: Run) -> Sequence[Pass]:
         """Return a sweep: one step on each layer, or several, with new optimiser state."""
-        layers = in_layers(run.state["entropy"], self.layers or 1, self.chunk_size)
+        layers = self._layers(run)
         return [
             Pass(
                 "forget",
@@ -160,31 +164,34 @@ class SULI(SoftTargets):
     def passed(self, run: Run) -> str | None:
         """After a layer: undo it if it made a class goal's accuracy rise; see whether to stop."""
         if run.step % self.inner_steps == 0:
-            accuracy = run.forget_accuracy()
-            if self._rolls_back(run) and accuracy > float(run.state["accepted"]):
-                prefix = "before "
-                run.restore(
-                    {
-                        name.removeprefix(prefix): tensor
-                        for name, tensor in run.state.items()
-                        if name.startswith(prefix)
-                    }
-                )
+            accuracy, undone = run.forget_accuracy(), int(run.state["undone"])
+            rose = self._rolls_back(run) and accuracy > float(run.state["accepted"])
+            # A sweep that was undone as a whole would repeat itself for ever: then keep one layer.
+            if rose and undone < len(self._layers(run)):
+                kept = {
+                    n.removeprefix(_KEPT): t for n, t in run.state.items() if n.startswith(_KEPT)
+                }
+                run.restore(kept)
+                run.state = {**run.state, "undone": torch.tensor(undone + 1)}
                 run.count("rejected_layers", run.counts.get("rejected_layers", 0.0) + 1.0)
             else:
                 run.state = {**run.state, **self._accepted(accuracy, run)}
                 why = self.checked(Seen(accuracy, None, epoch_ended=False), run)
                 if why is not None:
                     return why
-        if run.step >= self.max_steps:
-            return f"max_steps = {self.max_steps} steps done"
-        return None
+        return f"max_steps = {self.max_steps} steps done" if run.step >= self.max_steps else None
 
-    def _accepted(self, accuracy: float, run: Run) -> dict[str, Tensor]:
+    def _layers(self, run: Run) -> list[Tensor]:
+        return in_layers(run.state["entropy"], self.layers or 1, self.chunk_size)
+
+    def _accepted(self, accuracy: float, run: Run) -> State:
         """Return what is remembered of the last accepted layer: accuracy, weights and buffers."""
         copies = run.snapshot() if self._rolls_back(run) else {}
-        remembered = {f"before {name}": tensor for name, tensor in copies.items()}
-        return {"accepted": torch.tensor(accuracy, dtype=torch.float64), **remembered}
+        return {
+            "accepted": torch.tensor(accuracy, dtype=torch.float64),
+            "undone": torch.tensor(0),
+            **{_KEPT + name: tensor for name, tensor in copies.items()},
+        }
 
     def _rolls_back(self, run: Run) -> bool:
         return self.rollback and run.goal.kind == "classes"

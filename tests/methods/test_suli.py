@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from forgetkit import forget
+from forgetkit.method import Facts, build
+from forgetkit.methods.suli import SULI
+from forgetkit.result import Result
+from forgetkit.testing import TOYS, Toy, toy
+from forgetkit.testing.trace import changed, weights
+
+
+def images_of(some: Toy, label: int = 3) -> Tensor:
+    return some.train.tensors[0][some.train.tensors[1] == label]
+
+
+def unlearn(some: Toy, **settings: object) -> Result:
+    request = forget(some.model).classes([3]).using("suli", **settings).on("cpu")
+    return request.run(some.forget_loader(), guard=None)
+
+
+def literal_adjustment(logits: Tensor, epsilon: float, t: float) -> Tensor:
+    probs = (logits / t).softmax(dim=1)
+    rows = []
+    for p in probs.tolist():
+        rest = sum(p[:3])
+        rows.append([*((1 - epsilon) * p[k] / rest for k in range(3)), epsilon])
+    return torch.tensor(rows)
+
+
+def literal_run(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    layers: int,
+    sweeps: int,
+    lr: float,
+    teacher: str,
+    epsilon: float,
+    t: float,
+    inner: int,
+) -> int:
+    """The algorithm in plain words, with SGD; class 3 is forgotten. Returns the steps made."""
+
+    def correct() -> int:
+        with torch.no_grad():
+            return int((model(images).argmax(dim=1) == 3).sum())
+
+    model.eval()
+    with torch.no_grad():
+        start = model(images)
+    surprise = [
+        -sum(p * math.log(p) for p in row if p > 0) for row in start.softmax(dim=1).tolist()
+    ]
+    order = sorted(range(len(images)), key=lambda i: -surprise[i])
+    size = math.ceil(len(images) / layers)
+    parts = [order[first : first + size] for first in range(0, len(order), size)]
+    accepted, steps = correct(), 0
+    for _ in range(sweeps):
+        for part in parts:
+            remembered = {name: p.detach().clone() for name, p in model.state_dict().items()}
+            with torch.no_grad():
+                base = start[part] if teacher == "original" else model(images[part])
+            target = literal_adjustment(base, epsilon, t)
+            optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+            for _ in range(inner):
+                log_probs = (model(images[part]) / t).log_softmax(dim=1)
+                loss = functional.kl_div(log_probs, target, reduction="batchmean")
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                steps += 1
+            if correct() > accepted:
+                model.load_state_dict(remembered)
+            else:
+                accepted = correct()
+                if accepted == 0:
+                    return steps
+    return steps
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("teacher", ["original", "current"])
+@pytest.mark.parametrize("inner", [1, 3])
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+def test_run_is_the_literal_one(kind: str, teacher: str, inner: int, epsilon: float) -> None:
+    some, twin = toy(kind), toy(kind).model
+    settings = {"layers": 7, "lr": 0.004, "teacher": teacher, "epsilon": epsilon}
+    result = unlearn(
+        some, **settings, epochs=2, temperature=1.5, inner_steps=inner, optimizer="sgd"
+    )
+    steps = literal_run(
+        twin, images_of(some), layers=7, sweeps=2, lr=0.004, teacher=teacher, epsilon=epsilon,
+        t=1.5, inner=inner,
+    )  # fmt: skip
+    assert result.history[-1]["steps"] == steps
+    for name, value in weights(some.model).items():
+        assert torch.allclose(value, weights(twin)[name], atol=2e-5), name
+    assert changed(weights(some.model), weights(toy(kind).model))
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("teacher", ["original", "current"])
+def test_first_step_is_a_sign_step(kind: str, teacher: str) -> None:
+    some, twin = toy(kind), toy(kind).model.eval()
+    p = twin(images_of(some)).softmax(dim=1)[:, 3]
+    (-torch.log1p(-p)).mean().backward()
+    unlearn(some, layers=1, max_steps=1, lr=1e-3, teacher=teacher)
+    after = weights(some.model)
+    count = 0
+    for name, parameter in twin.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None
+        clear = gradient.abs() > 1e-5  # a smaller one is rounding in float32
+        moved = (after[name] - parameter.detach())[clear]
+        assert torch.allclose(moved, -1e-3 * gradient.sign()[clear], rtol=1e-2, atol=1e-7), name
+        count += int(clear.sum())
+    assert count > 300
+
+
+def test_layers_are_read_from_the_most_to_the_least_uncertain() -> None:
+    some = toy("cnn")
+    images, twin = images_of(some), toy("cnn").model.eval()
+    with torch.no_grad():
+        log_probs = twin(images).log_softmax(dim=1)
+    surprise = -(log_probs.exp() * log_probs).sum(dim=1)
+    read: list[Tensor] = []
+    first = next(m for m in some.model.modules() if isinstance(m, nn.Conv2d))
+
+    def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and module.weight.requires_grad:
+            read.append(inputs[0].detach())
+
+    hook = first.register_forward_pre_hook(watch)
+    unlearn(some, layers=4, epochs=1, lr=1e-6)
+    hook.remove()
+    layers = [batch for batch in read if len(batch) == 15]
+    rows = [
+        [int((images == image).flatten(1).all(dim=1).nonzero()[0]) for image in batch]
+        for batch in layers[-4:]
+    ]
+    assert sorted(itertools.chain(*rows)) == list(range(60))
+    for one, two in itertools.pairwise(rows):
+        assert float(surprise[one].min()) >= float(surprise[two].max())
+
+
+def rejected(max_steps: int) -> tuple[dict[str, Tensor], float]:
+    some = toy("cnn")
+    result = unlearn(
+        some, layers=20, lr=0.005, epsilon=0.4, bn="train", max_steps=max_steps, epochs=1
+    )
+    return weights(some.model), result.history[-1].get("rejected_layers", 0.0)
+
+
+def test_a_rejected_layer_leaves_weights_and_buffers_bit_identical() -> None:
+    before, count = rejected(1)
+    assert count == 0
+    for steps in range(2, 20):
+        after, count = rejected(steps)
+        if count == 1:
+            assert not changed(before, after)
+            return
+        assert changed(before, after)
+        before = after
+    raise AssertionError("no layer was rejected")
+
+
+def test_sweeps_that_are_undone_as_a_whole_do_not_repeat_for_ever() -> None:
+    some = toy("vit")
+    request = forget(some.model).classes([1]).using("suli", lr=0.001, layers=2, epochs=60)
+    result = request.on("cpu").run(some.forget_loader(1), guard=None)
+    assert result.after["forget"].accuracy == 0.0
+    assert any(row.get("rejected_layers", 0.0) == 2.0 for row in result.history)
+
+
+def test_with_one_layer_the_predicted_class_is_as_good_as_the_label() -> None:
+    outcomes = []
+    for removed in ("auto", "argmax"):
+        some = toy("vit")
+        predicted = some.model.eval()(images_of(some)).argmax(dim=1)
+        assert bool((predicted == 3).all())
+        unlearn(some, layers=1, max_steps=1, removed=removed, lr=1e-3, teacher="current")
+        outcomes.append(weights(some.model))
+    assert not changed(*outcomes)
+
+
+def test_the_batch_size_only_cuts_a_layers_step() -> None:
+    outcomes = []
+    for size in (7, 256):
+        some = toy("cnn")
+        unlearn(some, layers=2, max_steps=2, batch_size=size, optimizer="sgd", lr=0.01)
+        outcomes.append(weights(some.model))
+    for name, value in outcomes[0].items():
+        assert torch.allclose(value, outcomes[1][name], atol=1e-6), name
+
+
+def test_number_of_steps_is_bounded() -> None:
+    result = unlearn(toy("cnn"), layers=3, max_steps=5, lr=1e-6)
+    assert result.history[-1]["steps"] == 5
+    assert result.stopped_because == "max_steps = 5 steps done"
+
+
+def test_settings_that_follow_the_request() -> None:
+    classes = Facts("classes", 5000, retain_size=0, num_classes=10, transformer=False)
+    single = Facts("instances", 64, retain_size=0, num_classes=10, transformer=False)
+    assert SULI().tuned(classes) == SULI(lr=1e-4, layers=10)
+    assert SULI().tuned(single) == SULI(lr=8e-5, layers=2)
+    assert SULI(lr=1.0, layers=3).tuned(single) == SULI(lr=1.0, layers=3)
+    code = build("suli", {"preset": "code"})
+    assert code == SULI(lr=1e-4, chunk_size=500, epochs=10, teacher="current", bn="train")
+    assert build("suli", {"preset": "paper"}) == SULI(lr=1e-4, layers=2, epochs=10, rollback=False)
+
+
+def test_single_samples_stop_at_the_accuracy_of_unseen_ones() -> None:
+    some = toy("vit")
+    request = forget(some.model).instances(range(40)).using("suli", lr=0.002, reference=0.8)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    assert 0.5 <= result.after["forget"].accuracy <= 0.8
+    assert "rejected_layers" not in result.history[-1]
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_a_class_is_forgotten_and_the_rest_kept(kind: str, label: int) -> None:
+    some = toy(kind)
+    others = [other for other in range(4) if other != label]
+    kept = some.accuracy(some.test, others)
+    request = forget(some.model).classes([label]).using("suli", lr=0.001)
+    result = request.on("cpu").run(some.forget_loader(label), guard=None)
+    assert result.after["forget"].accuracy == 0.0
+    assert some.accuracy(some.test, [label]) <= 0.1
+    assert some.accuracy(some.test, others) >= kept - 0.05
