@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Result, forget
+from forgetkit.engine.run import Run
 from forgetkit.guided import guided_images, logit_distance, objective, ramp, widened
 from forgetkit.losses import accuracy, per_sample_loss
 from forgetkit.membership import final_score, forgetting_score
@@ -370,3 +371,25 @@ def test_inputs_of_other_types(dtype: torch.dtype) -> None:
     run(Toy(reference.model, TensorDataset(images.half().float(), labels), some.test), bounds=None)
     for left, right in zip(some.model.parameters(), reference.model.parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-4)
+
+
+def test_nothing_is_measured_between_batches_without_validation_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def forbidden(_: Run) -> float:
+        raise AssertionError("D_f was read for a check that nothing depends on")
+
+    monkeypatch.setattr(Run, "forget_accuracy", forbidden)
+    assert run(toy("cnn")).history[-1]["steps"] == 4
+
+
+def test_accumulating_gives_the_step_of_the_whole_batch() -> None:
+    models = []
+    for parts in (1, 2):
+        some = toy("cnn")
+        asked = forget(some.model).instances(range(40)).on("cpu", accumulate=parts)
+        asked = asked.using("gli", **{**QUICK, "max_batches": 2, "weight_start": 1.0})
+        asked.run(some.loader(), guard=None)
+        models.append(some.model)
+    for left, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-5)
