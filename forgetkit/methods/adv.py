@@ -57,7 +57,7 @@ class Adv(AgainstAdversaries):
         },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
-            "check_every": {"lr": 0.02, "epochs": 10},
+            "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
         },
         presets={
             "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None},

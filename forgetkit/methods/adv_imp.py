@@ -66,7 +66,9 @@ class AdvImp(AgainstAdversaries):
         },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
-            "check_every": {"lr": 0.02, "epochs": 10},
+            "importance_weight": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
+            "importance": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
+            "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
         },
         presets={
             "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None},

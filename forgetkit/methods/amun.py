@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from forgetkit.errors import DataError
 from forgetkit.fields import bounded, choice, interval
 from forgetkit.l2_attacks import nearest_escape
 from forgetkit.losses import cross_entropy
@@ -65,7 +66,11 @@ class Amun(FullNetwork):
         link="https://github.com/Ali-E/AMUN",
         about="Trains on adversarial neighbours of the forget samples with the model's own labels.",
         toy={"lr": 0.05, "attack_steps": 5, "data": "adversarial", "epochs": 10},
-        probe={"": {"lr": 0.005, "data": "all", "attack_steps": 3}},
+        probe={
+            "": {"lr": 0.005, "data": "all", "attack_steps": 3},
+            "attack_radius": {"lr": 0.005, "attack_radius": 2.0},
+            "doublings": {"lr": 0.005, "attack_radius": 0.2, "doublings": 0, "data": "all"},
+        },
     )
 
     data: str = choice(
@@ -99,6 +104,12 @@ class Amun(FullNetwork):
         inputs = gathered(part.inputs for part in made)
         labels = torch.cat([part.labels for part in made])
         missing = len(run.forget) - len(labels)
+        if len(labels) == 0 and self.data == "adversarial":
+            raise DataError(
+                f"amun: expected adversarial neighbours of the {missing} samples to forget, found "
+                f"none up to a radius of {self.attack_radius * 2**self.doublings:g}; raise "
+                "attack_radius or doublings, pass bounds=, or take data='all'"
+            )
         run.log(
             f"attack: {len(labels)} of {len(run.forget)} samples have an adversarial neighbour; "
             f"pixels stay in {span.describe()}"

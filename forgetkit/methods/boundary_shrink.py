@@ -56,8 +56,11 @@ class BoundaryShrink(FullNetwork, StopsEarly):
         keeps=0.30,
         toy={"lr": 0.01, "batch_size": 16, "epochs": 20, "check_every": 1},
         probe={
-            "": {"lr": 1e-4, "attack_step": 0.05},
-            "check_every": {"lr": 0.01, "epochs": 10},
+            "": {"lr": 1e-4},
+            "attack_step": {"lr": 1e-4, "attack_step": 0.4},
+            "attack_steps": {"lr": 1e-4, "attack_step": 0.8},
+            "retry": {"lr": 1e-4, "attack_step": 0.04, "attack_steps": 30},
+            "check_every": {"lr": 0.02, "batch_size": 2},
         },
     )
 

@@ -39,7 +39,7 @@ class Correct(FullNetwork, StopsEarly):
     card: ClassVar[Card] = Card(
         slug="correct",
         title="Correcting labels (CORRECT)",
-        goals=("relabel", "instances"),
+        goals=("instances", "relabel"),
         needs=("forget",),
         edits="all",
         steps="forget",
@@ -51,7 +51,7 @@ class Correct(FullNetwork, StopsEarly):
         toy={"lr": 0.05, "batch_size": 16, "epochs": 60},
         probe={
             "": {"lr": 1e-4, "max_norm": 0.01},
-            "check_every": {"lr": 0.05, "epochs": 60, "batch_size": 8},
+            "check_every": {"lr": 0.2, "batch_size": 2, "validate": True},
         },
         presets={
             "paper": {"batch_size": 32, "epochs": 100, "max_norm": None},
