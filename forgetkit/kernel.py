@@ -89,7 +89,7 @@ def removal_by_kernel(
     residuals: tuple[Tensor, Tensor],
     *,
     penalty: float,
-    budget: int = BUDGET,
+    budget: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return w(D_r) - w(D) and w(D_r), (P,) each, from the stored kernel by Cholesky in float64.
 
@@ -100,7 +100,7 @@ def removal_by_kernel(
         retain: D_r.
         residuals: target minus prediction, (samples, classes), of D_f and D_r.
         penalty: lambda.
-        budget: bytes for the Jacobian and the kernel.
+        budget: bytes for the Jacobian and the kernel; default 4 GiB.
 
     Raises:
         BadHyperparameter: they would not fit.
@@ -111,10 +111,11 @@ def removal_by_kernel(
     count = sum(p.numel() for p in parameters.values())
     size = max(p.element_size() for p in parameters.values())
     wide = wide_type(device_of(parameters))
+    allowed = BUDGET if budget is None else budget
     needed = rows * count * size + 2 * rows * rows * 8
-    if needed > budget:
+    if needed > allowed:
         raise BadHyperparameter(
-            f"ntk: expected a kernel of at most {budget / 2**30:.1f} GiB for solver='cholesky', "
+            f"ntk: expected a kernel of at most {allowed / 2**30:.1f} GiB for solver='cholesky', "
             f"found {needed / 2**30:.1f} GiB for {rows} rows (samples times classes) and {count} "
             "weights; pass solver='cg', which stores neither, or lower retain_samples"
         )

@@ -36,7 +36,7 @@ class Influence1(Influence):
     card: ClassVar[Card] = Card(
         slug="influence1",
         title="First-order influence update",
-        goals=("relabel", "depoison", "instances", "classes"),
+        goals=("classes", "instances", "relabel", "depoison"),
         needs=("forget",),
         edits="all",
         steps="none",
@@ -47,7 +47,8 @@ class Influence1(Influence):
         keeps=0.30,
         rank={"depoison": 3},
         presets={"paper": {"repeats": 1}, "code": {"repeats": 10}},
-        toy={"step_size": 0.01},
+        toy={"step_size": 0.3},
+        probe={"layers": {"layers": "all"}, "repeats": {"step_size": 0.01}},
     )
 
     step_size: float = bounded(2e-5, 0.0, 10.0, "step size for gradients summed over D_f; tau")

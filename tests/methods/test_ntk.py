@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import forget
+from forgetkit.errors import BadHyperparameter, ForgetkitError
+from forgetkit.testing.trace import changed, weights
+
+START = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+INPUTS = torch.tensor([[1.0, 2.0], [-1.0, 0.5], [0.3, -0.7], [2.0, 1.0], [0.1, 0.2]])
+LABELS = torch.tensor([0, 1, 2, 0, 1])
+
+
+class Linear(nn.Module):
+    """Two inputs, three classes, nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(2, 3, bias=False)
+        with torch.no_grad():
+            self.fc.weight.copy_(START)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.fc(inputs)
+        return logits
+
+
+def loader() -> DataLoader[tuple[Tensor, ...]]:
+    return DataLoader(TensorDataset(INPUTS, LABELS), batch_size=3)
+
+
+def linearised(rows: Tensor, penalty: float) -> Tensor:
+    """Return w(S) for the linear model by its primal normal equations, (3, 2)."""
+    own = INPUTS[rows]
+    residual = torch.eye(3)[LABELS[rows]] - (own @ START.T).softmax(dim=1)
+    matrix = own.T @ own + len(rows) * penalty * torch.eye(2)
+    return torch.linalg.solve(matrix, own.T @ residual).T
+
+
+def moved(**settings: float | str | None) -> Tensor:
+    model = Linear()
+    request = forget(model).instances([0, 3]).fresh({"fc.weight": START - 1.0})
+    request.using("ntk", penalty=0.05, tolerance=1e-9, **settings).on("cpu").run(
+        loader(), guard=None
+    )
+    return model.fc.weight.detach() - START
+
+
+def test_run_equals_the_primal_solution() -> None:
+    kept, everything = torch.tensor([1, 2, 4]), torch.arange(5)
+    expected = linearised(kept, 0.05) - linearised(everything, 0.05)
+    assert torch.allclose(moved(solver="cg"), expected, atol=1e-5)
+    assert torch.allclose(moved(solver="cholesky"), expected, atol=1e-5)
+    assert torch.allclose(moved(scale=2.5), 2.5 * expected, atol=1e-5)
+
+
+def test_scale_from_the_initial_weights() -> None:
+    kept, everything = torch.tensor([1, 2, 4]), torch.arange(5)
+    weights_kept = linearised(kept, 0.05)
+    delta = weights_kept - linearised(everything, 0.05)
+    error = torch.ones(3, 2) - weights_kept  # the weights came from START - 1
+    cosine = (delta * error).sum() / (delta.norm() * error.norm())
+    if cosine >= 0:
+        scale = 1 + 2 * cosine * error.norm() / delta.norm()
+    else:
+        scale = 1 + 2 * torch.sin(torch.arccos(cosine) - torch.pi / 2) * error.norm() / delta.norm()
+    assert float(scale) > 1.01
+    assert torch.allclose(moved(scale=None), scale * delta, atol=1e-4)
+
+
+def test_a_kernel_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("forgetkit.kernel.BUDGET", 1)
+    model = Linear()
+    start = weights(model)
+    request = forget(model).instances([0]).using("ntk", solver="cholesky").on("cpu")
+    with pytest.raises(BadHyperparameter, match="solver='cg'"):
+        request.run(loader(), guard=None)
+    assert changed(start, weights(model)) == []
+
+
+def test_noise_comes_on_top() -> None:
+    plain, noisy = moved(), moved(noise=1e-4)
+    assert 0.0 < float((plain - noisy).abs().max()) < 2.0
+
+
+def test_one_retained_sample_is_enough_but_none_is_refused() -> None:
+    assert float(moved(retain_samples=1).abs().max()) > 0.0
+    with pytest.raises(ForgetkitError, match="retain"):
+        forget(Linear()).instances(range(5)).using("ntk").on("cpu").run(loader(), guard=None)
