@@ -56,7 +56,7 @@ class SFRon(FullNetwork):
         link="https://arxiv.org/abs/2409.19732",
         about="Alternates masked ascent on the forget set with descent on the retain set.",
         toy={"epochs": 2, "iterations": 30, "batch_size": 32},
-        probe={"": {"iterations": 10}},
+        probe={"": {"iterations": 10}, "ascent_norm": {"iterations": 10, "ascent_norm": 0.1}},
         presets={
             "paper_swin": {
                 "optimizer": "adamw",
