@@ -29,7 +29,8 @@ class NegGrad(FullNetwork, StopsEarly):
         Unlearn", AAAI 2024, https://arxiv.org/abs/2301.11578.
 
     Differences: clipping and the cap are this library's choice (``max_norm=None`` turns clipping
-        off); normalisation statistics are frozen.
+        off, as do the presets, which are those of Cha et al.); normalisation statistics are
+        frozen.
     """
 
     card: ClassVar[Card] = Card(
@@ -47,6 +48,16 @@ class NegGrad(FullNetwork, StopsEarly):
         multilabel=True,
         rank={"instances": 8},
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
+        presets={
+            "paper": {"batch_size": 32, "epochs": 100, "max_norm": None},
+            "code": {
+                "batch_size": 32,
+                "epochs": 1000,
+                "weight_decay": 1e-4,
+                "bn": "train",
+                "max_norm": None,
+            },
+        },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
             "check_every": {"lr": 0.02, "epochs": 10, "batch_size": 8},

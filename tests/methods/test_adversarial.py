@@ -1,0 +1,395 @@
+"""ADV, ADV+IMP and CORRECT: what the method must hold, against plain twins."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
+
+from forgetkit import forget
+from forgetkit.curvature import mean_absolute_gradients
+from forgetkit.engine.run import Run
+from forgetkit.errors import BadTarget
+from forgetkit.losses import blocked_classes
+from forgetkit.method import Facts, Method, State, build, find
+from forgetkit.methods.adv import Adv
+from forgetkit.methods.adv_imp import AdvImp
+from forgetkit.methods.correct import Correct
+from forgetkit.methods.neggrad import NegGrad
+from forgetkit.result import Result
+from forgetkit.testing import TOYS, toy
+from forgetkit.testing.trace import changed, weights
+from forgetkit.types import Batch
+
+QUICK = {
+    "adversaries": 2, "attack_steps": 4, "attack_radius": 0.5, "lr": 0.05, "epochs": 2,
+    "batch_size": 40, "forget_batch_size": 20,
+}  # fmt: skip
+
+
+def run_on_samples(method: Method, kind: str = "cnn", count: int = 40) -> tuple[nn.Module, Result]:
+    some = toy(kind)
+    request = forget(some.model).seed(0).instances(range(count)).using(method).on("cpu")
+    return some.model, request.run(some.loader(), guard=None)
+
+
+def corrections(count: int = 40) -> dict[int, int]:
+    return {position: (position + 1) % 4 for position in range(count)}
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_without_adversaries_adv_is_neggrad_bit_for_bit(kind: str) -> None:
+    shared = {"lr": 0.02, "epochs": 3, "max_norm": 5.0, "check_every": 1}
+    adv = Adv(adversaries=0, forget_batch_size=16, **shared)
+    ours, _ = run_on_samples(adv, kind)
+    theirs, _ = run_on_samples(NegGrad(batch_size=16, **shared), kind)
+    assert changed(weights(ours), weights(theirs)) == []
+    assert changed(weights(ours), weights(toy(kind).model)) != []
+
+
+def test_without_adversaries_adv_is_correct_bit_for_bit() -> None:
+    outcomes = []
+    shared = {"lr": 0.02, "epochs": 2, "check_every": 1}
+    for method in (
+        Adv(adversaries=0, forget_batch_size=16, **shared),
+        Correct(batch_size=16, **shared),
+    ):
+        some = toy("cnn")
+        request = forget(some.model).seed(0).relabel(corrections()).using(method).on("cpu")
+        request.run(some.loader(), guard=None)
+        outcomes.append(weights(some.model))
+    assert changed(*outcomes) == []
+
+
+def test_without_a_pull_adv_imp_is_adv_bit_for_bit() -> None:
+    ours, _ = run_on_samples(AdvImp(importance_weight=0.0, **QUICK))
+    theirs, _ = run_on_samples(Adv(**QUICK))
+    assert changed(weights(ours), weights(theirs)) == []
+
+
+def test_the_pull_keeps_the_weights_nearer() -> None:
+    start = weights(toy("cnn").model)
+    moved = {}
+    for strength in (0.0, 20.0):
+        method = AdvImp(importance_weight=strength, **{**QUICK, "epochs": 4})
+        after = weights(run_on_samples(method)[0])
+        moved[strength] = sum(float((after[n] - start[n]).square().sum()) for n in start)
+    assert moved[20.0] < moved[0.0]
+
+
+class Watched(AdvImp):
+    """Keeps what setup returned and the terms of the first step."""
+
+    seen: dict[str, Tensor] = {}  # noqa: RUF012  shared on purpose
+    terms: dict[str, float] = {}  # noqa: RUF012  shared on purpose
+
+    def setup(self, run: Run) -> State:
+        state = super().setup(run)
+        self.seen.clear()
+        self.seen.update(state)
+        self.terms.clear()
+        return state
+
+    def loss(self, batch, run):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+        terms = super().loss(batch, run)
+        if not self.terms:
+            self.terms.update({name: float(value.detach()) for name, value in terms.items()})
+        return terms
+
+
+def test_first_step_follows_the_literal_objective() -> None:
+    """One step over everything: weights by size, ascent on D_f, CE on D_adv, no pull yet."""
+    method = Watched(**{**QUICK, "epochs": 1, "batch_size": 80, "forget_batch_size": 40})
+    run_on_samples(method)
+    some = toy("cnn")
+    model = some.model.eval()
+    images, labels = (tensor[:40] for tensor in some.train.tensors)
+    made, targets = Watched.seen["attacked inputs"], Watched.seen["targets"]
+    assert made.shape == (80, 1, 8, 8)
+    with torch.no_grad():
+        ascent = -float(functional.cross_entropy(model(images), labels))
+        descent = float(functional.cross_entropy(model(made), targets))
+    assert Watched.terms["forget"] == pytest.approx(40 / 120 * ascent, rel=1e-4)
+    assert Watched.terms["retain_adversarial"] == pytest.approx(80 / 120 * descent, rel=1e-4)
+    assert Watched.terms["forget_pull"] == 0.0
+
+
+def test_the_set_is_made_from_the_incoming_model() -> None:
+    """Literal twin: the first image's first adversarial copy, in unit space."""
+    from forgetkit.draws import uniform
+
+    run_on_samples(Watched(**{**QUICK, "epochs": 1}))
+    some = toy("cnn")
+    model = some.model.eval().requires_grad_(requires_grad=False)
+    images, labels = (tensor[:40] for tensor in some.train.tensors)
+    low, high = images.min(), images.max()
+    x = (images[0] - low) / (high - low)
+    noise = uniform(0, "adversarial start", torch.arange(64)).float().view(1, 8, 8)
+    delta = noise - x
+    delta = delta * min(1.0, 0.5 / float(delta.norm()))
+    target = Watched.seen["targets"][:1]
+    assert int(target) != int(labels[0])
+    for _ in range(4):
+        delta.requires_grad_()
+        logits = model(low + (x + delta)[None] * (high - low))
+        (g,) = torch.autograd.grad(functional.cross_entropy(logits, target), delta)
+        delta = (delta.detach() - 0.1 * g / g.norm() + x).clamp(0, 1) - x
+        delta = delta * min(1.0, 0.5 / float(delta.norm()))
+    expected = low + (x + delta) * (high - low)
+    assert torch.allclose(Watched.seen["attacked inputs"][0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("label", range(4))
+def test_targets_avoid_the_own_and_forgotten_classes(label: int) -> None:
+    """Also for y = K // 2, and when a class is forgotten."""
+    some = toy("cnn")
+    method = Watched(**{**QUICK, "epochs": 1, "adversaries": 5})
+    request = forget(some.model).classes([label]).using(method).on("cpu")
+    request.run(some.loader(), guard=None)
+    targets = Watched.seen["targets"]
+    assert len(targets) == 60 * 5
+    assert set(targets.tolist()) == {0, 1, 2, 3} - {label}
+    assert (targets.view(60, 5) != targets.view(60, 5)[:, :1]).any()
+
+
+def test_importance_is_that_of_single_backward_passes() -> None:
+    for kind in TOYS:
+        run_on_samples(Watched(**{**QUICK, "epochs": 1}), kind, count=10)
+        some = toy(kind)
+        model = some.model.eval()
+        images = some.train.tensors[0][:10]
+        sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for row in range(10):
+            model.zero_grad()
+            model(images[row : row + 1]).square().sum().backward()
+            for name, parameter in model.named_parameters():
+                assert parameter.grad is not None
+                sums[name] += parameter.grad.abs() / 10
+        for name, value in sums.items():
+            width = value.max() - value.min()
+            expected = 1 - (value - value.min()) / width if width > 0 else torch.ones_like(value)
+            held = Watched.seen[f"held.{name}"]
+            assert torch.allclose(held, expected, atol=1e-4), (kind, name)
+            assert 0.0 <= float(held.min()) <= float(held.max()) <= 1.0
+        names = {name.removeprefix("held.") for name in Watched.seen if name.startswith("held.")}
+        assert names == set(sums)
+
+
+def test_frozen_parameters_have_no_importance() -> None:
+    some = toy("cnn")
+    some.model.get_submodule("fc").requires_grad_(requires_grad=False)
+    request = forget(some.model).instances(range(10)).using(Watched(**{**QUICK, "epochs": 1}))
+    request.on("cpu").run(some.loader(), guard=None)
+    held = [name for name in Watched.seen if name.startswith("held.")]
+    assert held
+    assert not any("fc" in name for name in held)
+
+
+def test_importance_by_batches_is_that_of_the_code() -> None:
+    run_on_samples(Watched(importance="batch", **{**QUICK, "epochs": 1}), count=30)
+    some = toy("cnn")
+    model = some.model.eval()
+    images = some.train.tensors[0][:30]
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for part in images.split(20):
+        model.zero_grad()
+        model(part).norm(dim=1).mean().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            sums[name] += parameter.grad.abs() * len(part)
+    for name, value in sums.items():
+        expected = 1 - (value - value.min()) / (value.max() - value.min())
+        assert torch.allclose(Watched.seen[f"held.{name}"], expected, atol=1e-4), name
+
+
+def test_absolute_gradients_do_not_cancel() -> None:
+    """Per sample they are at least as large as those of the batch mean."""
+    model = toy("cnn").model.eval()
+    images = toy("cnn").train.tensors[0][:12]
+    batch = Batch(images, torch.zeros(12, dtype=torch.long), torch.arange(12), 12)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def logits_of(values: object, inputs: object) -> Tensor:
+        out: Tensor = torch.func.functional_call(model, values, (inputs,))  # type: ignore[arg-type]  # dict and tensor
+        return out
+
+    found = mean_absolute_gradients(logits_of, parameters, [batch])
+    model(images).square().sum(dim=1).mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert bool((found[name] >= parameter.grad.abs() - 1e-5).all()), name
+
+
+@pytest.mark.parametrize("slug", ["adv", "adv_imp"])
+def test_it_stops_at_the_first_step_that_has_forgotten(slug: str) -> None:
+    """The same run cut one step earlier has not forgotten yet."""
+    settings = {**QUICK, "epochs": 30, "lr": 0.05, "attack_radius": 0.3, "balance": "sum"}
+
+    def run(epochs: int) -> Result:
+        some = toy("vit")
+        request = (
+            forget(some.model)
+            .seed(0)
+            .classes([3])
+            .using(slug, **{**settings, "epochs": epochs, "batch_size": 65536})
+        )
+        return request.on("cpu").run(some.loader(), guard=None)
+
+    done = run(30)
+    assert done.after["forget"].accuracy == 0.0
+    assert "reached its target" in done.stopped_because
+    steps = int(done.history[-1]["steps"])
+    assert 1 < steps < 30
+    assert all(row["forget_accuracy"] > 0.0 for row in done.history[:-1])
+    assert run(steps - 1).after["forget"].accuracy > 0.0
+
+
+def test_check_within_an_epoch_ends_the_run_there() -> None:
+    some = toy("cnn")
+    method = Adv(**{**QUICK, "lr": 0.3, "batch_size": 4, "epochs": 5})
+    result = forget(some.model).classes([3]).using(method).on("cpu").run(some.loader(), guard=None)
+    assert result.after["forget"].accuracy == 0.0
+    assert result.history[-1]["steps"] % 30 != 0  # 60 x 2 adversarial images, 4 a step
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_correct_reaches_all_new_labels(kind: str) -> None:
+    some = toy(kind)
+    wanted = corrections(16)
+    request = forget(some.model).seed(0).relabel(wanted).using(Correct(lr=0.05, check_every=1))
+    result = request.on("cpu").run(some.loader(), guard=None)
+    predicted = some.model.eval()(some.train.tensors[0][:16]).argmax(dim=1)
+    assert predicted.tolist() == list(wanted.values())
+    assert result.history[-1]["epoch"] < 100
+
+
+def test_correct_draws_other_classes_for_single_samples() -> None:
+    class Kept(Correct):
+        drawn: dict[str, Tensor] = {}  # noqa: RUF012  shared on purpose
+
+        def setup(self, run: Run) -> State:
+            state = super().setup(run)
+            self.drawn.update(state)
+            return state
+
+    run_on_samples(Kept(epochs=1))
+    labels = toy("cnn").train.tensors[1][:40]
+    assert not (Kept.drawn["wanted"] == labels).any()
+    assert len(set(Kept.drawn["wanted"].tolist())) == 4
+
+
+def test_relabel_with_adversaries_moves_towards_the_new_labels() -> None:
+    some = toy("cnn")
+    method = Adv(**{**QUICK, "attack_radius": 0.1, "lr": 0.1, "epochs": 40})
+    request = forget(some.model).seed(0).relabel(corrections(8)).using(method).on("cpu")
+    request.run(some.loader(), guard=None)
+    predicted = some.model.eval()(some.train.tensors[0][:8]).argmax(dim=1)
+    assert int((predicted == torch.tensor(list(corrections(8).values()))).sum()) >= 4
+
+
+@pytest.mark.parametrize("slug", ["adv", "adv_imp", "correct"])
+def test_equal_images_with_different_new_labels_are_refused(slug: str) -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    images, labels = (tensor[:20].clone() for tensor in some.train.tensors)
+    images[4], labels[4] = images[0], labels[0]
+    loader = DataLoader(TensorDataset(images, labels), batch_size=5)
+    request = forget(some.model).relabel({0: 1, 4: 2}).using(slug).on("cpu")
+    with pytest.raises(BadTarget, match="positions 0 and 4"):
+        request.run(loader, guard=None)
+    assert changed(before, weights(some.model)) == []
+
+
+def test_adversaries_default_to_twice_the_classes_and_at_most_200() -> None:
+    def facts(classes: int) -> Facts:
+        return Facts(
+            goal="instances", forget_size=16, retain_size=0, num_classes=classes, transformer=False
+        )
+
+    assert Adv().tuned(facts(10)).adversaries == 20
+    assert Adv().tuned(facts(1000)).adversaries == 200
+    assert Adv(adversaries=7).tuned(facts(10)).adversaries == 7
+
+
+def test_cost_range_and_success_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="forgetkit"):
+        _, result = run_on_samples(Adv(**{**QUICK, "epochs": 1}))
+    told = [record.getMessage() for record in caplog.records if "attack" in record.getMessage()]
+    assert "320 samples go forward and backward" in told[0]
+    assert "pixels stay in [" in told[1]
+    assert "seen in the forget set" in told[1]
+    assert 0.0 <= result.history[0]["attack_success"] <= 1.0
+    _, result = run_on_samples(Adv(**{**QUICK, "epochs": 1, "bounds": (-5.0, 5.0)}))
+    assert any("[-5, 5] (as given by bounds)" in note for note in result.notes)
+
+
+def test_requests_can_be_repeated_on_the_edited_model() -> None:
+    some = toy("vit")
+    seen = []
+    for start in (0, 8):
+        request = forget(some.model).seed(0).instances(range(start, start + 8))
+        request.using(Watched(**QUICK)).on("cpu").run(some.loader(), guard=None)
+        seen.append({name: value.clone() for name, value in Watched.seen.items()})
+    assert not torch.equal(seen[0]["held.head.weight"], seen[1]["held.head.weight"])
+    assert not torch.equal(seen[0]["start.head.weight"], seen[1]["start.head.weight"])
+
+
+def test_presets_and_alias() -> None:
+    assert find("iwu") is AdvImp
+    paper = build("adv_imp", {"preset": "paper"})
+    assert isinstance(paper, AdvImp)
+    assert (paper.attack_radius, paper.balance, paper.importance) == (0.4, "sum", "sample")
+    code = build("iwu", {"preset": "code", "importance_weight": 10.0})
+    assert isinstance(code, AdvImp)
+    assert (code.attack_radius, code.balance, code.importance) == (4.0, "size", "batch")
+    assert (code.weight_decay, code.bn, code.importance_weight) == (1e-4, "train", 10.0)
+    for slug in ("adv", "correct", "neggrad"):
+        for preset in ("paper", "code"):
+            assert getattr(build(slug, {"preset": preset}), "max_norm", 1.0) is None
+
+
+@pytest.mark.slow
+def test_adversaries_keep_more_than_ascent_alone() -> None:
+    """On digits, 16 samples: all forgotten, and ADV keeps more of the test accuracy than NegGrad.
+
+    Both stop at the first step with a forget accuracy of 0.
+    """
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.tensor(digits.images / 16.0, dtype=torch.float32)[:, None]
+    labels = torch.tensor(digits.target)
+    train = TensorDataset(images[:1400], labels[:1400])
+    torch.manual_seed(0)
+    trained = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(trained.parameters(), 3e-3)
+    for _ in range(15):
+        for rows in torch.randperm(1400).split(64):
+            loss = functional.cross_entropy(trained(images[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    start = {name: value.clone() for name, value in trained.state_dict().items()}
+    kept = {}
+    for method in (
+        NegGrad(lr=0.01, batch_size=16, check_every=1, epochs=200),
+        Adv(lr=0.01, attack_radius=1.0, attack_steps=30, forget_batch_size=16, epochs=200),
+    ):
+        trained.load_state_dict(start)
+        request = forget(trained).seed(0).instances(range(16)).using(method).on("cpu")
+        result = request.run(DataLoader(train, batch_size=64), guard=None)
+        assert result.after["forget"].accuracy == 0.0
+        right = trained.eval()(images[1400:]).argmax(dim=1) == labels[1400:]
+        kept[method.card.slug] = float(right.float().mean())
+    assert kept["adv"] > kept["neggrad"] + 0.1
+
+
+def test_blocked_classes_leave_a_target() -> None:
+    assert not blocked_classes(torch.tensor([0]), (1, 2), 4)[:, 3].any()
