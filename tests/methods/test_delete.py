@@ -20,7 +20,8 @@ def own_probability(kind: str, label: int) -> Tensor:
     some = toy(kind)
     images = some.train.tensors[0][some.train.tensors[1] == label]
     with torch.no_grad():
-        return some.model.eval()(images).softmax(dim=1)[:, label].double()
+        logits: Tensor = some.model.eval()(images)
+    return logits.softmax(dim=1)[:, label].double()
 
 
 @pytest.mark.parametrize("kind", TOYS)

@@ -4,15 +4,14 @@ import pytest
 import torch
 
 from forgetkit import forget
-from forgetkit.method import Facts, build
+from forgetkit.method import Facts, GoalKind, build
 from forgetkit.methods.su import SU
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import weights
 
 
-def facts(goal: str = "classes", size: int = 5000, transformer: bool = False) -> Facts:
-    kind = "instances" if goal == "instances" else "classes"
-    return Facts(kind, size, retain_size=0, num_classes=10, transformer=transformer)
+def facts(goal: GoalKind = "classes", size: int = 5000, transformer: bool = False) -> Facts:
+    return Facts(goal, size, retain_size=0, num_classes=10, transformer=transformer)
 
 
 def test_settings_that_follow_the_request() -> None:
