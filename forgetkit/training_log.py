@@ -34,7 +34,7 @@ class AmnesiacLog:
     Call ``batch(positions)`` before the forward pass of every batch; the rest happens in a hook of
     the optimiser. Training stays bit-identical: the hook only reads. Parameters and the buffers of
     normalisation layers are logged. With several processes each passes its own positions and the
-    first one writes.
+    first one writes. A step that a gradient scaler skips is logged with the step after it.
 
     Args:
         model: what is trained; wrappers of compile and data parallel may be around it.
@@ -154,6 +154,9 @@ class AmnesiacLog:
 
     def _open(self, *, resume: bool) -> int:
         """Write the header, or hold it against this model; return the number of the next step."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not _first_process():  # only one of them writes
+            return 0
         tensors = {**self._parameters, **self._buffers}
         header = {
             "version": VERSION,
@@ -162,7 +165,6 @@ class AmnesiacLog:
         }
         file = self.folder / HEADER
         if not file.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(header), encoding="utf-8")
             return 0
         if not resume:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -192,6 +193,44 @@ def test_numbered_adds_the_position() -> None:
     assert len(Numbered(TensorDataset(images, labels))) == 240
     named = Numbered([{"x": 1.0}, {"x": 2.0}], key="row")  # type: ignore[arg-type]
     assert named[1] == {"x": 2.0, "row": 1}
+
+
+def in_one_of_two_processes(rank: int, folder: str) -> None:
+    """Train three steps of two samples a process; only the second one ever holds a tracked one."""
+    torch.set_num_threads(1)
+    distributed = torch.distributed
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2
+    )
+    model = toy("cnn").model
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(wrapped.parameters(), 0.1)
+    images, labels = blobs().tensors
+    with AmnesiacLog(wrapped, optimizer, Path(folder) / "log", sensitive={7}) as log:
+        for step in range(3):
+            rows = torch.arange(2) + 2 * rank + 4 * step
+            log.batch(rows)
+            optimizer.zero_grad()
+            functional.cross_entropy(wrapped(images[rows]), labels[rows]).backward()
+            before = state(model)
+            optimizer.step()
+            if step == 1 and rank == 0:
+                moved = {name: value - before[name] for name, value in state(model).items()}
+                torch.save(moved, Path(folder) / "moved.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_share_one_log(tmp_path: Path) -> None:
+    spawn(in_one_of_two_processes, (str(tmp_path),), nprocs=2)
+    log = WrittenLog(tmp_path / "log")
+    assert [(step.file.stem, set(step.positions)) for step in log.steps] == [
+        ("step-000000001", {7})
+    ]
+    moved = torch.load(tmp_path / "moved.pt", weights_only=True)
+    total = log.total(log.steps)
+    for name in ("fc.weight", "body.0.weight"):
+        torch.testing.assert_close(total[name].float(), moved[name])
 
 
 class Pictures(torch.utils.data.Dataset[dict[str, object]]):
