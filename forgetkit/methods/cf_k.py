@@ -50,7 +50,7 @@ class CFk(FullNetwork):
         about="Continues training the last k layers on what is kept.",
         dropout=True,
         toy={"lr": 0.3, "epochs": 15, "batch_size": 16},
-        probe={"k": {"k": 1}, "unit": {"k": 2}},
+        probe={"": {"lr": 0.05}, "k": {"k": 1, "lr": 0.05}, "unit": {"k": 2, "lr": 0.05}},
     )
 
     k: int = bounded(3, 1, 1000, "number of layers (or blocks) that are trained, from the end")
