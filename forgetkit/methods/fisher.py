@@ -56,7 +56,7 @@ class Fisher(Method):
         link="https://arxiv.org/abs/1911.04933",
         about="Adds noise to weights, much where the retained data do not need them.",
         masks_head=True,
-        keeps=0.30,
+        keeps=0.50,  # published: about 40 points of retain accuracy lost
         presets={
             "paper": {
                 "exponent": 0.25,
@@ -69,6 +69,7 @@ class Fisher(Method):
             "code": {},
         },
         features=True,
+        toy={"averaged": False, "strength": 1.3e-5, "cap": 1e4},
         probe={"retain_samples": {"retain_samples": 20}},
     )
 

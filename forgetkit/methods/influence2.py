@@ -51,13 +51,18 @@ class Influence2(Influence):
         link="https://arxiv.org/abs/2108.11577",
         about="A Newton step from the old samples to the corrected ones.",
         keeps=0.30,
-        toy={"damping": 2.0, "iterations": 8, "hessian_samples": 64},
+        toy={"damping": 6.0, "iterations": 10},
         probe={
             "": {"damping": 2.0, "iterations": 3, "hessian_samples": 20},
             "layers": {"layers": "all", "damping": 20.0, "iterations": 3, "hessian_samples": 20},
-            "curvature": {"damping": 1e3, "iterations": 3, "hessian_samples": 20},
+            "curvature": {
+                "layers": "all",
+                "damping": 1e5,
+                "iterations": 3,
+                "hessian_samples": 20,
+            },
             "scale": {"solver": "lissa", "iterations": 3, "hessian_samples": 20},
-            "tolerance": {"tolerance": 0.5, "iterations": 8, "hessian_samples": 20},
+            "tolerance": {"tolerance": 0.0, "iterations": 10, "hessian_samples": 20},
         },
         presets={"code": {"solver": "lissa", "curvature": "hessian", "iterations": 10000}},
     )

@@ -56,7 +56,7 @@ class NTK(Method):
         keeps=0.30,
         toy={"retain_samples": 60, "penalty": 0.1, "iterations": 10, "scale": 4.0},
         probe={
-            "tolerance": {"tolerance": 0.5},
+            "tolerance": {"tolerance": 0.0, "penalty": 100.0, "retain_samples": 20},
             "iterations": {"iterations": 1},
             "retain_samples": {"retain_samples": 20},
             "solver": {"retain_samples": 20},
