@@ -1,0 +1,115 @@
+"""What a model shows beyond models that never saw the data: the rule behind the verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from forgetkit.audit.evidence import ROLES, Evidence, Missing, Role, Subject
+from forgetkit.metric import Verdict
+
+
+def needs_classes(evidence: Evidence) -> None:
+    """Raise unless whole classes were forgotten.
+
+    Raises:
+        Missing: the request was about single samples, whose class is still taught by others.
+    """
+    if evidence.goal != "classes":
+        raise Missing(
+            "looks for forgotten classes, but this request is about single samples, whose classes "
+            "the model still knows from other samples"
+        )
+    if not evidence.kept_classes:
+        raise Missing("needs at least one class that is kept")
+
+
+def references(evidence: Evidence) -> list[Subject]:
+    """Return every model that was trained without the forget samples, the first one first."""
+    if evidence.references:
+        return list(evidence.references)
+    return [evidence.subjects["retrained"]] if "retrained" in evidence.subjects else []
+
+
+def roles_with(evidence: Evidence, *splits: str) -> list[Role]:
+    """Return the roles whose outputs on all these splits are at hand, ``unlearned`` first.
+
+    Raises:
+        Missing: the unlearned model's are not.
+    """
+    for split in splits:
+        evidence.of("unlearned", split)
+    return [role for role in ROLES if all(evidence.has(role, split) for split in splits)]
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the standard deviation, 0 of fewer than two values."""
+    if len(values) < 2:
+        return 0.0
+    return float(torch.tensor(values, dtype=torch.float64).std())
+
+
+def standard_error(differences: Tensor) -> float:
+    """Return the standard error of the mean of differences (draws, samples).
+
+    Both the draws of the attacker's samples and the test samples are random, so both spreads
+    count. A single draw or sample adds nothing.
+    """
+    total = 0.0
+    for means in (differences.double().mean(dim=1), differences.double().mean(dim=0)):
+        if len(means) > 1:
+            total += float(means.var()) / len(means)
+    return math.sqrt(total)
+
+
+def excess(
+    right: Mapping[str, Tensor], others: Sequence[Tensor]
+) -> tuple[float | None, float | None, Verdict]:
+    """Return what is recovered beyond retraining, its standard error, and the verdict.
+
+    ``residual`` when the excess over the mean of the retrained models is more than two standard
+    errors. Retrained models differ among themselves: with several, their spread is added.
+
+    Args:
+        right: (draws, samples) 0/1 whether a test sample was recovered, under ``"unlearned"``.
+        others: the same for each retrained model, same draws and samples.
+    """
+    if not others:
+        return None, None, "not decidable"
+    own = right["unlearned"].double()
+    found = [own - other.double() for other in others]
+    difference = torch.stack(found).mean(dim=0)
+    error = math.hypot(
+        standard_error(difference), spread([float(o.double().mean()) for o in others])
+    )
+    value = float(difference.mean())
+    return value, error, "residual" if value > 2 * error else "as retrain"
+
+
+def unlike_retrain(
+    unlearned: Tensor, retrained: Tensor | None, works: bool | None
+) -> tuple[Verdict, tuple[float, float] | None]:
+    """Return a verdict on an attack from bootstrap resamples, and the interval of the difference.
+
+    Args:
+        unlearned: (resamples,) of the attack's number, higher for members.
+        retrained: the same resamples under the retrained model, or ``None``.
+        works: whether the attack finds the members in the original; ``None`` when not known.
+
+    ``residual`` when it is surely above the retrained model's, ``over-forgotten`` when surely
+    below: then the samples are conspicuous the other way. An attack that finds nothing in the
+    original proves nothing: ``not decidable``.
+    """
+    if retrained is None:
+        return "not decidable", None
+    low, high = (float(q) for q in torch.quantile(
+        unlearned - retrained, torch.tensor([0.025, 0.975], dtype=torch.float64)
+    ))  # fmt: skip
+    if low > 0:
+        return "residual", (low, high)
+    if high < 0:
+        return "over-forgotten", (low, high)
+    return ("not decidable" if works is False else "as retrain"), (low, high)
