@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -29,6 +30,7 @@ class RowsOf:
         self.batch_size = samples.batch_size
         new = samples.new_labels
         self.new_labels = None if new is None else new[self.rows]
+        self._reads = itertools.count()  # two reads draw their augmentations anew
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,7 +43,9 @@ class RowsOf:
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Iterate once; see ``SampleSet``."""
-        seed = 0 if generator is None else generator.initial_seed()
+        seed = next(self._reads)
+        if generator is not None:
+            seed = (seed + generator.initial_seed()) % 2**63
         chunks = cut(len(self), batch_size or self.batch_size, generator)
         return self.read(chunks, seed=seed, shard=shard)
 
@@ -82,6 +86,7 @@ class Joined:
         self.batch_size = parts[0].batch_size
         self.new_labels: Tensor | None = None
         self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0)
+        self._reads = itertools.count()  # two reads draw their augmentations anew
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -94,7 +99,9 @@ class Joined:
         shard: tuple[int, int] = (0, 1),
     ) -> Iterator[Batch]:
         """Iterate once; see ``SampleSet``."""
-        seed = 0 if generator is None else generator.initial_seed()
+        seed = next(self._reads)
+        if generator is not None:
+            seed = (seed + generator.initial_seed()) % 2**63
         chunks = cut(len(self), batch_size or self.batch_size, generator)
         return self.read(chunks, seed=seed, shard=shard)
 

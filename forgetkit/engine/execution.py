@@ -31,7 +31,7 @@ from forgetkit.engine.session import (
     write_back,
 )
 from forgetkit.engine.training import Loop, Outcome
-from forgetkit.errors import ForgetkitError, UnlearningFailed
+from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
 from forgetkit.fingerprint import model_tensors
 from forgetkit.fresh import reset_weights
 from forgetkit.method import Method
@@ -245,6 +245,8 @@ class Execution:
                 reset_weights(self._model, self._request.initial)
         with self._clock("setup"), torch.no_grad(), evaluating(self._model):
             run.state = method.setup(run)
+        if self._best is not None and run.target is not None:
+            self._best.aim(run.target)
         if not isinstance(method, Trained):
             with self._clock("edit"), torch.no_grad(), evaluating(self._model):
                 method.edit(run)
@@ -282,6 +284,12 @@ class Execution:
         self._partly = trained is not None
         for name, parameter in run.parameters.items():
             parameter.requires_grad_(trained is None or name in trained)
+        if not any(parameter.requires_grad for parameter in run.parameters.values()):
+            raise ModelError(
+                f"{self._method.card.slug}: expected parameters with requires_grad=True among "
+                f"those that it trains, found none of {', '.join(sorted(trained or ())[:3])}; call "
+                "requires_grad_(True) on what may change"
+            )
 
     def _update_mode(self) -> None:
         if self._head_only:

@@ -103,7 +103,8 @@ class BestState:
         self._tensors = tensors
         self._target = target
         self._lowest = (start.retain or 0.0) - budget
-        self._start = self._rank = self._ranked(start)
+        self._begun = start
+        self._rank = self._ranked(start)
         self._kept: dict[str, Tensor] | None = None
         self.reading = start
 
@@ -116,7 +117,12 @@ class BestState:
 
     def drop(self) -> None:
         """Forget every state that was offered."""
-        self._rank, self._kept = self._start, None
+        self._rank, self._kept = self._ranked(self._begun), None
+
+    def aim(self, target: float) -> None:
+        """Take another forget accuracy as fully forgotten, before any state is offered."""
+        self._target = target
+        self._rank = self._ranked(self._begun)
 
     def _ranked(self, reading: Reading) -> tuple[bool, float]:
         done = reading.forget <= self._target and (reading.retain or 0.0) >= self._lowest

@@ -69,7 +69,12 @@ def part(batch: Batch, rows: torch.Tensor) -> Batch:
 
 
 def chunks(pair: Pair, count: int) -> list[tuple[Pair, float, float]]:
-    """Cut a pair into ``count`` parts; each comes with its share of the two batches."""
+    """Cut a pair into at most ``count`` parts; each comes with its share of the two batches.
+
+    A part holds samples of both batches where the pair has both.
+    """
+    sizes = [len(batch) for batch in (pair.forget, pair.retain) if batch is not None]
+    count = min([count, *(size for size in sizes if size > 0)])
     if count == 1:
         return [(pair, 1.0, 1.0)]
     forgets = _cut(pair.forget, count)

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from forgetkit import forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
-from forgetkit.errors import BadHyperparameter, DataError
+from forgetkit.engine.steps import chunks
+from forgetkit.errors import BadHyperparameter, DataError, ModelError
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Method, Pair, Pass, Seen, build
 from forgetkit.recipe import FullNetwork, StopsEarly
@@ -288,3 +289,24 @@ def test_sets_of_different_kinds_are_not_joined() -> None:
     vectors = StoredSet(torch.zeros(2, 1), torch.zeros(2, 3))
     with pytest.raises(DataError, match="labels of one kind"):
         Joined(some_set(2), vectors)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainsNothing(Probe):
+    """Names a parameter that the model does not have."""
+
+    def trained(self, run: Run) -> set[str]:
+        return {"no.such.weight"}
+
+
+def test_a_method_that_would_train_nothing_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"found none of no\.such\.weight"):
+        ask(TrainsNothing(), toy("cnn"))
+
+
+def test_parts_of_a_pair_hold_samples_of_both_batches() -> None:
+    few, many = next(iter(some_set(2).batches(2))), next(iter(some_set(9).batches(9)))
+    parts = chunks(Pair(few, many), 4)
+    assert [(len(p.forget or ()), len(p.retain or ())) for p, _, _ in parts] == [(1, 5), (1, 4)]
+    assert sum(share for _, share, _ in parts) == pytest.approx(1.0)
+    assert sum(share for _, _, share in parts) == pytest.approx(1.0)
