@@ -10,7 +10,7 @@ so padding modes, subclasses and functional use need no cases of their own. A de
 norm, standardised weights) is not the parameter and is left out.
 
 Thinning: where all rows cost too much, each image gives a few of them. Which ones is a function of
-the image's bits and the layer's name, so the same image gives the same rows in any set, batch and
+the image's bits, so the same image gives the same rows in any set, batch and
 process, and subtraction stays exact.
 
 Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference
@@ -376,9 +376,9 @@ class Accumulator:
         self._dtype = torch.float64 if double else torch.float32
         self._kept: dict[str, list[Tensor]] = {name: [] for name in layers}
         self._upper: dict[str, Tensor] = {}
-        self._draws: dict[str, tuple[Tensor, Tensor]] = {}
+        self._draws = (torch.empty(0), torch.empty(0))
+        self._rows: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
         self._thin = any(layer.taken is not None for layer in layers.values())
-        self._keys = torch.empty(0, dtype=torch.int64)
         self._moments = Moments(dict(layers), rows=dict.fromkeys(layers, 0))
 
     @torch.no_grad()
@@ -392,7 +392,11 @@ class Accumulator:
         first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
         self._moments.samples += len(first)
         if self._thin:
-            self._keys, self._draws = keys_of(inputs), {}
+            keys = keys_of(inputs)
+            self._draws = (
+                draws.uniform(0, "moments", keys), draws.uniform(0, "moments/start", keys)
+            )  # fmt: skip
+            self._rows = {}
         with _Watch(self._names, self._see):
             forward(inputs)
 
@@ -445,41 +449,39 @@ class Accumulator:
         if layer.axis is None or layer.taken is None:
             raise TypeError("a thinned layer knows its images")
         inputs = call.inputs.movedim(layer.axis, 0)
-        repeats = len(inputs) // len(self._keys)  # windows of one image follow one another
+        images = len(self._draws[0])
+        repeats = len(inputs) // images  # windows of one image follow one another
         if call.cut is None:
-            flat = inputs.reshape(len(self._keys), -1, inputs.shape[-1])
-            image, place = self._chosen(call.name, layer.taken, flat.shape[1], layer.places)
+            flat = inputs.reshape(images, -1, inputs.shape[-1])
+            image, place = self._chosen(layer.taken / layer.places, flat.shape[1])
             if len(image):
                 yield flat[image.to(flat.device), place.to(flat.device)][None]
             return
         views = call.cut.views(inputs)
         area, across = views.shape[2] * views.shape[3], views.shape[3]
-        image, place = self._chosen(call.name, layer.taken, repeats * area, layer.places)
+        image, place = self._chosen(layer.taken / layer.places, repeats * area)
         if len(image):
             image = (image * repeats + place // area).to(views.device)
             place = (place % area).to(views.device)
             rows = views[image, :, place // across, place % across]
             yield rearrange(rows, "n (g c) kh kw -> g n (c kh kw)", g=call.cut.groups)
 
-    def _chosen(
-        self, name: str, taken: float, places: int, all_places: int
-    ) -> tuple[Tensor, Tensor]:
+    def _chosen(self, share: float, places: int) -> tuple[Tensor, Tensor]:
         """Return image and position of each row to keep.
 
-        An image gives floor(r + u) rows with r = taken x places / all places and its own uniform
-        u, evenly spread from a start of its own.
+        An image gives floor(share x places + u) rows with its own uniform u, evenly spread from a
+        start of its own.
         """
-        if name not in self._draws:
-            self._draws[name] = (
-                draws.uniform(0, f"moments/{name}", self._keys),
-                draws.uniform(0, f"moments/start/{name}", self._keys),
-            )
-        share, start = self._draws[name]
-        count = (taken * places / all_places + share).floor().long().clamp(max=places)
+        known = self._rows.get((share, places))
+        if known is not None:
+            return known
+        chance, start = self._draws
+        count = (share * places + chance).floor().long().clamp(max=places)
         image = torch.repeat_interleave(torch.arange(len(count)), count)
         order = torch.arange(len(image)) - (count.cumsum(0) - count)[image]
         step = places / count[image].double()
         place = ((start[image] * places).floor() + (order * step).floor()).long() % places
+        self._rows[share, places] = (image, place)
         return image, place
 
     def _multiply(self, name: str) -> None:
@@ -488,15 +490,18 @@ class Accumulator:
         waiting = self._kept[name]
         for each in _pieces(torch.cat(waiting, dim=1) if len(waiting) > 1 else waiting[0]):
             rows = each.to(self._dtype)
-            shape = (layer.groups, layer.width, layer.width)
-            if name not in self._upper:
-                self._upper[name] = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+            new = name not in self._upper
+            if new:
+                shape = (layer.groups, layer.width, layer.width)
+                self._upper[name] = torch.empty(shape, dtype=torch.float64, device=rows.device)
             with _full_precision():
                 for first in range(0, layer.width, _BLOCK):
                     left = rows[:, :, first : first + _BLOCK].transpose(1, 2)
                     target = self._upper[name][:, first : first + _BLOCK, first:]
-                    if self._dtype is torch.float64:
-                        target.baddbmm_(left, rows[:, :, first:])
+                    if self._dtype is torch.float64:  # beta = 0 ignores what was there
+                        target.baddbmm_(left, rows[:, :, first:], beta=0 if new else 1)
+                    elif new:
+                        target.copy_(left @ rows[:, :, first:])
                     else:
                         target += left @ rows[:, :, first:]
         waiting.clear()

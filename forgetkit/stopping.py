@@ -20,14 +20,9 @@ _BACK = "back"
 
 def begin_gap(run: Run) -> State:
     """Return the state of ``validation_gap`` before training."""
-    return {"gap": torch.tensor(gap(run)), **_copies(run)}
-
-
-def gap(run: Run) -> float:
-    """Return validation accuracy minus forget accuracy; 0 when the two cannot be told apart."""
-    if run.validation is None:
-        raise TypeError("a validation gap needs validation samples")
-    return run.accuracy(run.validation) - run.forget_accuracy()
+    unseen, forgotten = _accuracies(run)
+    gap = torch.tensor(unseen - forgotten)
+    return {"unseen": torch.tensor(unseen), "gap": gap, "distance": gap.abs(), **_copies(run)}
 
 
 def is_closed(run: Run) -> bool:
@@ -38,10 +33,15 @@ def is_closed(run: Run) -> bool:
 def validation_gap(run: Run) -> str | None:
     """Stop when D_f is predicted no better than validation data; keep the epoch nearer to that.
 
-    At the first epoch with a gap of at least 0 it or the epoch before it is kept, whichever has
-    the smaller gap.
+    At the first epoch with gap = validation accuracy - forget accuracy >= 0 it or the epoch before
+    it is kept, whichever has the smaller distance
+
+        |gap| + max(0, validation accuracy before the run - validation accuracy now).
 
     Source: Hoang et al., WACV 2024, arXiv:2312.04095, section 4 (stopping).
+
+    Differences: the second term. Without it an epoch that ruins the model wins, because a ruined
+        model predicts both sets equally badly.
     """
     before = float(run.state["gap"])
     if before >= 0:
@@ -49,11 +49,14 @@ def validation_gap(run: Run) -> str | None:
             "the forget set was predicted no better than validation data before the run, so "
             "nothing was done"
         )
-    now = gap(run)
+    unseen, forgotten = _accuracies(run)
+    now = unseen - forgotten
+    distance = abs(now) + max(float(run.state["unseen"]) - unseen, 0.0)
     if now < 0:
-        run.state = {**run.state, "gap": torch.tensor(now), **_copies(run)}
+        seen = {"gap": torch.tensor(now), "distance": torch.tensor(distance)}
+        run.state = {**run.state, **seen, **_copies(run)}
         return None
-    earlier = abs(before) < abs(now)
+    earlier = float(run.state["distance"]) < distance
     if earlier:
         run.state = {**run.state, _BACK: torch.ones(())}
     return (
@@ -61,6 +64,13 @@ def validation_gap(run: Run) -> str | None:
         f"(gap {100 * before:.2f}, then {100 * now:.2f} points; the "
         f"{'earlier' if earlier else 'later'} weights are kept)"
     )
+
+
+def _accuracies(run: Run) -> tuple[float, float]:
+    """Return the accuracy on validation data and on D_f."""
+    if run.validation is None:
+        raise TypeError("a validation gap needs validation samples")
+    return run.accuracy(run.validation), run.forget_accuracy()
 
 
 def begin_patience() -> State:

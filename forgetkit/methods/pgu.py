@@ -89,7 +89,7 @@ class PGU(Trained):
         toy={"epochs": 30, "batch_size": 16, "lr": 0.2, "last_lr": 0.1, "positions": "all"},
         probe={
             "": {"lr": 0.02, "last_lr": 0.01},
-            "target": {"epochs": 30},
+            "target": {"epochs": 30, "lr": 0.05, "last_lr": 0.05},
             "trust_rate": {"trust_dim": 8},
         },
         presets={
