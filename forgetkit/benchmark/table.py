@@ -52,7 +52,7 @@ ENTRIES = (
     Entry("original", "original", most=1),
     Entry("retrained", "retrained", most=1),
     MASK,
-    Entry("finetune", "finetune", {"epochs": 2}, "train"),
+    Entry("finetune, 2 epochs", "finetune", {"epochs": 2}, "train", most=1),
     Entry("neggrad", "neggrad"),
     Entry("random_label", "random_label"),
     Entry("linear_filtration", "linear_filtration", loader="train", most=1),
