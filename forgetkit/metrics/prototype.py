@@ -1,0 +1,124 @@
+"""Prototypical relearning: the class comes back without any training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from forgetkit.audit.evidence import ROLES
+from forgetkit.audit.probes import (
+    class_means,
+    few_shot_rows,
+    harmonic_mean,
+    nearest_mean_head,
+    prototype_row,
+)
+from forgetkit.audit.recovery import Bank, Recovery
+from forgetkit.fields import bounded
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+from forgetkit.view import effective_affine
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forgetkit.audit.evidence import Evidence
+
+CURVE = (1, 5, 20)
+BETAS = (0.0, 0.25, 0.5, 1.0)
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class Prototype(Metric):
+    """Put the mean feature of a few forget samples into the head.
+
+    Default: the nearest-mean head for all classes, w = 2 p, b = -|p|^2, with the means of the
+    kept classes from all their samples. Beside it the row form: w_c <- beta p_hat + (1 - beta) w_c,
+    p_hat of the mean length of the kept rows, best harmonic mean over beta. The row form measures
+    how long rows are as well, so the verdict uses the nearest mean only.
+
+    Source: "Prototypical Relearning Attack", arXiv:2506.01318.
+
+    Differences: the nearest-mean head is ours; it needs no head that is affine.
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="prototype",
+        title="Prototypical relearning attack (nearest class mean)",
+        group="audit",
+        level="quick",
+        range="[0, 1], accuracy on unseen samples of the forgotten classes",
+        good="not above that of a retrained model",
+        bad="The mean feature of a few images restores the forgotten class, without any training.",
+        needs="features of forget, retain and test samples; a retrained model for a verdict",
+        cost="no F beyond collecting; a second",
+        source="arXiv:2506.01318, 2025",
+        link="https://arxiv.org/abs/2506.01318",
+        about="How well the nearest class mean recognises the class from a few samples.",
+    )
+
+    shots: int = bounded(5, 1, 1000, "forget samples of each class that the attacker has; m")
+    draws: int = bounded(10, 1, 1000, "repetitions with other samples")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Return the accuracy of the nearest-mean head, a curve over 1, 5, 20 and the row form."""
+        recovery = Recovery(evidence, standardised=False)
+        classes = evidence.num_classes
+
+        def nearest(bank: Bank, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+            means = class_means(bank.train[rows], bank.labels[rows], classes)
+            weight, bias = nearest_mean_head(*means)
+            kept = None if bank.kept is None else (bank.kept @ weight.T + bias).argmax(dim=1)
+            return (bank.forgotten @ weight.T + bias).argmax(dim=1), kept
+
+        curve = {
+            shots: recovery.run(nearest, shots, self.draws, keep_all=True)
+            for shots in sorted({*CURVE, self.shots})
+        }
+        found = curve[self.shots]
+        return self.finding(
+            found.forgotten["unlearned"],
+            samples=found.samples,
+            interval=found.interval(),
+            controls={r: v for r, v in found.forgotten.items() if r != "unlearned"},
+            details={
+                "curve": {str(shots): one.details() for shots, one in curve.items()},
+                "row": self._row_form(evidence, recovery),
+            },
+            verdict=found.verdict,
+            note=found.note(),
+        )
+
+    def _row_form(self, evidence: Evidence, recovery: Recovery) -> dict[str, object]:
+        """Return accuracies by role and beta when single rows of the head are replaced."""
+        found: dict[str, object] = {}
+        for role in ROLES:
+            view = evidence.subjects[role].view if role in evidence.subjects else None
+            head = None if view is None else effective_affine(view)
+            if head is None:
+                continue
+            bank = recovery.banks[role]
+            weight, bias = (tensor.detach().double().cpu() for tensor in head)
+            rows = few_shot_rows(bank.labels[: bank.forget_size], self.shots, evidence.seed)
+            means, _ = class_means(bank.train[rows], bank.labels[rows], len(weight))
+            table: dict[str, object] = {}
+            best = 0.0
+            for beta in BETAS:
+                w, b = weight, bias
+                for label in evidence.forget_classes:
+                    w, b = prototype_row(w, b, label, means[label], evidence.kept_classes, beta)
+                forgotten = _accuracy(bank.forgotten, bank.forgotten_labels, w, b)
+                kept = None
+                if bank.kept is not None and bank.kept_labels is not None:
+                    kept = _accuracy(bank.kept, bank.kept_labels, w, b)
+                    best = max(best, harmonic_mean(forgotten, kept))
+                table[str(beta)] = {"forgotten": forgotten, "kept": kept}
+            found[role] = {"beta": table, "best_harmonic_mean": best}
+        return found
+
+
+def _accuracy(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor) -> float:
+    predicted = torch.nn.functional.linear(features, weight, bias).argmax(dim=1)
+    return float((predicted == labels).double().mean())
