@@ -55,6 +55,7 @@ class Card:
             working, as a fraction; the contract tests check it.
         toy: hyper-parameters with which the method works on a toy problem of 240 images;
             ``validate=True`` among them gives every run validation samples.
+        toy_vit: what differs from ``toy`` on the toy transformer.
         probe: settings under which a hyper-parameter makes a difference there, by its name; those
             under ``""`` hold for all that are not named. ``validate=True`` among them gives the
             run validation samples.
@@ -84,6 +85,7 @@ class Card:
     masks_head: bool = False
     keeps: float = 0.10
     toy: Settings = dataclasses.field(default_factory=dict)
+    toy_vit: Settings = dataclasses.field(default_factory=dict)
     probe: Mapping[str, Settings] = dataclasses.field(default_factory=dict)
     aliases: tuple[str, ...] = ()
     presets: Mapping[str, Settings] = dataclasses.field(default_factory=dict)

@@ -69,7 +69,8 @@ class Fisher(Method):
             "code": {},
         },
         features=True,
-        toy={"averaged": False, "strength": 1.3e-5, "cap": 1e4},
+        toy={"averaged": False, "strength": 3e-5, "cap": 1e4},
+        toy_vit={"strength": 1e-5},
         probe={"retain_samples": {"retain_samples": 20}},
     )
 

@@ -51,7 +51,7 @@ class Influence2(Influence):
         link="https://arxiv.org/abs/2108.11577",
         about="A Newton step from the old samples to the corrected ones.",
         keeps=0.30,
-        toy={"damping": 6.0, "iterations": 10},
+        toy={"damping": 2.0, "iterations": 30},
         probe={
             "": {"damping": 2.0, "iterations": 3, "hessian_samples": 20},
             "layers": {"layers": "all", "damping": 20.0, "iterations": 3, "hessian_samples": 20},

@@ -54,7 +54,8 @@ class NTK(Method):
         link="https://arxiv.org/abs/2003.02960",
         about="Moves the weights as the linearised model would move without the samples.",
         keeps=0.30,
-        toy={"retain_samples": 60, "penalty": 0.1, "iterations": 10, "scale": 4.0},
+        toy={"retain_samples": 60, "penalty": 0.1, "iterations": 10, "scale": 5.0},
+        toy_vit={"scale": 300.0},  # it is surer of its labels, so the residuals are smaller
         probe={
             "tolerance": {"tolerance": 0.0, "penalty": 100.0, "retain_samples": 20},
             "iterations": {"iterations": 1},

@@ -5,21 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import nn
-
 from forgetkit.dampening import dampen
 from forgetkit.fields import artefact, bounded, choice
 from forgetkit.importance import FORMS, of_forget_and_all
-from forgetkit.method import Card, Method, Need, Settings, register
+from forgetkit.method import Card, Method, Need, register
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
-
-
-def _rehearse(model: nn.Module, loader: object, folder: str) -> Settings:  # noqa: ARG001
-    """Return the selection factor of a toy: like in the paper it depends on the architecture."""
-    attention = any(isinstance(module, nn.MultiheadAttention) for module in model.modules())
-    return {"threshold": 0.35 if attention else 3.0}
 
 
 @register
@@ -55,8 +47,8 @@ class SSD(Method):
         link="https://arxiv.org/abs/2308.07707",
         about="Shrinks the weights that matter more to the forget set than to all samples.",
         multilabel=True,
-        toy={"strength": 0.1},
-        rehearse=_rehearse,
+        toy={"strength": 0.1, "threshold": 3.0},
+        toy_vit={"threshold": 0.35},
         probe={"batch_size": {"importance": "batch"}},
         presets={
             "paper": {"importance": "batch", "batch_size": 64},

@@ -38,7 +38,8 @@ _rehearsals: dict[tuple[str, str], tuple[dict[str, Any], tempfile.TemporaryDirec
 
 def toy_settings(method: MethodType, kind: str) -> dict[str, Any]:
     """Return the hyper-parameters that a Card names for toy problems, artefacts included."""
-    settings = {name: value for name, value in method.card.toy.items() if name != "validate"}
+    merged = {**method.card.toy, **(method.card.toy_vit if kind == "vit" else {})}
+    settings = {name: value for name, value in merged.items() if name != "validate"}
     if method.card.rehearse is None:
         return settings
     key = (method.card.slug, kind)
