@@ -1,0 +1,86 @@
+"""LiRA against models that never saw the forget samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from forgetkit.audit.evidence import Missing
+from forgetkit.audit.likelihood import POOL_BELOW, gaussian, one_sided, pooled_deviation
+from forgetkit.audit.members import attacked, groups
+from forgetkit.audit.reference import Reference, references_for
+from forgetkit.fields import bounded
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forgetkit.audit.evidence import Evidence, Role
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class LiRA(Metric):
+    """Ask for each sample how unusual its confidence is among models that never saw it.
+
+    phi = z_y - logsumexp of the other logits; score = Phi((phi - mean_out) / deviation_out), the
+    one-sided test that needs no models with the sample. Headline: AUC against test samples of the
+    same classes, which the reference models did not see either.
+
+    Source: Carlini et al., S&P 2022, arXiv:2112.03570, section V.C.
+
+    Differences: below 16 reference models one deviation is pooled over all samples.
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="lira",
+        title="Likelihood ratio attack (LiRA), offline",
+        group="attack",
+        level="full",
+        range="[0, 1], area under the ROC curve",
+        good="as the retrained model's, which should be 0.5",
+        bad="For single samples, the model is surer than any model that never saw them.",
+        needs="at least two retrained models (16 are better), test samples of the same classes",
+        cost="one training a reference model, then a second",
+        source="Carlini et al. 2022, S&P",
+        link="https://arxiv.org/abs/2112.03570",
+        about="How unusual each sample's confidence is among models that never saw it.",
+    )
+
+    resamples: int = bounded(1000, 10, 100000, "bootstrap resamples behind the interval")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Return the AUC of the attack."""
+        reference = references_for(evidence)
+        if len(reference.out) < 2:
+            raise Missing(
+                "needs two reference models beside the one that serves as control, found "
+                f"{len(reference.out)}"
+            )
+        chosen = groups(evidence)
+        rows = {"forget": chosen.members, "test_forget": chosen.others}
+        scores = {
+            role: (
+                self._score(reference, role, "forget", rows["forget"]),
+                self._score(reference, role, "test_forget", rows["test_forget"]),
+            )
+            for role in reference.targets
+        }
+        found = attacked(scores, resamples=self.resamples, seed=evidence.seed)
+        return self.finding(
+            found.auc["unlearned"],
+            samples=2 * len(chosen.members),
+            interval=found.intervals["unlearned"],
+            controls=found.controls(),
+            details={**found.details(), "reference_models": len(reference.out)},
+            verdict=found.verdict,
+            note=found.note,
+        )
+
+    def _score(self, reference: Reference, role: Role, split: str, rows: Tensor) -> Tensor:
+        out = torch.stack([reference.confidence(one, split) for one in reference.out])
+        shared = pooled_deviation(out, ddof=1) if len(out) < POOL_BELOW else None
+        target = reference.confidence(reference.targets[role], split)
+        return one_sided(target, gaussian(out, shared, ddof=1))[rows]

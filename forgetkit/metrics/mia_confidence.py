@@ -1,0 +1,131 @@
+"""Membership inference from confidence and entropy, learnt on kept and test samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from forgetkit.audit.attacks import (
+    balanced_rows,
+    called_members,
+    entropy,
+    interval,
+    modified_entropy,
+)
+from forgetkit.audit.evidence import Missing
+from forgetkit.audit.excess import roles_with, unlike_retrain, wilson
+from forgetkit.audit.members import log_probs_of
+from forgetkit.fields import bounded, choice
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forgetkit.audit.evidence import Evidence, Outputs
+
+FEATURES = ("entropy", "confidence", "correctness", "modified_entropy")
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class MiaConfidence(Metric):
+    """Learn on kept training and on test samples what members look like; ask it about D_f.
+
+    Headline: share of D_f called member. ``1 - share`` is what SalUn reports as "MIA efficacy".
+
+    Source: bad teaching (Chundawat et al., AAAI 2023; ``classifier="svc"`` on entropy), SSD (Foster
+        et al., AAAI 2024; logistic regression on entropy), SalUn (Fan et al., ICLR 2024).
+
+    Differences: both groups are cut to equal size; SalUn's modified entropy is computed by row.
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="mia_confidence",
+        title="Membership inference from confidence and entropy",
+        group="attack",
+        level="quick",
+        range="[0, 1], share of the forget samples called member",
+        good="as the retrained model's; 0 may be as conspicuous as 1",
+        bad="The model answers the forgotten samples in the way in which it answers training data.",
+        needs="retain samples and test samples of kept classes; a retrained model for a verdict",
+        cost="no F beyond collecting; seconds",
+        source="Chundawat et al. 2023; Foster et al. 2024; Fan et al. 2024",
+        link="https://arxiv.org/abs/2310.12508",
+        about="How many forgotten samples look like training data to an attack that knows both kinds.",
+    )
+
+    feature: str = choice("entropy", FEATURES, "what the attack looks at")
+    classifier: str = choice("logistic", ("logistic", "svc"), "balanced regression, or RBF kernel")
+    most: int = bounded(2000, 20, 100000, "largest number of samples of each group to learn from")
+    resamples: int = bounded(1000, 10, 100000, "bootstrap resamples behind the comparison")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Return the share of D_f called member."""
+        roles = roles_with(evidence, "forget", "retain", "test_retain")
+        sizes = [len(evidence.of("unlearned", split)) for split in ("retain", "test_retain")]
+        if evidence.head_masked and self.feature != "entropy":
+            raise Missing(
+                "needs the probability of the forgotten class, but its output is masked; use "
+                "feature='entropy', which looks at the kept classes"
+            )
+        rows = [part[: self.most] for part in balanced_rows(sizes[0], sizes[1], evidence.seed)]
+        called: dict[str, Tensor] = {}
+        unseen: dict[str, float] = {}
+        for role in roles:
+            trained, tested = (
+                self._feature(evidence, evidence.of(role, split).take(part))
+                for split, part in zip(("retain", "test_retain"), rows, strict=True)
+            )
+            asked = self._feature(evidence, evidence.of(role, "forget"))
+            called[role] = called_members(trained, tested, asked, classifier=self.classifier)
+            if evidence.has(role, "test_forget"):
+                other = self._feature(evidence, evidence.of(role, "test_forget"))
+                shares = called_members(trained, tested, other, classifier=self.classifier)
+                unseen[role] = float(shares.double().mean())
+        share = {role: float(found.double().mean()) for role, found in called.items()}
+        drawn = self._drawn(called, evidence.seed)
+        works = None
+        if "original" in drawn and "original" in unseen:
+            works = interval(drawn["original"])[0] > unseen["original"]
+        verdict, difference = unlike_retrain(drawn["unlearned"], drawn.get("retrained"), works)
+        own = called["unlearned"]
+        note = "" if "retrained" in drawn else "no retrained model to compare with"
+        if works is False:
+            note = "the attack finds nothing in the original either, so it shows little"
+        return self.finding(
+            share["unlearned"],
+            samples=len(own),
+            interval=wilson(int(own.sum()), len(own)),
+            controls={role: value for role, value in share.items() if role != "unlearned"},
+            details={
+                "share_of_members": share,
+                "efficacy": {role: 1.0 - value for role, value in share.items()},
+                "share_of_unseen_of_same_classes": unseen,
+                "difference_to_retrained": None if difference is None else list(difference),
+                "learnt_from": len(rows[0]),
+            },
+            verdict=verdict,
+            note=note,
+        )
+
+    def _feature(self, evidence: Evidence, outputs: Outputs) -> Tensor:
+        """Return the attack's feature, (samples, 1)."""
+        log_probs = log_probs_of(evidence, outputs)
+        if self.feature == "entropy":
+            found = entropy(log_probs)
+        elif self.feature == "confidence":
+            found = (-outputs.losses).exp()
+        elif self.feature == "correctness":
+            found = outputs.right.double()
+        else:
+            found = modified_entropy(log_probs, outputs.labels)
+        return found[:, None]
+
+    def _drawn(self, called: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
+        """Return bootstrap resamples of the share, of the same samples for every model."""
+        generator = torch.Generator().manual_seed(seed)
+        size = len(next(iter(called.values())))
+        rows = torch.randint(size, (self.resamples, size), generator=generator)
+        return {role: found.double()[rows].mean(dim=1) for role, found in called.items()}

@@ -1,0 +1,120 @@
+"""Neighbour-class attack: how the forgotten samples spread over the other classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from forgetkit.audit.attacks import (
+    auc,
+    blocked_mask,
+    bootstrap_auc,
+    class_order,
+    cross_scores,
+    interval,
+    neighbour_profile,
+)
+from forgetkit.audit.evidence import Missing
+from forgetkit.audit.excess import references
+from forgetkit.fields import bounded
+from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forgetkit.audit.evidence import Evidence, Role, Subject
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class NeighbourAttack(Metric):
+    """Tell an unlearned model from a retrained one by its answers on D_f.
+
+    Feature of a sample: probabilities renormalised over the kept classes, nearest class first
+    (cosine of class means of features). A logistic regression, five-fold over samples, tells rows
+    of the unlearned from rows of the retrained model. Headline: its AUC, 0.5 when they answer
+    alike. Two retrained models differ as well, so the verdict needs a second one.
+
+    Source: class membership inference, arXiv:2506.20893.
+
+    Differences: a simple form; both rows of a sample stay in one fold.
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="neighbour_attack",
+        title="Neighbour-class attack (CMIA)",
+        group="attack",
+        level="full",
+        range="[0, 1], area under the ROC curve",
+        good="not above that between two retrained models; 0.5 when they answer alike",
+        bad="The way in which the forgotten samples spread over other classes betrays the edit.",
+        needs="a retrained model, two for a verdict; features of forget and retain samples",
+        cost="no F beyond collecting; seconds",
+        source="arXiv:2506.20893, 2025",
+        link="https://arxiv.org/abs/2506.20893",
+        about="How well answers on the forget samples tell the model from a retrained one.",
+    )
+
+    folds: int = bounded(5, 2, 20, "of the cross-validation over samples")
+    resamples: int = bounded(1000, 10, 100000, "bootstrap resamples behind the interval")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Return the AUC of unlearned against retrained."""
+        retrained = [one for one in references(evidence) if "forget" in one.outputs]
+        if not retrained:
+            raise Missing("needs the retrained model, which was not given")
+        own = evidence.of("unlearned", "forget")
+        if len(own) < 2 * self.folds:
+            raise Missing(f"needs at least {2 * self.folds} samples to forget, found {len(own)}")
+        forgotten = evidence.forget_classes if evidence.goal == "classes" else ()
+        blocked = blocked_mask(own.labels, forgotten, evidence.num_classes)
+        if int((~blocked[0]).sum()) < 2:
+            raise Missing("needs at least two classes that are kept")
+        source: Role = "original" if evidence.has("original", "retain") else "unlearned"
+        features = torch.cat([evidence.features(source, s) for s in ("forget", "retain")])
+        labels = torch.cat([evidence.of(source, s).labels for s in ("forget", "retain")])
+        order = class_order(features, labels, evidence.num_classes)[own.labels]
+
+        def profile(subject: Subject) -> Tensor:
+            logits = subject.outputs["forget"].logits.double()
+            return neighbour_profile(logits, blocked, order)
+
+        base = profile(retrained[0])
+        named: dict[str, Subject] = {"unlearned": evidence.subject("unlearned")}
+        if evidence.has("original", "forget"):
+            named["original"] = evidence.subject("original")
+        if len(retrained) > 1:
+            named["retrained"] = retrained[1]
+        areas: dict[str, float] = {}
+        ends: dict[str, tuple[float, float]] = {}
+        profiles = {"reference": base.mean(dim=0).tolist()}
+        for role, subject in named.items():
+            rows = profile(subject)
+            profiles[role] = rows.mean(dim=0).tolist()
+            pair = cross_scores(rows, base, folds=self.folds, seed=evidence.seed, paired=True)
+            areas[role] = auc(*pair)
+            drawn = bootstrap_auc([pair], resamples=self.resamples, seed=evidence.seed)
+            ends[role] = interval(drawn[0])
+        low, high = ends["unlearned"]
+        verdict: Verdict = "as retrain"
+        note = ""
+        if low > 0.5 and "retrained" not in ends:
+            verdict = "not decidable"
+            note = "two retrained models differ as well: a second one is needed to judge this"
+        elif low > 0.5 and low > ends["retrained"][1]:
+            verdict = "residual"
+        return self.finding(
+            areas["unlearned"],
+            samples=len(own),
+            interval=(low, high),
+            controls={role: value for role, value in areas.items() if role != "unlearned"},
+            details={
+                "auc": areas,
+                "intervals": {role: list(pair) for role, pair in ends.items()},
+                "mean_profile_nearest_first": profiles,
+            },
+            verdict=verdict,
+            note=note,
+        )
