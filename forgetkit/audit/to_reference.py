@@ -1,0 +1,108 @@
+"""Distances of predictions to a retrained model's, with what two retrained models differ by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role
+from forgetkit.audit.intervals import compared, mean_interval
+from forgetkit.audit.readings import (
+    log_probs,
+    losses,
+    masked_note,
+    outputs,
+    retrained_outputs,
+    roles_with,
+)
+from forgetkit.metric import Finding, Metric, Verdict
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""From log-probabilities of the reference and of a model to one number per sample."""
+Summary = Callable[[Tensor], Tensor]
+
+
+def distance_finding(
+    metric: Metric,
+    evidence: Evidence,
+    distance: Distance,
+    *,
+    splits: Sequence[str] = ("forget", "test_forget", "test_retain"),
+    summary: Summary = lambda each: each.mean(dim=-1),
+) -> Finding:
+    """Return how far every model at hand is from the first retrained one, on the first split.
+
+    The control ``"retrained"`` is the distance of the second retrained model to the first: two of
+    them differ too. The verdict compares with it sample by sample; how the losses lie tells
+    ``"residual"`` from ``"over-forgotten"``.
+
+    Args:
+        metric: whose finding it is.
+        evidence: must have a retrained model.
+        distance: of log-probabilities (samples, classes), reference first, to (samples,).
+        splits: the first one gives the headline, the others stand in the details.
+        summary: of the numbers of the samples.
+
+    Raises:
+        Missing: no retrained model or not the first set is at hand.
+    """
+    evidence.subject("retrained")
+    tables = {
+        split: _by_role(evidence, split, distance)
+        for split in splits
+        if split == splits[0] or evidence.has("unlearned", split)
+    }
+    first = tables[splits[0]]
+    own, second = first["unlearned"], first.get("retrained")
+    means = {
+        split: {role: float(summary(each)) for role, each in table.items()}
+        for split, table in tables.items()
+    }
+    return metric.finding(
+        means[splits[0]]["unlearned"],
+        samples=len(own),
+        interval=mean_interval(own, seed=evidence.seed),
+        controls={role: v for role, v in means[splits[0]].items() if role != "unlearned"},
+        details={
+            "sets": means,
+            "samples": {name: len(t["unlearned"]) for name, t in tables.items()},
+        },
+        verdict=_verdict(evidence, own, second, splits[0]),
+        note="; ".join(filter(None, [masked_note(evidence), _yardstick(second)])),
+    )
+
+
+def _by_role(evidence: Evidence, split: str, distance: Distance) -> dict[Role, Tensor]:
+    models = retrained_outputs(evidence, split)
+    if not models:
+        raise Missing("needs the retrained model's outputs on this set")
+    reference = log_probs(evidence, models[0])
+    found: dict[Role, Outputs] = {
+        role: outputs(evidence, role, split)
+        for role in roles_with(evidence, split)
+        if role != "retrained"
+    }
+    if "unlearned" not in found:
+        found["unlearned"] = outputs(evidence, "unlearned", split)
+    if len(models) > 1:
+        found["retrained"] = models[1]
+    return {role: distance(reference, log_probs(evidence, one)) for role, one in found.items()}
+
+
+def _verdict(evidence: Evidence, own: Tensor, second: Tensor | None, split: str) -> Verdict:
+    """Return whether the distance exceeds that of two retrained models, and to which side."""
+    if second is None:
+        return "not decidable"
+    reference = losses(retrained_outputs(evidence, split)[0]).mean()
+    sure = losses(outputs(evidence, "unlearned", split)).mean() < reference
+    farther = compared(own, [second], seed=evidence.seed)
+    if farther == "residual":
+        return "residual" if bool(sure) else "over-forgotten"
+    return "not decidable" if farther == "not decidable" else "as retrain"
+
+
+def _yardstick(second: Tensor | None) -> str:
+    if second is None:
+        return "a second retrained model is needed to say how much two of them differ"
+    return "the control `retrained` is a second retrained model"

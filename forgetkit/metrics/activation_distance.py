@@ -1,0 +1,50 @@
+"""Distance of probabilities from those of a retrained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from forgetkit.audit.divergence import differences, root_mean_square
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.to_reference import distance_finding
+from forgetkit.fields import choice
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class ActivationDistance(Metric):
+    """Mean norm of the difference of probabilities on the forget set."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="activation_distance",
+        title="Activation distance",
+        group="distribution",
+        level="quick",
+        range="[0, 1.414] for l2 and rms, [0, 2] for l1",
+        good="0, or as small as between two retrained models",
+        bad="On the forgotten samples it answers unlike a model that never saw them.",
+        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        cost="nothing beyond the collected outputs",
+        source="Golatkar et al. 2021, CVPR; Chundawat et al. 2023, AAAI",
+        link="https://arxiv.org/abs/2205.08096",
+        about="How far probabilities are from the retrained model's.",
+    )
+
+    norm: str = choice(
+        "l2",
+        ("l2", "l1", "rms"),
+        "l2: mean length; l1: mean sum of absolute differences; rms: root of the mean squared length",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Summarise over samples; on test sets in the details."""
+        if self.norm == "rms":
+            return distance_finding(self, evidence, self._distance, summary=root_mean_square)
+        return distance_finding(self, evidence, self._distance)
+
+    def _distance(self, reference: Tensor, model: Tensor) -> Tensor:
+        return differences(model, reference, "l1" if self.norm == "l1" else "l2")

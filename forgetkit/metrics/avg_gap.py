@@ -1,0 +1,49 @@
+"""Mean difference to a retrained model over the usual columns of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.gaps import mean_gap, rows_against
+from forgetkit.fields import flag
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class AverageGap(Metric):
+    """Mean absolute difference in D_f, D_r and test accuracy and in the AUC of a loss attack."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="avg_gap",
+        title="Average gap",
+        group="score",
+        level="quick",
+        range="[0, 1]",
+        good="0, or as small as between two retrained models",
+        bad="The figures differ from those of a model that never saw the samples.",
+        needs="a retrained model and at least one set",
+        cost="nothing beyond the collected outputs",
+        source="Fan et al. 2024, ICLR (SalUn)",
+        link="https://arxiv.org/abs/2310.12508",
+        about="How far accuracies and a loss attack are from the retrained model's, on average.",
+    )
+
+    membership: bool = flag(True, "whether the AUC of the loss attack is one of the columns")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Compare every model's row of figures with the first retrained model's."""
+        rows, reference = rows_against(evidence, membership=self.membership)
+        gaps = {
+            role: mean_gap(list(row.values()), list(reference.values()))
+            for role, row in rows.items()
+        }
+        return self.finding(
+            gaps["unlearned"],
+            samples=len(reference),
+            controls={role: gap for role, gap in gaps.items() if role != "unlearned"},
+            details={"rows": rows, "reference": reference},
+            note="samples are columns; the control `retrained` is a second retrained model",
+        )

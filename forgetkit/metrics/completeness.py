@@ -1,0 +1,51 @@
+"""How often a model and a retrained one predict the same class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.intervals import wilson
+from forgetkit.audit.to_reference import distance_finding
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class Completeness(Metric):
+    """Share of forget samples on which the model predicts what the retrained one predicts."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="completeness",
+        title="Completeness (agreement)",
+        group="distribution",
+        level="quick",
+        range="[0, 1]",
+        good="1, or as large as between two retrained models",
+        bad="It puts the forgotten samples elsewhere than a model that never saw them.",
+        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        cost="nothing beyond the collected outputs",
+        source="Cao, Yang 2015, IEEE S&P",
+        link="https://doi.org/10.1109/SP.2015.35",
+        about="How often it predicts the same class as the retrained model.",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Count equal predictions; on test sets in the details."""
+        found = distance_finding(self, evidence, disagreement)
+        apart = round((found.value or 0.0) * found.samples)
+        return replace(
+            found,
+            value=1.0 - (found.value or 0.0),
+            interval=wilson(found.samples - apart, found.samples),
+            controls={role: 1.0 - share for role, share in found.controls.items()},
+            details={"disagreement": found.details},
+        )
+
+
+def disagreement(reference: Tensor, model: Tensor) -> Tensor:
+    """Return 1 where the most likely classes differ, (rows,) float64."""
+    return (reference.argmax(dim=1) != model.argmax(dim=1)).double()

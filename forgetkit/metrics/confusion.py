@@ -1,0 +1,95 @@
+"""Which classes inherit the forgotten samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from forgetkit.audit.divergence import LN2, distribution, shares_js, spread
+from forgetkit.audit.evidence import Evidence, Outputs
+from forgetkit.audit.readings import (
+    log_probs,
+    masked_note,
+    outputs,
+    retrained_outputs,
+    roles_with,
+    single_label,
+    tests_given,
+    together,
+)
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class Confusion(Metric):
+    """Distribution of predictions on the forget set; the headline is its entropy over log K."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="confusion",
+        title="Confusion of the forgotten samples",
+        group="distribution",
+        level="quick",
+        range="[0, 1]: 0 all in one class, 1 spread evenly",
+        good="as spread as under the retrained model, over the same classes",
+        bad="Forgotten samples all land in one class, which gives away that they were moved there.",
+        needs="the forget set",
+        cost="nothing beyond the collected outputs",
+        source="Chen et al. 2023, CVPR (Boundary Unlearning)",
+        link="https://arxiv.org/abs/2303.11570",
+        about="Which classes forgotten samples are put into, and the whole confusion matrix.",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Count predictions on the forget set by class, for every model at hand."""
+        outputs(evidence, "unlearned", "forget")
+        shares = {
+            role: self._shares(evidence, outputs(evidence, role, "forget"))
+            for role in roles_with(evidence, "forget")
+        }
+        spreads = {role: spread(each) for role, each in shares.items()}
+        details: dict[str, object] = {
+            "predicted": {role: each.tolist() for role, each in shares.items()},
+            "classes": list(self._classes(evidence)),
+            "matrix": _matrix(evidence),
+        }
+        others = [self._shares(evidence, each) for each in retrained_outputs(evidence, "forget")]
+        if others:
+            details["js_to_retrained"] = [
+                shares_js(shares["unlearned"], each) / LN2 for each in others
+            ]
+        return self.finding(
+            spreads["unlearned"],
+            samples=len(outputs(evidence, "unlearned", "forget")),
+            controls={role: value for role, value in spreads.items() if role != "unlearned"},
+            details=details,
+            note=masked_note(evidence),
+        )
+
+    def _classes(self, evidence: Evidence) -> tuple[int, ...]:
+        return evidence.kept_classes if evidence.head_masked else tuple(range(evidence.num_classes))
+
+    def _shares(self, evidence: Evidence, found: Outputs) -> Tensor:
+        return distribution(log_probs(evidence, found).argmax(dim=1), len(self._classes(evidence)))
+
+
+def _matrix(evidence: Evidence) -> dict[str, object]:
+    """Return the confusion matrices on test samples, rows true, columns predicted, by row share."""
+    if not any(evidence.has("unlearned", split) for split in ("test_forget", "test_retain")):
+        return {}
+    splits = tests_given(evidence)
+    return {
+        role: confusion_matrix(together(evidence, role, splits), evidence.num_classes).tolist()
+        for role in roles_with(evidence, *splits)
+    }
+
+
+def confusion_matrix(found: Outputs, num_classes: int) -> Tensor:
+    """Return shares (true, predicted); a class without samples has a row of zeros."""
+    pairs = single_label(found).labels * num_classes + found.predicted
+    counts = torch.bincount(pairs, minlength=num_classes**2).double()
+    counts = counts.reshape(num_classes, num_classes)
+    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1.0)

@@ -1,0 +1,91 @@
+"""How undecided a model is about the forgotten samples."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from forgetkit.audit.divergence import bins_for, entropy
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.intervals import compared, mean_interval
+from forgetkit.audit.readings import (
+    log_probs,
+    masked_note,
+    outputs,
+    retrained_outputs,
+    roles_with,
+)
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class Entropy(Metric):
+    """Mean entropy of the predictions on the forget set, with histograms over [0, log K]."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="entropy",
+        title="Entropy of predictions",
+        group="distribution",
+        level="quick",
+        range="[0, log classes], nats",
+        good="as the retrained model's, or as on unseen samples of the same classes",
+        bad="It is conspicuously sure, or unsure, about the samples it was to forget.",
+        needs="the forget set; a retrained model for a verdict",
+        cost="nothing beyond the collected outputs",
+        source="Chundawat et al. 2023, AAAI",
+        link="https://arxiv.org/abs/2205.08096",
+        about="How undecided predictions on forgotten samples are, as a distribution.",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Compare the entropies of all models at hand, also on unseen samples."""
+        from scipy.stats import wasserstein_distance
+
+        tables = {
+            split: {
+                role: entropy(log_probs(evidence, outputs(evidence, role, split)))
+                for role in roles_with(evidence, split)
+            }
+            for split in ("forget", "test_forget", "test_retain")
+            if split == "forget" or evidence.has("unlearned", split)
+        }
+        if "unlearned" not in tables["forget"]:
+            outputs(evidence, "unlearned", "forget")
+        own = tables["forget"]["unlearned"]
+        others = [
+            entropy(log_probs(evidence, found)) for found in retrained_outputs(evidence, "forget")
+        ]
+        classes = len(evidence.kept_classes) if evidence.head_masked else evidence.num_classes
+        largest = math.log(classes) if classes > 1 else 1.0
+        means = {name: {r: float(v.mean()) for r, v in t.items()} for name, t in tables.items()}
+        details: dict[str, object] = {
+            "sets": means,
+            "normalised": float(own.mean()) / largest,
+            "histograms": {
+                name: {role: _heights(each, largest, len(own)) for role, each in table.items()}
+                for name, table in tables.items()
+            },
+            "histogram_range": [0.0, largest],
+        }
+        if others:
+            details["wasserstein"] = float(wasserstein_distance(own.numpy(), others[0].numpy()))
+        return self.finding(
+            float(own.mean()),
+            samples=len(own),
+            interval=mean_interval(own, seed=evidence.seed),
+            controls={role: v for role, v in means["forget"].items() if role != "unlearned"},
+            details=details,
+            verdict=compared(own, others, seed=evidence.seed, more="over-forgotten"),
+            note=masked_note(evidence),
+        )
+
+
+def _heights(values: Tensor, largest: float, samples: int) -> list[float]:
+    """Return the share of samples in each of the common bins."""
+    counts = torch.histc(values.clamp(max=largest), bins_for(samples), min=0.0, max=largest)
+    return (counts / max(len(values), 1)).tolist()

@@ -1,0 +1,36 @@
+"""KL divergence of predictions from those of a retrained model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forgetkit.audit.divergence import kl
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.to_reference import distance_finding
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class KLToRetrained(Metric):
+    """Mean KL(p_retrained || p_model) on the forget set: what the reference has and it lacks."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="kl",
+        title="KL divergence to the retrained model",
+        group="distribution",
+        level="quick",
+        range="[0, infinity), nats",
+        good="0, or as small as between two retrained models",
+        bad="On the forgotten samples it answers unlike a model that never saw them.",
+        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        cost="nothing beyond the collected outputs",
+        source="Golatkar et al. 2020, CVPR",
+        link="https://arxiv.org/abs/1911.04933",
+        about="How far predictions are from the retrained model's, in the reference's direction.",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Average over samples; on test sets in the details."""
+        return distance_finding(self, evidence, kl)

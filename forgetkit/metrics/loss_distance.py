@@ -1,0 +1,54 @@
+"""Distance between the losses of forgotten and of unseen samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forgetkit.audit.evidence import Evidence, Role
+from forgetkit.audit.readings import losses, outputs, roles_with
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class LossDistance(Metric):
+    """Wasserstein-1 distance between the losses on D_f and on unseen samples of its classes."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="loss_distance",
+        title="Distance of loss distributions",
+        group="distribution",
+        level="quick",
+        range="[0, 400], nats; a loss counts as 400 at most",
+        good="as small as under the retrained model",
+        bad="Losses on forgotten samples differ from those on unseen ones, so they stand out.",
+        needs="the forget set and test samples of its classes",
+        cost="nothing beyond the collected outputs",
+        source="Villani 2009, Optimal Transport (Wasserstein-1)",
+        link="https://doi.org/10.1007/978-3-540-71050-9",
+        about="How far losses on forgotten samples are from those on unseen samples.",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Compare the two sets under every model at hand."""
+        own = losses(outputs(evidence, "unlearned", "forget"))
+        unseen = losses(outputs(evidence, "unlearned", "test_forget"))
+        roles = roles_with(evidence, "forget", "test_forget")
+        values = {role: _distance(evidence, role) for role in roles}
+        return self.finding(
+            values["unlearned"],
+            samples=len(own),
+            controls={role: value for role, value in values.items() if role != "unlearned"},
+            details={
+                "unseen": len(unseen),
+                "mean_loss": {"forget": float(own.mean()), "test_forget": float(unseen.mean())},
+            },
+        )
+
+
+def _distance(evidence: Evidence, role: Role) -> float:
+    from scipy.stats import wasserstein_distance
+
+    pair = (losses(outputs(evidence, role, split)).numpy() for split in ("forget", "test_forget"))
+    return float(wasserstein_distance(*pair))

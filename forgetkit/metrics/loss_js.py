@@ -1,0 +1,67 @@
+"""Jensen-Shannon divergence between the losses of forgotten and of unseen samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from forgetkit.audit.divergence import histogram_js
+from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.audit.readings import losses, outputs, roles_with
+from forgetkit.fields import choice
+from forgetkit.membership import FEWEST, jensen_shannon_distance
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class LossJS(Metric):
+    """JS between the distributions of losses on D_f and on unseen samples of its classes."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="loss_js",
+        title="Jensen-Shannon divergence of losses",
+        group="distribution",
+        level="quick",
+        range="[0, 1], bits; with kde [0, 0.833], the root of the divergence in nats",
+        good="as small as under the retrained model",
+        bad="Losses on forgotten samples differ from those on unseen ones, so they stand out.",
+        needs="ten forget samples and ten test samples of their classes",
+        cost="nothing beyond the collected outputs",
+        source="Choi et al. 2024, CVPR Workshops (the form with kde)",
+        link="https://github.com/Dasol-Choi/Guided_Loss_Increasing",
+        about="How unlike the distributions of losses on forgotten and unseen samples are.",
+    )
+
+    density: str = choice(
+        "histogram",
+        ("histogram", "kde"),
+        "histogram: 5 to 30 common bins, divergence in bits; kde: distance of kernel estimates, "
+        "to compare with the paper only",
+    )
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Compare the two sets under every model at hand."""
+        pairs = {
+            role: (
+                losses(outputs(evidence, role, "forget")),
+                losses(outputs(evidence, role, "test_forget")),
+            )
+            for role in ["unlearned", *roles_with(evidence, "forget", "test_forget")[1:]]
+        }
+        own, unseen = pairs["unlearned"]
+        if min(len(own), len(unseen)) < FEWEST:
+            raise Missing(f"needs at least {FEWEST} samples of either set")
+        values = {role: self._divergence(*pair) for role, pair in pairs.items()}
+        return self.finding(
+            values["unlearned"],
+            samples=len(own),
+            controls={role: value for role, value in values.items() if role != "unlearned"},
+            details={"unseen": len(unseen)},
+        )
+
+    def _divergence(self, forget: Tensor, unseen: Tensor) -> float:
+        compare = jensen_shannon_distance if self.density == "kde" else histogram_js
+        return compare(forget, unseen)

@@ -1,0 +1,97 @@
+"""Whether the forgotten samples stand out by how sure the model is about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from forgetkit.audit.divergence import distribution
+from forgetkit.audit.evidence import Evidence, Outputs, Role
+from forgetkit.audit.readings import log_probs, masked_note, outputs, roles_with
+from forgetkit.fields import bounded
+from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class Streisand(Metric):
+    """Two-sample Kolmogorov-Smirnov test of the confidence on forgotten and on unseen samples.
+
+    The headline is the p-value. Flagged when it is below ``level`` under the model under audit and
+    not under every retrained model. A model that is surer about forgotten samples than about unseen
+    ones still has them (residual); one that is less sure makes them conspicuous (over-forgotten).
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="streisand",
+        title="Streisand check",
+        group="distribution",
+        level="quick",
+        range="[0, 1], a p-value",
+        good="at least 0.01",
+        bad="Forgotten samples can be found again by how sure the model is about them.",
+        needs="the forget set and test samples of its classes",
+        cost="nothing beyond the collected outputs",
+        source="Chundawat et al. 2023, AAAI; Kolmogorov-Smirnov test",
+        link="https://arxiv.org/abs/2205.08096",
+        about="Whether confidence on forgotten samples is distributed as on unseen ones.",
+    )
+
+    level: float = bounded(0.01, 1e-6, 0.5, "p-values below it are flagged")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Test every model at hand."""
+        own = confidence(evidence, "unlearned", "forget")
+        unseen = confidence(evidence, "unlearned", "test_forget")
+        roles = roles_with(evidence, "forget", "test_forget")
+        values = {
+            role: _p_value(
+                confidence(evidence, role, "forget"), confidence(evidence, role, "test_forget")
+            )
+            for role in roles
+        }
+        return self.finding(
+            values["unlearned"],
+            samples=len(own),
+            controls={role: value for role, value in values.items() if role != "unlearned"},
+            details={
+                "unseen": len(unseen),
+                "mean_confidence": {"forget": float(own.mean()), "unseen": float(unseen.mean())},
+                "largest_share": self._largest_share(evidence),
+            },
+            verdict=self._verdict(values, own, unseen),
+            note=masked_note(evidence),
+        )
+
+    def _verdict(self, values: dict[Role, float], own: Tensor, unseen: Tensor) -> Verdict:
+        if values["unlearned"] >= self.level:
+            return "as retrain"
+        if values.get("retrained", 1.0) < self.level:
+            return "not decidable"  # the sets differ for a model that saw neither
+        return "residual" if float(own.mean()) > float(unseen.mean()) else "over-forgotten"
+
+    def _largest_share(self, evidence: Evidence) -> dict[str, float]:
+        """Return the share of the most frequent prediction on the forget set, by model."""
+
+        def share(found: Outputs) -> float:
+            predicted = log_probs(evidence, found).argmax(dim=1)
+            return float(distribution(predicted, evidence.num_classes).max())
+
+        return {
+            role: share(outputs(evidence, role, "forget"))
+            for role in roles_with(evidence, "forget")
+        }
+
+
+def confidence(evidence: Evidence, role: Role, split: str) -> Tensor:
+    """Return the largest probability of each sample, (samples,) float64."""
+    found = log_probs(evidence, outputs(evidence, role, split))
+    return found.max(dim=1).values.exp()
+
+
+def _p_value(forget: Tensor, unseen: Tensor) -> float:
+    from scipy.stats import ks_2samp
+
+    return float(ks_2samp(forget.numpy(), unseen.numpy()).pvalue)

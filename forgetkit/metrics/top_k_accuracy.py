@@ -1,0 +1,77 @@
+"""How often the true class is among the k most likely ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from forgetkit.audit.evidence import SPLITS, Evidence, Missing, Outputs
+from forgetkit.audit.intervals import compared, wilson
+from forgetkit.audit.readings import (
+    HIDDEN,
+    by_role,
+    controls,
+    outputs,
+    retrained_outputs,
+    single_label,
+)
+from forgetkit.fields import bounded
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class TopKAccuracy(Metric):
+    """Top-k accuracy; the headline is the forget set's."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="top_k_accuracy",
+        title="Top-k accuracy",
+        group="accuracy",
+        level="quick",
+        range="[0, 1], share of samples",
+        good="forgotten samples: as a model that never saw them",
+        bad="The forgotten class is no longer first, but still among the first guesses.",
+        needs="the forget set and more than k classes",
+        cost="nothing beyond the collected outputs",
+        source="Russakovsky et al. 2015, IJCV",
+        link="https://arxiv.org/abs/1409.0575",
+        about="How often the true class is among the k most likely ones.",
+    )
+
+    k: int = bounded(2, 1, 1000, "guesses that count; must be below the number of classes")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Count the samples whose true class is among the k largest logits."""
+        if self.k >= evidence.num_classes:
+            raise Missing(f"needs more than {self.k} classes, the k of top-k")
+        own = top_k_hits(outputs(evidence, "unlearned", "forget"), self.k)
+        shares = by_role(evidence, "forget", self._share)
+        others = [top_k_hits(found, self.k) for found in retrained_outputs(evidence, "forget")]
+        tables = {
+            split: dict(by_role(evidence, split, self._share))
+            for split in SPLITS
+            if evidence.has("unlearned", split)
+        }
+        return self.finding(
+            shares["unlearned"],
+            samples=len(own),
+            interval=wilson(float(own.sum()), len(own)),
+            controls=controls(shares),
+            details={"sets": tables},
+            verdict="no verdict"
+            if evidence.head_masked
+            else compared(own, others, seed=evidence.seed),
+            note=HIDDEN if evidence.head_masked else "",
+        )
+
+    def _share(self, found: Outputs) -> float:
+        return float(top_k_hits(found, self.k).mean())
+
+
+def top_k_hits(found: Outputs, k: int) -> Tensor:
+    """Return whether the true class is among the k largest logits, (samples,) float64."""
+    guesses = single_label(found).logits.topk(k, dim=1).indices
+    return (guesses == found.labels[:, None]).any(dim=1).double()
