@@ -1,0 +1,333 @@
+"""From models and loaders to what an audit looks at: sets, copies of the models, fingerprints."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from forgetkit.adapting import adapt, class_count_hint, logits_of, unwrap
+from forgetkit.data.batches import rows_of
+from forgetkit.data.loaders import Loader
+from forgetkit.data.names import class_names
+from forgetkit.data.randomness import random_state_kept
+from forgetkit.data.sets import StoredSet
+from forgetkit.data.sources import read_all
+from forgetkit.data.split import split
+from forgetkit.engine.checks import check_model
+from forgetkit.engine.modes import evaluating
+from forgetkit.engine.peeking import peeked
+from forgetkit.engine.place import moved_inputs
+from forgetkit.engine.session import borrowed_randomness
+from forgetkit.errors import CannotSplitModel, DataError, ModelError
+from forgetkit.fingerprint import TensorPrint, bits_of, fingerprint, model_tensors, plain_names
+from forgetkit.fresh import reset_weights
+from forgetkit.goal import Classes, Goal, resolve_classes
+from forgetkit.types import Inputs, SampleSet
+from forgetkit.view import ModelView
+
+MEMORY = 1 << 30
+"""Bytes of samples that are kept in memory, so that every model sees the same tensors."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an audit may read.
+
+    Args:
+        goal: what was asked for.
+        forget: the training data, or the samples to forget alone.
+        retain: data to keep, when ``forget`` does not hold it.
+        test: samples that nothing was trained on.
+    """
+
+    goal: Goal
+    forget: Loader | None = None
+    retain: Loader | None = None
+    test: Loader | None = None
+
+
+@dataclass
+class Material:
+    """The sets of an audit, read and cut.
+
+    Attributes:
+        sets: by split name; what was not given is absent.
+        forget_classes: forgotten class indices; for other goals those of the forget samples.
+        num_classes: width of the logits.
+        class_names: by index, or ``None``.
+        missing: what was not given, and what follows from that; one sentence each.
+        notes: what a reader of the record should know about the sets.
+    """
+
+    sets: dict[str, SampleSet]
+    forget_classes: tuple[int, ...]
+    num_classes: int
+    class_names: list[str] | None
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def copy_of(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model without wrappers, copied to a device, in eval mode, without gradients.
+
+    Raises:
+        ModelError: the weights cannot be read, or the model cannot be copied.
+    """
+    bare = unwrap(model)
+    check_model(bare)
+    try:
+        twin = copy.deepcopy(bare).to(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"audit(model): expected a model that copy.deepcopy can copy, found "
+            f"{type(bare).__name__}: {error}; detach tensors that hang on a graph, or load the "
+            "model from its file"
+        ) from error
+    for parameter in twin.parameters():
+        parameter.grad = None
+    return twin.eval()
+
+
+def untrained_copy(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:
+    """Return an untrained copy, and the names of tensors that no initialiser is known for."""
+    twin = copy.deepcopy(model)
+    with borrowed_randomness(seed):
+        unknown = reset_weights(twin)
+    return twin.eval(), unknown
+
+
+def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Material:
+    """Read and cut every set; loaders and random states are left as they were.
+
+    Args:
+        model: a copy on ``device``, to count classes with.
+        given: goal and loaders.
+        device: where the model is.
+        seed: of random augmentation, when the loaders have any.
+
+    Raises:
+        BadTarget: the goal does not fit the data.
+        DataError: nothing was given, or the data cannot be used.
+    """
+    first = next((it for it in (given.forget, given.test, given.retain) if it is not None), None)
+    if first is None or (given.forget is None and not isinstance(given.goal, Classes)):
+        raise DataError(
+            "audit(forget=...): expected the samples to forget, found none; pass a loader that "
+            "holds them (with classes=[...] it may hold the whole training set), or classes=[...] "
+            "and a test set for a shorter audit"
+        )
+    names = class_names(model, first)
+    looked_at, example = peeked(first)
+    if given.forget is not None:
+        given = Given(given.goal, looked_at, given.retain, given.test)
+    elif given.test is not None:
+        given = Given(given.goal, None, given.retain, looked_at)
+    else:
+        given = Given(given.goal, None, looked_at, None)
+    width = _width(model, example, device)
+    classes = resolve_classes(given.goal, width, names) if isinstance(given.goal, Classes) else ()
+    with random_state_kept():
+        forget, retain, test = _cut(given, width, classes)
+    classes = classes or _present(forget)
+    material = Material({}, classes, width, names)
+    parts: dict[str, SampleSet | None] = {"forget": forget, "retain": retain}
+    parts |= _test_parts(test, classes)
+    with borrowed_randomness(seed):
+        _keep(material, parts)
+    if not material.sets:
+        raise DataError(
+            "audit(...): expected samples to look at, found none beside those of the forgotten "
+            "classes; pass a forget set or a test set"
+        )
+    _say_what_is_missing(material, given, test)
+    return material
+
+
+def _cut(
+    given: Given, width: int, classes: tuple[int, ...]
+) -> tuple[SampleSet | None, SampleSet | None, SampleSet | None]:
+    if given.forget is not None:
+        sets = split(
+            given.forget, given.goal, num_classes=width, forget_classes=classes,
+            retain=given.retain, validate=given.test,
+        )  # fmt: skip
+        return sets.forget, sets.retain, sets.validation
+    retain: SampleSet | None = None
+    if given.retain is not None:
+        every = read_all(given.retain, width, "retain")
+        retain = _rows(every, ~_has_class(every.labels, classes))
+    return None, retain, None if given.test is None else read_all(given.test, width, "test")
+
+
+def _width(model: nn.Module, example: Inputs, device: torch.device) -> int:
+    hint = class_count_hint(model)
+    if hint is not None and hint > 0:
+        return hint
+    inputs = moved_inputs(example, device, floating_type(model))
+    with torch.no_grad(), evaluating(model):
+        output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+    return int(logits_of(output).shape[1])
+
+
+def floating_type(model: nn.Module) -> torch.dtype | None:
+    """Return the type of the model's weights."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def _has_class(labels: Tensor, classes: Sequence[int]) -> Tensor:
+    if labels.ndim == 2:
+        return labels[:, list(classes)].bool().any(dim=1)
+    return torch.isin(labels, torch.tensor(list(classes), dtype=labels.dtype))
+
+
+def _present(samples: SampleSet | None) -> tuple[int, ...]:
+    if samples is None:
+        return ()
+    labels = samples.labels
+    if labels.ndim == 2:
+        return tuple(labels.bool().any(dim=0).nonzero()[:, 0].tolist())
+    return tuple(torch.unique(labels).tolist())
+
+
+def _rows(samples: SampleSet, mask: Tensor) -> SampleSet | None:
+    rows = mask.nonzero()[:, 0]
+    return samples.take(rows) if len(rows) else None
+
+
+def _test_parts(test: SampleSet | None, classes: Sequence[int]) -> dict[str, SampleSet | None]:
+    if test is None:
+        return {"test_forget": None, "test_retain": None}
+    lost = _has_class(test.labels, classes)
+    return {"test_forget": _rows(test, lost), "test_retain": _rows(test, ~lost)}
+
+
+def _keep(material: Material, parts: Mapping[str, SampleSet | None]) -> None:
+    """Put the sets in memory as long as there is room, so that all models see equal tensors."""
+    room, large = MEMORY, []
+    for name, samples in parts.items():
+        if samples is None or len(samples) == 0:
+            continue
+        size = _bytes(samples)
+        if size > room:
+            material.sets[name] = samples
+            large.append(name)
+            continue
+        room -= size
+        material.sets[name] = samples if isinstance(samples, StoredSet) else in_memory(samples)
+    if large:
+        material.notes.append(
+            f"{', '.join(large)}: read anew for every model; without random augmentation that "
+            "makes no difference"
+        )
+
+
+def _bytes(samples: SampleSet) -> int:
+    if isinstance(samples, StoredSet):
+        return 0
+    batch = next(iter(samples.take(torch.arange(1)).batches(1)))
+    tensors = [batch.inputs] if isinstance(batch.inputs, Tensor) else batch.inputs.values()
+    return len(samples) * sum(tensor.nbytes for tensor in tensors)
+
+
+def in_memory(samples: SampleSet) -> StoredSet:
+    """Return the same samples as tensors, read once in their order."""
+    parts = [batch.inputs for batch in samples.batches()]
+    inputs: Inputs
+    if isinstance(parts[0], Tensor):
+        inputs = torch.cat([part for part in parts if isinstance(part, Tensor)])
+    else:
+        named = [part for part in parts if not isinstance(part, Tensor)]
+        inputs = {key: torch.cat([part[key] for part in named]) for key in named[0]}
+    return StoredSet(
+        inputs, samples.labels, samples.positions, samples.batch_size,
+        new_labels=samples.new_labels,
+    )  # fmt: skip
+
+
+def _say_what_is_missing(material: Material, given: Given, test: SampleSet | None) -> None:
+    sets, missing = material.sets, material.missing
+    if "forget" not in sets:
+        missing.append("no samples to forget: membership, probes and relearning need them")
+    elif len(sets["forget"]) == 1:
+        missing.append("one sample to forget: no interval or attack says much about one sample")
+    if "retain" not in sets:
+        missing.append("no training samples to keep: damage to them and probes were not tested")
+    if test is None:
+        missing.append("no test set: nothing shows how the model treats samples it never saw")
+    else:
+        if "test_forget" not in sets:
+            missing.append("no test samples of the forgotten classes: membership needs them")
+        if "test_retain" not in sets:
+            missing.append("no test samples of other classes: damage to them was not tested")
+    held = {label for samples in sets.values() for label in _present(samples)}
+    if len(held) == 1:
+        missing.append("samples of a single class: there is no other class to compare it with")
+    forget, retain = sets.get("forget"), sets.get("retain")
+    if isinstance(given.goal, Classes) or forget is None or retain is None:
+        return
+    if given.goal.kind == "instances" and not set(_present(forget)) & set(_present(retain)):
+        material.notes.append(
+            "the samples to keep hold none of the forget samples' classes: if whole classes were "
+            "to be forgotten, pass classes=[...]"
+        )
+
+
+def view_of(
+    model: nn.Module, samples: SampleSet, device: torch.device, head: str | Sequence[str] | None
+) -> ModelView | None:
+    """Return features and head of a model, or ``None`` when it cannot be split."""
+    batch = next(iter(samples.take(torch.arange(min(2, len(samples)))).batches(2)))
+    inputs = moved_inputs(rows_of(batch.inputs, slice(0, 2)), device, floating_type(model))
+    try:
+        return adapt(model, inputs, head=head)
+    except CannotSplitModel:
+        return None
+
+
+def prints_of(model: nn.Module) -> dict[str, TensorPrint]:
+    """Return the fingerprint of every tensor by its name without wrappers' marks."""
+    tensors = model_tensors(unwrap(model))
+    plain = plain_names(tensors)
+    return {plain[name]: found for name, found in fingerprint(tensors).items()}
+
+
+def digest(prints: Mapping[str, TensorPrint]) -> str:
+    """Return one SHA-256 for a whole model."""
+    listed = sorted((name, *found) for name, found in prints.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def set_digest(samples: SampleSet) -> str:
+    """Return one SHA-256 for a set: every input's bits, then positions and labels, in order."""
+    whole: dict[str, hashlib._Hash] = {}
+    for batch in samples.batches():
+        named = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
+        for name, tensor in named.items():
+            whole.setdefault(name, hashlib.sha256()).update(bits_of(tensor).numpy().data)
+    parts = [(name, found.hexdigest()) for name, found in sorted(whole.items())]
+    described = [parts, samples.positions.tolist(), samples.labels.tolist()]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def changed_tensors(
+    before: Mapping[str, TensorPrint], after: Mapping[str, TensorPrint]
+) -> list[str] | None:
+    """Return the names of tensors that differ; ``None`` when these are not states of one model."""
+    if before.keys() != after.keys():
+        return None
+    if any(before[name].shape != after[name].shape for name in before):
+        return None
+    return [name for name in before if before[name] != after[name]]
+
+
+def only_in_head(changed: Iterable[str], view: ModelView) -> bool:
+    """Return whether all of these tensors belong to the head."""
+    plain = plain_names(model_tensors(view.model))
+    own = {plain[name] for name in view.head_parameters() if name in plain}
+    return all(name in own for name in changed)

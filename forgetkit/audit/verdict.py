@@ -1,0 +1,135 @@
+"""What all findings mean together, in plain words, from their verdicts alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from forgetkit.metric import Finding, MetricCard, Verdict
+
+OUTPUT_GROUPS = ("accuracy", "score", "distribution", "attack")
+READS_NO_FEATURES = {"layer_distance", "layer_wise_distance", "streisand", "confusion"}
+"""Metrics of the other groups that look at weights or answers, not at features."""
+HEAD_ONLY = "Only the classification head changed; the features still carry whatever they carried."
+OUTPUT_ONLY = "Output-level only: features not examined."
+MASKED = (
+    "The forget accuracy is 0 by construction, because the head hides the forgotten classes: it "
+    "shows nothing."
+)
+UNCHANGED = "The model is the original, bit for bit: nothing was forgotten."
+LAST = "This is evidence from the checks listed here, not a proof of deletion."
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the sentences need to know beside the findings.
+
+    Args:
+        target: what was to be forgotten, in words.
+        head_only: whether only the head differs from the original; ``None`` when not known.
+        unchanged: whether no tensor differs from the original.
+        head_masked: whether the forget accuracy is 0 by construction.
+        has_reference: whether a retrained model was at hand.
+        partial: whether the audit was interrupted.
+        level: of the audit.
+        beyond: titles of the checks of higher levels, which were not asked for.
+    """
+
+    target: str
+    head_only: bool | None = None
+    unchanged: bool = False
+    head_masked: bool = False
+    has_reference: bool = False
+    partial: bool = False
+    level: str = "quick"
+    beyond: tuple[str, ...] = ()
+
+
+def reads_features(card: MetricCard) -> bool:
+    """Return whether a metric looks behind the outputs, at what the features hold."""
+    return card.group not in OUTPUT_GROUPS and card.slug not in READS_NO_FEATURES
+
+
+def verdict(
+    findings: Sequence[Finding], cards: Mapping[str, MetricCard], known: Circumstances
+) -> list[str]:
+    """Return the sentences of the verdict.
+
+    Args:
+        findings: of one audit.
+        cards: of their metrics, by slug.
+        known: what else decides on the words.
+
+    Returns:
+        One sentence or more; none says that anything was deleted for certain.
+    """
+    by: dict[Verdict, list[MetricCard]] = {}
+    for finding in findings:
+        by.setdefault(finding.verdict, []).append(cards[finding.slug])
+    ran = [cards[f.slug] for f in findings if f.verdict != "not run"]
+    lines = _judged(by, known)
+    if not ran:
+        lines.append("Nothing was tested: every check lacks something that was not given.")
+    elif not any(reads_features(card) for card in ran):
+        lines.append(OUTPUT_ONLY)
+    if known.unchanged:
+        lines.append(UNCHANGED)
+    elif known.head_only:
+        lines.append(HEAD_ONLY)
+    if known.head_masked:
+        lines.append(MASKED)
+    if by.get("not decidable"):
+        lines.append(f"Not decidable: {titles(by['not decidable'])}.")
+    if by.get("not run"):
+        lines.append(f"Not tested, for want of data or models: {titles(by['not run'])}.")
+    if known.beyond:
+        lines.append(f"Not tested at level {known.level}: {', '.join(known.beyond)}.")
+    if known.partial:
+        lines.append("The audit was interrupted; what it had not reached was not tested.")
+    return [*lines, LAST]
+
+
+def titles(cards: Sequence[MetricCard]) -> str:
+    """Return the names of metrics in a row."""
+    return ", ".join(card.title for card in cards)
+
+
+def _judged(by: Mapping[Verdict, list[MetricCard]], known: Circumstances) -> list[str]:
+    left, over, alike = (
+        by.get(name, [])
+        for name in ("residual", "over-forgotten", "as retrain")  # type: tuple[Verdict, ...]
+    )
+    lines = []
+    if left:
+        lines += _traces(left, alike + over, known)
+    if over:
+        lines.append(
+            f"Over-forgotten by {titles(over)}: the model treats {known.target} unlike a model "
+            "that never saw it, which by itself can give the request away."
+        )
+    if alike and not left and not over:
+        lines.append(
+            f"As far as tested ({titles(alike)}), the model behaves as one that was not trained "
+            f"on {known.target}."
+        )
+    elif alike:
+        lines.append(f"As after retraining by {titles(alike)}.")
+    if not (left or over or alike) and by.get("no verdict"):
+        why = "" if known.has_reference else "; most need a model retrained without the samples"
+        lines.append(f"No check that ran could decide{why}.")
+    return lines
+
+
+def _traces(left: list[MetricCard], others: list[MetricCard], known: Circumstances) -> list[str]:
+    behind = [card for card in left if reads_features(card)]
+    in_outputs = [card for card in left if not reads_features(card)]
+    looks_gone = any(not reads_features(card) for card in others)
+    if behind and not in_outputs and (looks_gone or known.head_only or known.head_masked):
+        first = (
+            f"Hidden, not gone: what the model answers hardly shows {known.target} any more, but "
+            f"it is still found by {titles(behind)}."
+        )
+    else:
+        first = f"Traces of {known.target} are left by {titles(left)}."
+    worst = (behind or left)[0]
+    return [first, f"What that means ({worst.title}): {worst.bad}"]
