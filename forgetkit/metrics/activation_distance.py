@@ -37,7 +37,7 @@ class ActivationDistance(Metric):
     norm: str = choice(
         "l2",
         ("l2", "l1", "rms"),
-        "l2: mean length; l1: mean sum of absolute differences; rms: root of the mean squared length",
+        "l2: mean length; l1: mean sum of absolute values; rms: root of the mean squared length",
     )
 
     def measure(self, evidence: Evidence) -> Finding:

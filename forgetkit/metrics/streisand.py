@@ -67,7 +67,7 @@ class Streisand(Metric):
 
     def _verdict(self, values: dict[Role, float], own: Tensor, unseen: Tensor) -> Verdict:
         if values["unlearned"] >= self.level:
-            return "as retrain"
+            return "as retrain" if "retrained" in values else "not decidable"
         if values.get("retrained", 1.0) < self.level:
             return "not decidable"  # the sets differ for a model that saw neither
         return "residual" if float(own.mean()) > float(unseen.mean()) else "over-forgotten"

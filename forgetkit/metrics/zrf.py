@@ -56,7 +56,7 @@ class ZRF(Metric):
             float(own.mean()),
             samples=len(own),
             interval=mean_interval(own, seed=evidence.seed),
-            controls=values,
+            controls={**values},
             details={"retrained": [float(each.mean()) for each in others]},
             verdict=compared(own, others, seed=evidence.seed, more="over-forgotten"),
         )
