@@ -138,7 +138,7 @@ def attacked(
             roles, bootstrap_auc(list(scores.values()), resamples=resamples, seed=seed), strict=True
         )
     )
-    intervals = {role: interval(values) for role, values in drawn.items()}
+    intervals: dict[str, tuple[float, float]] = {r: interval(v) for r, v in drawn.items()}
     works = None
     if "original" in intervals:
         low, high = intervals["original"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.audit.evidence import Evidence, Missing, Role, Subject
 from forgetkit.audit.excess import references, roles_with
 from forgetkit.audit.likelihood import logit_confidence
 from forgetkit.audit.members import log_probs_of

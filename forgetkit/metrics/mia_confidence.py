@@ -53,7 +53,7 @@ class MiaConfidence(Metric):
         cost="no F beyond collecting; seconds",
         source="Chundawat et al. 2023; Foster et al. 2024; Fan et al. 2024",
         link="https://arxiv.org/abs/2310.12508",
-        about="How many forgotten samples look like training data to an attack that knows both kinds.",
+        about="How many forgotten samples an attack takes for training data.",
     )
 
     feature: str = choice("entropy", FEATURES, "what the attack looks at")

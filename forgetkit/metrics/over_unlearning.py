@@ -1,0 +1,124 @@
+"""Over-unlearning around the forgotten samples: OU@epsilon."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from forgetkit.audit.attacks import renormalised
+from forgetkit.audit.evidence import ROLES
+from forgetkit.audit.excess import needs_classes, references
+from forgetkit.audit.neighbourhood import (
+    answer_of,
+    dtype_of,
+    images,
+    jensen_shannon,
+    logits_over,
+    towards,
+    value_range,
+)
+from forgetkit.engine.modes import evaluating
+from forgetkit.fields import bounded
+from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forgetkit.audit.evidence import Evidence, Subject
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class OverUnlearning(Metric):
+    """Compare answers around D_f with what the original says about the kept classes.
+
+    Inputs are moved from D_f towards the kept class that the original finds likeliest; there, the
+    Jensen-Shannon divergence in bits between the original's probabilities without the forgotten
+    classes and the model's. ``over-forgotten``: surely larger than every retrained model's.
+
+    Source: over-unlearning metric of arXiv:2506.01318, section 4.
+
+    Differences: the radius counts in parts of the range of pixels that D_f has.
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="over_unlearning",
+        title="Over-unlearning near the forgotten samples (OU@epsilon)",
+        group="audit",
+        level="standard",
+        range="[0, 1] bits",
+        good="0, or as the retrained model's",
+        bad="The model lost what it knew about kept classes close to the forgotten ones.",
+        needs="the original and images of forget samples; a retrained model for a verdict",
+        cost="three FB over at most 200 samples, and an F for each model",
+        source="arXiv:2506.01318, 2025",
+        link="https://arxiv.org/abs/2506.01318",
+        about="How far the model moved near the boundary to the neighbours of the forgotten class.",
+    )
+
+    epsilon: float = bounded(0.03, 0.0, 1.0, "L-infinity radius in parts of the pixel range")
+    steps: int = bounded(3, 1, 1000, "of the attack")
+    most: int = bounded(200, 2, 100000, "largest number of forget samples")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Return the mean divergence in bits."""
+        needs_classes(evidence)
+        original = evidence.subject("original")
+        inputs, _ = images(evidence.samples("forget"), self.most, evidence, dtype_of(original))
+        blocked = torch.zeros(evidence.num_classes, dtype=torch.bool, device=evidence.device)
+        blocked[list(evidence.forget_classes)] = True
+
+        def runner_up(logits: Tensor) -> Tensor:
+            best = logits.float().masked_fill(blocked, -torch.inf).argmax(dim=1)
+            return torch.nn.functional.one_hot(best, logits.shape[1]).bool()
+
+        with evaluating(original.model):
+            answer = answer_of(original, evidence, open_head=False)
+            moved = towards(
+                inputs, answer, runner_up, value_range([inputs]),
+                epsilon=self.epsilon, steps=self.steps,
+            )  # fmt: skip
+            wanted = renormalised(logits_over(moved, answer), blocked.cpu()).exp()
+
+        def divergence(subject: Subject) -> Tensor:
+            with evaluating(subject.model):
+                logits = logits_over(moved, answer_of(subject, evidence, open_head=False))
+            return jensen_shannon(wanted, logits.softmax(dim=1)) / math.log(2)
+
+        found = {role: divergence(one) for role, one in evidence.subjects.items()}
+        others = [
+            found["retrained"]
+            if subject is evidence.subjects.get("retrained")
+            else divergence(subject)
+            for subject in references(evidence)
+        ]
+        own = found["unlearned"]
+        spread = 1.96 * float(own.std()) / math.sqrt(len(own)) if len(own) > 1 else 0.0
+        verdict: Verdict = "as retrain" if others else "not decidable"
+        if others and all(_surely_above(own, other) for other in others):
+            verdict = "over-forgotten"
+        return self.finding(
+            float(own.mean()),
+            samples=len(own),
+            interval=(max(0.0, float(own.mean()) - spread), float(own.mean()) + spread),
+            controls={
+                role: float(found[role].mean())
+                for role in ROLES
+                if role in found and role != "unlearned"
+            },
+            details={
+                "nats": float(own.mean()) * math.log(2),
+                "references": [float(other.mean()) for other in others],
+            },
+            verdict=verdict,
+            note="" if others else "no retrained model to compare with",
+        )
+
+
+def _surely_above(own: Tensor, other: Tensor) -> bool:
+    difference = own - other
+    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
+    return float(difference.mean()) > 2 * error
