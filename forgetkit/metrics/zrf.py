@@ -47,7 +47,7 @@ class ZRF(Metric):
 
         own = likeness(outputs(evidence, "unlearned", "forget"))
         others = [likeness(found) for found in retrained_outputs(evidence, "forget")]
-        values = {
+        values: dict[str, float] = {
             role: float(likeness(outputs(evidence, role, "forget")).mean())
             for role in roles_with(evidence, "forget")
             if role not in ("unlearned", "untrained")
@@ -56,7 +56,7 @@ class ZRF(Metric):
             float(own.mean()),
             samples=len(own),
             interval=mean_interval(own, seed=evidence.seed),
-            controls={**values},
+            controls=values,
             details={"retrained": [float(each.mean()) for each in others]},
             verdict=compared(own, others, seed=evidence.seed, more="over-forgotten"),
         )

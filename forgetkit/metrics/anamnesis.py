@@ -1,0 +1,127 @@
+"""How fast forgotten samples come back, against a model that never saw them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forgetkit.audit.evidence import Evidence, Missing, Role
+from forgetkit.audit.readings import hits, outputs, retrained
+from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
+from forgetkit.draws import uniform
+from forgetkit.fields import bounded
+from forgetkit.losses import accuracy
+from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class Anamnesis(Metric):
+    """AIN = relearning steps of the model / those of a retrained model, on copies.
+
+    Relearning is over at the first look at which the forget accuracy is within ``margin`` of the
+    original's. A model that never arrives gives a bound, not a number.
+    """
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="anamnesis",
+        title="Anamnesis index (AIN)",
+        group="score",
+        level="standard",
+        range="[0, infinity)",
+        good="1",
+        bad="Below 1 something was left that makes relearning fast; far above 1 it stands out.",
+        needs="the original and a retrained model, the forget and retain sets",
+        cost="at most `steps` x `batch_size` FB and one F of the forget set a look, per model",
+        source="Chundawat et al. 2023, IEEE TIFS",
+        link="https://arxiv.org/abs/2201.05629",
+        about="How fast the forgotten samples are relearnt, as a ratio to a retrained model.",
+    )
+
+    margin: float = bounded(0.1, 0.0, 1.0, "alpha, share of the original's accuracy that may lack")
+    lr: float = bounded(0.01, 1e-6, 10.0, "learning rate of plain SGD")
+    momentum: float = bounded(0.9, 0.0, 0.999, "momentum of SGD")
+    batch_size: int = bounded(64, 1, 4096, "samples a step, from both sets together")
+    steps: int = bounded(100, 1, 100_000, "steps after which relearning is given up")
+    eval_every: int = bounded(5, 1, 1000, "steps between two looks")
+    samples: int = bounded(500, 1, 1_000_000, "largest number of forget samples of a look")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Relearn on copies of the model, the retrained and the untrained one."""
+        target = float(hits(outputs(evidence, "original", "forget")).mean()) * (1 - self.margin)
+        evidence.subject("retrained")
+        lessons = self._lessons(evidence)
+        order = uniform(evidence.seed, "anamnesis", lessons.forget.positions).argsort()
+        some = lessons.forget.take(order[: self.samples].sort().values)
+        look = mean_over(some, evidence.device, accuracy)
+
+        def run(role: Role) -> Progress:
+            return relearn(evidence.subject(role).model, lessons, look, lambda a: a >= target)
+
+        found = {
+            role: run(role) for role in ("unlearned", "untrained") if role in evidence.subjects
+        }
+        rivals = [
+            relearn(subject.model, lessons, look, lambda a: a >= target)
+            for subject in retrained(evidence)
+        ]
+        own = found["unlearned"].steps
+        value, note = index(own, rivals[0].steps, self.steps)
+        return self.finding(
+            value,
+            samples=len(lessons.forget),
+            controls={"retrained": 1.0} if rivals[0].steps else {},
+            details={
+                "steps": {role: each.steps for role, each in found.items()},
+                "retrained_steps": [each.steps for each in rivals],
+                "curves": {role: [list(p) for p in each.curve] for role, each in found.items()},
+                "retrained_curves": [[list(pair) for pair in each.curve] for each in rivals],
+                "target": target,
+                "cap": self.steps,
+            },
+            verdict=judged(own, [each.steps for each in rivals]),
+            note=note,
+        )
+
+    def _lessons(self, evidence: Evidence) -> Lessons:
+        forget, retain = evidence.samples("forget"), evidence.samples("retain")
+        if len(forget) == 0 or len(retain) == 0:
+            raise Missing("needs samples to forget and samples to keep, and a set is empty")
+        return Lessons(
+            forget, retain, self.batch_size, self.lr, self.momentum, self.steps, self.eval_every,
+            evidence.seed, evidence.device,
+        )  # fmt: skip
+
+
+def index(own: int | None, reference: int | None, cap: int) -> tuple[float | None, str]:
+    """Return the anamnesis index and a sentence about its bounds.
+
+    A step count of 0 counts as half a step, so that a model that forgot nothing has an index near
+    0 and two such models have 1.
+    """
+    if own is None and reference is None:
+        return None, f"neither model relearns within {cap} steps: the index is not known"
+    if own is None:
+        bound = cap / max(reference or 0, 0.5)
+        return None, f"the model does not relearn within {cap} steps: the index is above {bound:g}"
+    if reference is None:
+        bound = max(own, 0.5) / cap
+        return (
+            None,
+            f"the retrained model needs more than {cap} steps: the index is below {bound:g}",
+        )
+    return max(own, 0.5) / max(reference, 0.5), ""
+
+
+def judged(own: int | None, others: list[int | None]) -> Verdict:
+    """Return the verdict on relearning steps; ``None`` stands for more than the cap.
+
+    Faster than every retrained model is residual, slower than twice the slowest over-forgotten.
+    """
+    steps = [float("inf") if other is None else float(other) for other in others]
+    mine = float("inf") if own is None else float(own)
+    if not steps or (mine == float("inf") and max(steps) == float("inf")):
+        return "not decidable"
+    if mine < min(steps):
+        return "residual"
+    return "over-forgotten" if mine > 2 * max(steps) else "as retrain"

@@ -1,0 +1,87 @@
+"""How many steps bring the loss on forgotten samples back to the original's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from forgetkit.audit.evidence import Evidence, Missing, Role
+from forgetkit.audit.readings import LARGEST_LOSS, losses, outputs, retrained
+from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
+from forgetkit.fields import bounded
+from forgetkit.losses import per_sample_loss
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
+
+TOLERANCE = 1e-5
+
+
+@register_metric
+@dataclass(frozen=True, kw_only=True)
+class RelearnTime(Metric):
+    """Steps of SGD until the mean loss on D_f is at most that of the original + 1e-5."""
+
+    card: ClassVar[MetricCard] = MetricCard(
+        slug="relearn_time",
+        title="Relearn time",
+        group="score",
+        level="full",
+        range="[0, cap], steps; not a number when the cap is reached",
+        good="as many as a retrained model needs",
+        bad="A few steps bring the samples back, so the information was still there.",
+        needs="the original model, the forget and retain sets; a retrained model to compare with",
+        cost="at most `epochs` passes of FB over the training set, per model",
+        source="Golatkar et al. 2020, CVPR",
+        link="https://arxiv.org/abs/1911.04933",
+        about="How many steps of training bring the loss on forgotten samples back.",
+    )
+
+    lr: float = bounded(0.01, 1e-6, 10.0, "learning rate of plain SGD; SCRUB's code has 0.1")
+    batch_size: int = bounded(500, 1, 4096, "samples a step, with replacement, of the whole set")
+    epochs: int = bounded(100, 1, 10_000, "passes after which relearning is given up")
+    steps: int | None = bounded(None, 1, 1_000_000, "further bound on the steps")
+    eval_every: int = bounded(1, 1, 1000, "steps between two looks at the loss")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        """Relearn on copies of the model, the retrained and the untrained one."""
+        target = float(losses(outputs(evidence, "original", "forget")).mean()) + TOLERANCE
+        lessons = self._lessons(evidence)
+        look = mean_over(
+            lessons.forget,
+            evidence.device,
+            lambda logits, labels: per_sample_loss(logits, labels).clamp(max=LARGEST_LOSS),
+        )
+
+        def run(role: Role) -> Progress:
+            model = evidence.subject(role).model
+            return relearn(model, lessons, look, lambda loss: loss <= target)
+
+        roles: list[Role] = ["unlearned", "retrained", "untrained"]
+        found = {role: run(role) for role in roles if role in evidence.subjects}
+        own = found["unlearned"].steps
+        return self.finding(
+            None if own is None else float(own),
+            samples=len(lessons.forget),
+            controls={
+                role: float(each.steps)
+                for role, each in found.items()
+                if role != "unlearned" and each.steps is not None
+            },
+            details={
+                "curves": {role: [list(p) for p in each.curve] for role, each in found.items()},
+                "target": target,
+                "cap": lessons.steps,
+                "retrained_models": len(retrained(evidence)),
+            },
+            note="" if own is not None else f">{lessons.steps} steps: the loss never came back",
+        )
+
+    def _lessons(self, evidence: Evidence) -> Lessons:
+        forget, retain = evidence.samples("forget"), evidence.samples("retain")
+        if len(forget) == 0 or len(retain) == 0:
+            raise Missing("needs samples to forget and samples to keep, and a set is empty")
+        epoch = -(-(len(forget) + len(retain)) // self.batch_size)
+        steps = min(self.epochs * epoch, self.steps or self.epochs * epoch)
+        return Lessons(
+            forget, retain, self.batch_size, self.lr, 0.0, steps, self.eval_every, evidence.seed,
+            evidence.device,
+        )  # fmt: skip
