@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetkit.adapting import adapt
     from forgetkit.api import Request, forget
+    from forgetkit.audit.record import Audit
+    from forgetkit.audit.run import audit as audit_model
     from forgetkit.engine.guard import Guard
     from forgetkit.errors import (
         BadHyperparameter,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Audit": "audit.record",
+    "audit_model": "audit.run",
     "forget": "api",
     "Request": "api",
     "adapt": "adapting",
@@ -55,8 +59,11 @@ _HOME = {
     "UnlearningFailed": "errors",
 }
 
+_NAMES = {"audit_model": "audit"}  # `forgetkit.audit` itself is the package that holds it
+
 __all__ = [
     "AmnesiacLog",
+    "Audit",
     "BadHyperparameter",
     "BadTarget",
     "CannotSplitModel",
@@ -75,6 +82,7 @@ __all__ = [
     "UnknownMethod",
     "UnlearningFailed",
     "adapt",
+    "audit_model",
     "forget",
     "load_model",
     "register",
@@ -85,7 +93,8 @@ def __getattr__(name: str) -> object:
     """Import a public name on first use, so that ``import forgetkit`` itself stays quick."""
     if name not in _HOME:
         raise AttributeError(f"module 'forgetkit' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"forgetkit.{_HOME[name]}"), name)
+    home = importlib.import_module(f"forgetkit.{_HOME[name]}")
+    return getattr(home, _NAMES.get(name, name))
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,12 @@ from forgetkit.losses import unlearning_score
 from forgetkit.method import Method
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
+    from forgetkit.audit.record import Audit
+    from forgetkit.data.loaders import Loader
+    from forgetkit.metric import Metric
     from forgetkit.patch import Patch
 
 LIMITS = (
@@ -105,6 +110,64 @@ class Result:
             PatchMismatch: the model no longer holds what the run left, or was undone already.
         """
         self.patch.revert(self.model)
+
+    def audit(
+        self,
+        loader: Loader | None = None,
+        *,
+        retain: Loader | None = None,
+        test: Loader | None = None,
+        reference: nn.Module | str | Path | Sequence[nn.Module | str | Path] | None = None,
+        level: str = "quick",
+        metrics: Sequence[str | Metric] | None = None,
+        device: torch.device | str | None = None,
+        seed: int | None = None,
+        head: str | Sequence[str] | None = None,
+    ) -> Audit:
+        """Find out what the model still knows of what it was to forget.
+
+        The original model comes from the patch; goal, seed and whether the head was masked from
+        the run. The result keeps no data, so that loaders have to be given again.
+
+        Args:
+            loader: what ``run`` was given; without it, only test samples of classes are examined.
+            retain: data to keep, when ``loader`` does not hold it.
+            test: data that nothing was trained on, of all classes.
+            reference: one or several models trained without the samples to forget.
+            level: ``"quick"``, ``"standard"`` or ``"full"``.
+            metrics: names or objects to run instead of all of the level.
+            device: where to compute; the default is Accelerate's own choice.
+            seed: of every random choice; the default is the run's.
+            head: dotted path(s) of the head, when detection must be overruled.
+
+        Returns:
+            The record of the audit.
+
+        Raises:
+            PatchMismatch: the model was changed since the run, or the run was undone.
+            ForgetkitError: models or data cannot be used; see ``forgetkit.audit.run.audit``.
+        """
+        from forgetkit.adapting import unwrap
+        from forgetkit.audit.run import audit
+
+        original = copy.deepcopy(unwrap(self.model))
+        if self.patch.names:
+            self.patch.revert(original)
+        return audit(
+            self.model,
+            forget=loader,
+            retain=retain,
+            test=test,
+            goal=self.goal,
+            original=original,
+            reference=reference,
+            level=level,
+            metrics=metrics,
+            device=device,
+            seed=self.seed if seed is None else seed,
+            head=head,
+            head_masked=self.head_masked,
+        )
 
     def save(self, directory: str | Path) -> list[Path]:
         """Save the model in its own format (transformers, timm or safetensors) with a model card.

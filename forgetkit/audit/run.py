@@ -431,7 +431,9 @@ def _target(goal: Goal, names: Sequence[str] | None, sets: Mapping[str, SampleSe
     if isinstance(goal, Instances) and "forget" in sets:
         count = len(sets["forget"])
         return "the one sample of the forget set" if count == 1 else f"{count} samples"
-    return goal.describe(names)
+    words = goal.describe(names)
+    single = isinstance(goal, Classes) and len(goal.classes) == 1
+    return words.replace("classes ", "class ", 1) if single else words
 
 
 def _module(model: object, name: str) -> nn.Module:

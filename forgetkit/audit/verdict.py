@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from forgetkit.metric import Finding, MetricCard, Verdict
 
 OUTPUT_GROUPS = ("accuracy", "score", "distribution", "attack")
-READS_NO_FEATURES = {"layer_distance", "layer_wise_distance", "streisand", "confusion"}
-"""Metrics of the other groups that look at weights or answers, not at features."""
+WEIGHTS = ("layer_distance",)
+"""Metrics that look at weights alone: neither at answers nor at what features hold."""
 HEAD_ONLY = "Only the classification head changed; the features still carry whatever they carried."
 OUTPUT_ONLY = "Output-level only: features not examined."
 MASKED = (
@@ -47,7 +47,7 @@ class Circumstances:
 
 def reads_features(card: MetricCard) -> bool:
     """Return whether a metric looks behind the outputs, at what the features hold."""
-    return card.group not in OUTPUT_GROUPS and card.slug not in READS_NO_FEATURES
+    return card.group not in OUTPUT_GROUPS and card.slug not in WEIGHTS
 
 
 def verdict(
@@ -105,7 +105,7 @@ def _judged(by: Mapping[Verdict, list[MetricCard]], known: Circumstances) -> lis
     if over:
         lines.append(
             f"Over-forgotten by {titles(over)}: the model treats {known.target} unlike a model "
-            "that never saw it, which by itself can give the request away."
+            "that was not trained on it, which by itself can give the request away."
         )
     if alike and not left and not over:
         lines.append(
@@ -121,15 +121,25 @@ def _judged(by: Mapping[Verdict, list[MetricCard]], known: Circumstances) -> lis
 
 
 def _traces(left: list[MetricCard], others: list[MetricCard], known: Circumstances) -> list[str]:
+    """Tell a class that is hidden from one that plainly is still there.
+
+    It is hidden when something behind the outputs finds it, though the accuracy does not: because
+    only the head changed, because output rows were masked, or because some check of the outputs
+    came out as after retraining.
+    """
     behind = [card for card in left if reads_features(card)]
-    in_outputs = [card for card in left if not reads_features(card)]
-    looks_gone = any(not reads_features(card) for card in others)
-    if behind and not in_outputs and (looks_gone or known.head_only or known.head_masked):
-        first = (
-            f"Hidden, not gone: what the model answers hardly shows {known.target} any more, but "
-            f"it is still found by {titles(behind)}."
-        )
+    before = [card for card in left if not reads_features(card)]
+    shut = bool(known.head_only) or known.head_masked
+    shut = shut or any(card.group in OUTPUT_GROUPS for card in others)
+    answered = known.unchanged or any(card.slug == "accuracy" for card in left)
+    if behind and shut and not answered:
+        lines = [
+            f"Hidden, not gone: the model no longer answers as if it knew {known.target}, but it "
+            f"is still found by {titles(behind)}."
+        ]
+        if before:
+            lines.append(f"Traces are left as well by {titles(before)}.")
     else:
-        first = f"Traces of {known.target} are left by {titles(left)}."
+        lines = [f"Traces of {known.target} are left, found by {titles(left)}."]
     worst = (behind or left)[0]
-    return [first, f"What that means ({worst.title}): {worst.bad}"]
+    return [*lines, f"What that means ({worst.title}): {worst.bad}"]

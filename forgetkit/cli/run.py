@@ -61,7 +61,7 @@ def run(
     wanted = parse_classes(classes)
     chosen = parse_settings(using, settings or []) if using != "auto" else {}
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
-    images = _images(loaded, model, data, size)
+    images = folder_images(loaded, model, data, size)
     request = _request(loaded, images, wanted, using, chosen, batch_size, workers)
     if head is not None:
         request = request.head(head)
@@ -69,7 +69,7 @@ def run(
         request = request.on(device, mixed_precision=precision)
     say(f"{len(images.train)} training images, "
         f"{len(images.test) if images.test else 'no'} test images in {data}")  # fmt: skip
-    result = request.seed(seed).run(_loader(images.train, batch_size, workers))
+    result = request.seed(seed).run(folder_loader(images.train, batch_size, workers))
     saved = [] if result.rolled_back else result.save(out)
     if patch is not None and not result.rolled_back:
         saved.append(result.patch.save(patch))
@@ -84,7 +84,7 @@ def run(
         raise typer.Exit(ROLLED_BACK)
 
 
-def _images(loaded: nn.Module, name: str, data: Path, size: int | None) -> FolderPair:
+def folder_images(loaded: nn.Module, name: str, data: Path, size: int | None) -> FolderPair:
     """Read the folder the way the model's own preprocessing says."""
     from forgetkit.images import example_input, preprocessing_of, read_folder
 
@@ -108,9 +108,12 @@ def _request(
 
     request = forget(loaded).classes(classes).using(using, **settings)
     if images.test is not None:
-        request = request.validate(_loader(images.test, batch_size, workers))
+        request = request.validate(folder_loader(images.test, batch_size, workers))
     return request
 
 
-def _loader(images: ImageFiles, batch_size: int, workers: int) -> DataLoader[tuple[Tensor, int]]:
+def folder_loader(
+    images: ImageFiles, batch_size: int, workers: int
+) -> DataLoader[tuple[Tensor, int]]:
+    """Return a loader over a folder's images, in their order."""
     return DataLoader(images, batch_size=batch_size, num_workers=workers)
