@@ -24,7 +24,8 @@ def quantised(weight: Tensor, bits: int, axis: int = 0) -> Tensor:
     top = 2 ** (bits - 1)
     scale = weight.abs().amax(dim=held, keepdim=True) / (top - 1)
     safe = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return scale * torch.clamp(torch.round(weight / safe), -top, top - 1)
+    rounded: Tensor = scale * torch.clamp(torch.round(weight / safe), -top, top - 1)
+    return rounded
 
 
 def weights_of(model: nn.Module) -> list[tuple[nn.Parameter, int]]:

@@ -39,7 +39,7 @@ class AdversarialRecovery(Metric):
     images is a trace. ``residual``: the headline share surely exceeds every retrained model's. A
     masked output is never reached, so then every model answers with its nearest class mean.
 
-    Source: adversarial audits after Goel et al., arXiv:2402.14015; attack of Madry et al., 2018.
+    Source: the attack is that of Madry et al., ICLR 2018, arXiv:1706.06083.
 
     Differences: the radius counts in parts of the pixel range; steps follow the log odds, which do
         not vanish.
@@ -53,7 +53,7 @@ class AdversarialRecovery(Metric):
         range="[0, 1], share of forget samples that reach a forgotten class",
         good="not above that of a retrained model, nor above that from other images",
         bad="An invisible change of an image makes the model name the forgotten class again.",
-        needs="images of forget samples; test images of kept classes; a retrained model for a verdict",
+        needs="images of forget samples, test images of kept classes; a retrained model",
         cost="60 FB over at most 200 samples for each model",
         source="Madry et al. 2018, ICLR",
         link="https://arxiv.org/abs/1706.06083",

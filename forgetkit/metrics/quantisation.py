@@ -39,7 +39,7 @@ class Quantisation(Metric):
         range="[-1, 1], rise of the accuracy on the forgotten classes",
         good="0, or not above that of a retrained model",
         bad="Storing the model in fewer bits undoes the unlearning.",
-        needs="images of test samples of forgotten and kept classes; a retrained model for a verdict",
+        needs="images of test samples of forgotten and kept classes; a retrained model",
         cost="six times an F over at most 1 000 samples",
         source="Zhang et al. 2025, ICLR",
         link="https://arxiv.org/abs/2410.16454",
