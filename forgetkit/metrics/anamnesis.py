@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Missing, Role
+from forgetkit.audit.evidence import Evidence, Missing, Role, Subject
 from forgetkit.audit.readings import hits, outputs, retrained
 from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
 from forgetkit.draws import uniform
@@ -55,22 +55,22 @@ class Anamnesis(Metric):
         some = lessons.forget.take(order[: self.samples].sort().values)
         look = mean_over(some, evidence.device, accuracy)
 
-        def run(role: Role) -> Progress:
-            return relearn(evidence.subject(role).model, lessons, look, lambda a: a >= target)
+        def run(subject: Subject) -> Progress:
+            return relearn(subject.model, lessons, look, lambda share: share >= target)
 
-        found = {
-            role: run(role) for role in ("unlearned", "untrained") if role in evidence.subjects
-        }
-        rivals = [
-            relearn(subject.model, lessons, look, lambda a: a >= target)
-            for subject in retrained(evidence)
-        ]
-        own = found["unlearned"].steps
-        value, note = index(own, rivals[0].steps, self.steps)
+        roles: tuple[Role, ...] = ("unlearned", "untrained")
+        found = {role: run(evidence.subjects[role]) for role in roles if role in evidence.subjects}
+        rivals = [run(subject) for subject in retrained(evidence)]
+        own, reference = found["unlearned"].steps, rivals[0].steps
+        value, note = index(own, reference, self.steps)
+        others = {"untrained": found["untrained"].steps} if "untrained" in found else {}
+        if len(rivals) > 1:
+            others["retrained"] = rivals[1].steps
+        ratios = {role: index(steps, reference, self.steps)[0] for role, steps in others.items()}
         return self.finding(
             value,
             samples=len(lessons.forget),
-            controls={"retrained": 1.0} if rivals[0].steps else {},
+            controls={role: ratio for role, ratio in ratios.items() if ratio is not None},
             details={
                 "steps": {role: each.steps for role, each in found.items()},
                 "retrained_steps": [each.steps for each in rivals],

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import toy_evidence as toys
+from torchmetrics.classification import MulticlassAccuracy
+
+from forgetkit.audit.evidence import Evidence, Outputs, Subject
+from forgetkit.audit.readings import hits
+from forgetkit.metrics.accuracy import Accuracy
+
+FOUR = toys.outputs(
+    torch.tensor([[2.0, 1, 0], [2, 1, 0], [0, 1, 2], [2, 0, 0]]), torch.tensor([0, 0, 0, 1])
+)
+
+
+def made(found: Outputs, **more: Outputs) -> Evidence:
+    subject = Subject(toys.original().model, {"forget": found, **more}, None)
+    return Evidence({"unlearned": subject}, {}, "instances", (0,), found.logits.shape[1])
+
+
+def test_pinned_and_as_torchmetrics() -> None:
+    found = Accuracy().measure(made(FOUR))
+    assert found.value == pytest.approx(0.5, abs=1e-12)
+    assert found.samples == 4
+    micro = MulticlassAccuracy(num_classes=3, average="micro")(FOUR.logits, FOUR.labels)
+    assert found.value == pytest.approx(float(micro), abs=1e-6)
+    assert found.verdict == "not decidable"
+
+
+def test_several_labels_count_as_their_mean() -> None:
+    logits = torch.tensor([[1.0, -1, 1], [-1, -1, -1]])
+    labels = torch.tensor([[1.0, 0, 0], [0, 0, 0]])
+    found = Accuracy().measure(made(toys.outputs(logits, labels)))
+    assert found.value == pytest.approx(5 / 6, abs=1e-6)
+
+
+def test_every_model_and_set_is_in_the_table() -> None:
+    found = Accuracy().measure(toys.evidence(references=3))
+    assert found.controls == {"original": 1.0, "retrained": 0.0}
+    table = found.details["sets"]
+    assert isinstance(table, dict)
+    assert set(table) == {"forget", "retain", "test_forget", "test_retain"}
+    kept = toys.patched().outputs["test_retain"]
+    assert table["test_retain"]["samples"] == len(kept)
+    assert table["test_retain"]["accuracy"]["unlearned"] == float(hits(kept).mean())
+    low, high = table["test_retain"]["interval"]["unlearned"]
+    assert low < float(hits(kept).mean()) <= high
+
+
+def test_verdict() -> None:
+    assert Accuracy().measure(toys.evidence(toys.original())).verdict == "residual"
+    assert Accuracy().measure(toys.evidence(toys.retrained()[1])).verdict == "as retrain"
+    hidden = Accuracy().measure(toys.evidence(toys.masked(), head_masked=True))
+    assert hidden.verdict == "no verdict"
+    assert "by construction" in hidden.note

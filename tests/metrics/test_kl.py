@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+import toy_evidence as toys
+from torchmetrics import KLDivergence
+
+from forgetkit.audit.divergence import restricted
+from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.metrics.kl import KLToRetrained
+
+P = toys.outputs(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]).log(), torch.tensor([0, 1]))
+Q = toys.outputs(torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]]).log(), torch.tensor([0, 1]))
+
+
+def pair() -> Evidence:
+    model = toys.original().model
+    return Evidence(
+        {"unlearned": Subject(model, {"forget": P}, None),
+         "retrained": Subject(model, {"forget": Q}, None)},
+        {}, "instances", (0,), 3,
+    )  # fmt: skip
+
+
+def test_the_reference_comes_first() -> None:
+    assert KLToRetrained().measure(pair()).value == pytest.approx(0.131180, abs=1e-6)
+
+
+def test_as_torchmetrics() -> None:
+    found = KLToRetrained().measure(toys.evidence())
+    own, reference = (
+        subject.outputs["forget"].log_probs for subject in (toys.patched(), toys.retrained()[0])
+    )
+    expected = float(KLDivergence(log_prob=True)(reference, own))
+    assert found.value == pytest.approx(expected, abs=1e-6)
+
+
+def test_verdict_needs_two_retrained_models() -> None:
+    alone = KLToRetrained().measure(toys.evidence(references=1))
+    assert alone.verdict == "not decidable"
+    assert "second retrained model" in alone.note
+    assert (
+        KLToRetrained().measure(toys.evidence(toys.original(), references=2)).verdict == "residual"
+    )
+    same = KLToRetrained().measure(toys.evidence(toys.retrained()[0], references=2))
+    assert same.value == 0.0
+    assert same.verdict == "as retrain"
+
+
+def test_masked_classes_are_left_out() -> None:
+    evidence = toys.evidence(toys.masked(), head_masked=True)
+    found = KLToRetrained().measure(evidence)
+    left, right = (
+        restricted(subject.outputs["forget"].log_probs, (0, 1, 2))
+        for subject in (toys.retrained()[0], toys.masked())
+    )
+    assert found.value == pytest.approx(float((left.exp() * (left - right)).sum(1).mean()))
+    assert "over the other classes" in found.note
+
+
+def test_no_reference_no_number() -> None:
+    with pytest.raises(Missing, match="needs the retrained model"):
+        KLToRetrained().measure(toys.evidence(roles=("original",)))
+    with pytest.raises(Missing, match="that set is empty"):
+        empty = P.take(torch.zeros(0, dtype=torch.int64))
+        subject = Subject(toys.original().model, {"forget": empty}, None)
+        KLToRetrained().measure(replace(pair(), subjects={**pair().subjects, "unlearned": subject}))

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import toy_evidence as toys
+from torch import Generator
+from torchmetrics.classification import MulticlassAccuracy
+
+from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.metrics.top_k_accuracy import TopKAccuracy
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_as_torchmetrics(k: int) -> None:
+    generator = Generator().manual_seed(3)
+    logits = torch.randn(50, 5, generator=generator)
+    labels = torch.randint(5, (50,), generator=generator)
+    subject = Subject(toys.original().model, {"forget": toys.outputs(logits, labels)}, None)
+    evidence = Evidence({"unlearned": subject}, {}, "instances", (0,), 5)
+    expected = MulticlassAccuracy(num_classes=5, top_k=k, average="micro")(logits, labels)
+    assert TopKAccuracy(k=k).measure(evidence).value == pytest.approx(float(expected), abs=1e-6)
+
+
+def test_second_guesses_show_what_a_head_edit_hides() -> None:
+    found = TopKAccuracy(k=2).measure(toys.evidence())
+    assert found.value is not None
+    assert found.value > 0.5
+    assert found.controls["retrained"] < found.value
+    assert found.verdict == "residual"
+
+
+def test_all_classes_are_too_many() -> None:
+    with pytest.raises(Missing, match="needs more than 4 classes"):
+        TopKAccuracy(k=4).measure(toys.evidence())
