@@ -91,7 +91,7 @@ def test_attack_keeps_to_its_radius_and_the_range(
     from forgetkit.methods import boundary_shrink
 
     seen: list[tuple[Tensor, Tensor]] = []
-    original = boundary_shrink.sign_attack
+    from forgetkit.attacks import sign_attack as original
 
     def watched(start: Tensor, *args: object, **kwargs: object) -> Tensor:
         moved: Tensor = original(start, *args, **kwargs)  # type: ignore[arg-type]  # passed on

@@ -50,7 +50,8 @@ def newton(
 
     matrix = torch.autograd.functional.hessian(loss, weight.flatten())
     damped = matrix + damping * torch.eye(6)
-    return weight - torch.linalg.solve(damped, difference.flatten()).view(3, 2)
+    step: Tensor = torch.linalg.solve(damped, difference.flatten())
+    return weight - step.view(3, 2)
 
 
 def slope(weight: Tensor, rows: Tensor, labels: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ def linearised(rows: Tensor, penalty: float) -> Tensor:
     own = INPUTS[rows]
     residual = torch.eye(3)[LABELS[rows]] - (own @ START.T).softmax(dim=1)
     matrix = own.T @ own + len(rows) * penalty * torch.eye(2)
-    return torch.linalg.solve(matrix, own.T @ residual).T
+    solved: Tensor = torch.linalg.solve(matrix, own.T @ residual)
+    return solved.T
 
 
 def moved(**settings: float | str | None) -> Tensor:
