@@ -1,0 +1,209 @@
+"""Several records side by side on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from forgetkit.audit.evidence import Missing
+from forgetkit.errors import DataError
+from forgetkit.report.drawing import (
+    PALETTE,
+    Picture,
+    inline,
+    legend_above,
+    sheet,
+    short,
+    soft_grid,
+    style,
+)
+from forgetkit.report.page import Drawn, environment, place_of
+from forgetkit.report.pictures import radar
+from forgetkit.report.record import GROUPS, Entry, Record, mapping_in, number_in, read_record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SETS = {
+    "retain": "kept, training", "forget": "forgotten, training", "test_retain": "kept, test",
+    "test_forget": "forgotten, test",
+}  # fmt: skip
+MOST = 8
+"""Records that one picture can tell apart."""
+
+
+def write_comparison(
+    records: Sequence[Mapping[str, object]], folder: Path | str, *, name: str = "comparison.html"
+) -> Path:
+    """Write one page about several audits: a column a record, a row a number.
+
+    Beside the page: the same in Markdown, and ``pictures/`` with SVG and CSV.
+
+    Args:
+        records: what audits returned; their ``name`` is the heading of the column.
+        folder: created when it does not exist; files of the same name are replaced.
+        name: of the page.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: there are fewer than two, one of them is no record, or the name does not end
+            in .html.
+    """
+    if len(records) < 2:
+        raise DataError(
+            f"records: expected at least two to compare, found {len(records)}; pass several, or "
+            "write_report for one"
+        )
+    found = _named([read_record(record) for record in records])
+    page = place_of(folder, name)
+    drawn = _draw(found)
+    for picture in drawn.pictures:
+        picture.write(page.parent / "pictures")
+    words = {
+        "records": found, "groups": _groups(found), "left_out": drawn.left_out,
+        "minimal": _minimal(found),
+    }  # fmt: skip
+    pages = environment()
+    markup = pages.get_template("comparison.html.j2").render(
+        words, pictures=[(picture, inline(picture)) for picture in drawn.pictures]
+    )
+    page.write_text(markup, encoding="utf-8")
+    text = pages.get_template("comparison.md.j2").render(words, pictures=drawn.pictures)
+    page.with_suffix(".md").write_text(text, encoding="utf-8")
+    return page
+
+
+def accuracy_figure(table: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw accuracies by set, one bar a record.
+
+    Args:
+        table: by name of the record, then by words for the set.
+    """
+    sets = list(dict.fromkeys(words for row in table.values() for words in row))
+    thick = 0.8 / len(table)
+    with style():
+        figure, (axes,) = sheet(height=1.0 + len(sets) * (0.15 + 0.13 * len(table)))
+        for place, (name, row) in enumerate(table.items()):
+            known = [at for at, words in enumerate(sets) if words in row]
+            axes.barh(
+                [at + (place - (len(table) - 1) / 2) * thick for at in known],
+                [row[sets[at]] for at in known], thick * 0.9, label=short(name),
+                color=PALETTE[place % len(PALETTE)], hatch=("", "////", "....", "xx")[place % 4],
+                linewidth=0,
+            )  # fmt: skip
+        axes.set_yticks(range(len(sets)), sets)
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("accuracy")
+        soft_grid(axes, "x")
+        legend_above(figure, axes, columns=3)
+    return figure
+
+
+def _draw(records: Sequence[Record]) -> Drawn:
+    pictures: list[Picture] = []
+    left_out: dict[str, str] = {}
+    some = records[:MOST]
+    if len(records) > MOST:
+        left_out["Records"] = f"pictures show the first {MOST} of {len(records)}"
+    for title, draw in (("Accuracy by set", _accuracy), ("All axes at once", radar.picture_of)):
+        try:
+            pictures.append(draw(some))
+        except Missing as reason:
+            left_out[title] = str(reason)
+    return Drawn(pictures, left_out)
+
+
+def _accuracy(records: Sequence[Record]) -> Picture:
+    table = {
+        record.name: {
+            words: share
+            for split, words in SETS.items()
+            if (share := radar.accuracy_on(record, split)) is not None
+        }
+        for record in records
+    }
+    table = {name: row for name, row in table.items() if row}
+    if not table:
+        raise Missing("needs accuracies by set, which no record holds")
+    return Picture(
+        "accuracy-by-set", "Accuracy by set",
+        "Kept samples should stay where they were; for a forgotten class low is what was asked "
+        "for, for forgotten samples the retrained model's accuracy is.",
+        "Bars of accuracy: " + "; ".join(
+            f"{name}: " + ", ".join(f"{words} {share:.0%}" for words, share in row.items())
+            for name, row in table.items()
+        ),
+        accuracy_figure(table), ("name", "set", "accuracy"),
+        [(name, words, share) for name, row in table.items() for words, share in row.items()],
+    )  # fmt: skip
+
+
+def _named(records: Sequence[Record]) -> list[Record]:
+    """Return records whose names differ."""
+    seen: dict[str, int] = {}
+    found = []
+    for record in records:
+        seen[record.name] = seen.get(record.name, 0) + 1
+        number = seen[record.name]
+        found.append(record if number == 1 else replace(record, name=f"{record.name} ({number})"))
+    return found
+
+
+def _groups(records: Sequence[Record]) -> list[tuple[str, list[tuple[Entry, list[Entry | None]]]]]:
+    """Return by part of the report the metrics, each with its finding in every record."""
+    tables = [{entry.slug: entry for entry in record.findings} for record in records]
+    first: dict[str, Entry] = {}
+    for table in tables:
+        for slug, entry in table.items():
+            first.setdefault(slug, entry)
+    groups = {
+        title: [
+            (entry, [table.get(slug) for table in tables])
+            for slug, entry in first.items()
+            if entry.group == group
+        ]
+        for group, title in GROUPS.items()
+    }
+    return [(title, rows) for title, rows in groups.items() if rows]
+
+
+def _minimal(records: Sequence[Record]) -> list[tuple[str, list[float | str | None]]]:
+    """Return the rows that a paper needs at least, with one value a record."""
+    rows: list[tuple[str, list[float | str | None]]] = [
+        (f"accuracy: {words}", [radar.accuracy_on(record, split) for record in records])
+        for split, words in SETS.items()
+    ]
+    for title, slug in (
+        ("unlearning score", "us"), ("attack AUC", "mia_loss"), ("KL to retrained", "kl"),
+    ):  # fmt: skip
+        rows.append((title, [_value(record, slug) for record in records]))
+    rows.append(("attack AUC, retrained", [_control(r, "mia_loss") for r in records]))
+    rows.append(("probe excess", [_excess(record) for record in records]))
+    rows.append(("steps to relearn", [_value(record, "relearning") for record in records]))
+    rows.append(("steps to relearn, retrained", [_control(r, "relearning") for r in records]))
+    rows.append(("seconds", [radar.seconds_of(record) for record in records]))
+    return [(title, row) for title, row in rows if any(value is not None for value in row)]
+
+
+def _value(record: Record, slug: str) -> float | str | None:
+    entry = record.find(slug)
+    return None if entry is None else entry.value
+
+
+def _control(record: Record, slug: str) -> float | str | None:
+    entry = record.find(slug)
+    found = None if entry is None else mapping_in(entry.controls).get("retrained")
+    return found if isinstance(found, str) else number_in(found)
+
+
+def _excess(record: Record) -> float | None:
+    entry = record.find("linear_probe")
+    other = entry.control("retrained") if entry else None
+    if entry is None or entry.number is None or other is None:
+        return None
+    return entry.number - other
