@@ -154,10 +154,14 @@ def speed(
     repeats: Annotated[int, typer.Option(help="measured rounds; the median counts")] = 3,
 ) -> None:
     """Print every speed ratio that the project promises. Run it on an idle machine."""
+    from itertools import chain
+
+    from forgetkit.benchmark.method_speed import method_ratios
     from forgetkit.benchmark.speed import all_ratios
 
     _show("| what | seconds | over | ratio | wanted |\n| --- | ---: | ---: | ---: | --- |")
-    for ratio in all_ratios(quick=quick, repeats=repeats):
+    both = (all_ratios, method_ratios)
+    for ratio in chain.from_iterable(made(quick=quick, repeats=repeats) for made in both):
         _show(
             f"| {ratio.title} | {ratio.ours:.3f} | {ratio.theirs:.3f} | {ratio.value:.3f} "
             f"| {ratio.wanted} |"
