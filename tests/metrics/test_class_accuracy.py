@@ -46,6 +46,5 @@ def test_the_largest_drop_is_named() -> None:
 
 
 def test_training_samples_stand_in() -> None:
-    assert ClassAccuracy().measure(toys.without(toys.evidence(), "test_retain")).details["sets"] == [
-        "forget", "retain",
-    ]  # fmt: skip
+    found = ClassAccuracy().measure(toys.without(toys.evidence(), "test_retain"))
+    assert found.details["sets"] == ["forget", "retain"]

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import toy_evidence as toys
+from torchmetrics.regression import JensenShannonDivergence
+
+from forgetkit.metrics.js import JSToRetrained, bits
+
+P = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], dtype=torch.float64).log()
+Q = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]], dtype=torch.float64).log()
+
+
+def test_pinned() -> None:
+    assert float(bits(Q, P).mean()) == pytest.approx(0.042618, abs=1e-6)
+    assert torch.equal(bits(P, Q), bits(Q, P))
+
+
+def test_as_torchmetrics() -> None:
+    found = JSToRetrained().measure(toys.evidence())
+    own, reference = (
+        subject.outputs["forget"].log_probs for subject in (toys.patched(), toys.retrained()[0])
+    )
+    nats = float(JensenShannonDivergence(log_prob=True)(own, reference))
+    assert found.value == pytest.approx(nats / 0.6931471805599453, abs=1e-6)
+
+
+def test_verdict() -> None:
+    kept = JSToRetrained().measure(toys.evidence(toys.original(), references=2))
+    assert kept.verdict == "residual"
+    same = JSToRetrained().measure(toys.evidence(toys.retrained()[0], references=2))
+    assert (same.value, same.verdict) == (pytest.approx(0.0, abs=1e-12), "as retrain")
