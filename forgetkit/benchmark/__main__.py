@@ -39,6 +39,7 @@ def table(
     label: Annotated[int, typer.Option(help="class to forget")] = 3,
     limit: Limit = None,
     every: Annotated[bool, typer.Option("--every", help="a row for every method")] = False,
+    without: Annotated[list[str] | None, typer.Option(help="methods to leave out")] = None,
     minutes: Annotated[float | None, typer.Option(help="begin no run after so long")] = None,
     device: Device = "cpu",
 ) -> None:
@@ -50,6 +51,7 @@ def table(
     if every:
         shown = {entry.method for entry in ENTRIES}
         entries = (*ENTRIES, *every_class_method(without=("retrain", *shown)))
+    entries = tuple(entry for entry in entries if entry.method not in (without or ()))
     for name in model or MODEL_NAMES:
         rows = class_table(
             name, pair, named, label=label, seeds=range(seeds), entries=entries, device=device,
