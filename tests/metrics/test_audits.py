@@ -1,0 +1,271 @@
+"""Audits on a toy CNN: what a head-only method hid, they find; what was retrained, they pass."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import toy_evidence as toys
+
+from forgetkit.audit.evidence import Missing, collect
+from forgetkit.audit.neighbourhood import answer_of, images, logits_over, towards, value_range
+from forgetkit.audit.relearning import lesson, relearn, reset_rows
+from forgetkit.engine.modes import evaluating
+from forgetkit.metric import Metric, find_metric
+from forgetkit.metrics.adversarial_recovery import AdversarialRecovery
+from forgetkit.metrics.knowledge_retention import KnowledgeRetention
+from forgetkit.metrics.linear_probe import LinearProbe
+from forgetkit.metrics.over_unlearning import OverUnlearning
+from forgetkit.metrics.prompt_resurrection import PromptResurrection
+from forgetkit.metrics.prototype import Prototype
+from forgetkit.metrics.quantisation import Quantisation
+from forgetkit.metrics.relearning import Relearning
+
+QUICK = Relearning(repeats=1, more_shots=False, steps=30)
+AUDITS: tuple[Metric, ...] = (
+    AdversarialRecovery(steps=3, most=20),
+    KnowledgeRetention(),
+    LinearProbe(draws=2),
+    OverUnlearning(),
+    PromptResurrection(steps=5),
+    Prototype(),
+    Quantisation(),
+    replace(QUICK, steps=5),
+)
+FEATURES = (LinearProbe(draws=4), Prototype(), KnowledgeRetention())
+
+
+def slug(metric: Metric) -> str:
+    return metric.card.slug
+
+
+@pytest.mark.parametrize("metric", AUDITS, ids=slug)
+def test_an_audit_leaves_models_alone_and_repeats_itself(metric: Metric) -> None:
+    evidence = toys.evidence(roles=("original", "retrained", "untrained"), references=2)
+    before = [toys.state(one.model) for one in evidence.subjects.values()]
+    found = metric.measure(evidence)
+    assert [toys.state(one.model) for one in evidence.subjects.values()] == before
+    assert found.slug == metric.card.slug
+    assert find_metric(found.slug) is type(metric)
+    assert found.samples > 0
+    assert set(found.controls) <= {"original", "retrained", "untrained"}
+    assert {"original", "retrained"} <= set(found.controls)
+    record = json.dumps(found.to_json(), allow_nan=False)
+    assert record == json.dumps(metric.measure(evidence).to_json(), allow_nan=False)
+
+
+@pytest.mark.parametrize("metric", AUDITS, ids=slug)
+def test_without_a_retrained_model_nothing_is_called_as_retrain(metric: Metric) -> None:
+    found = metric.measure(toys.evidence(toys.retrained()[1], roles=("original",)))
+    assert found.verdict == "not decidable"
+    assert "no retrained model" in found.note
+
+
+@pytest.mark.parametrize("metric", AUDITS, ids=slug)
+def test_single_samples_are_not_asked_about_classes(metric: Metric) -> None:
+    with pytest.raises(Missing, match="single samples"):
+        metric.measure(replace(toys.evidence(), goal="instances"))
+
+
+@pytest.mark.parametrize("metric", AUDITS, ids=slug)
+def test_identical_models_are_as_retrain(metric: Metric) -> None:
+    one = toys.retrained()[0]
+    evidence = toys.evidence(one)
+    same = replace(evidence, subjects={"unlearned": one, "original": one, "retrained": one})
+    found = metric.measure(same)
+    assert found.verdict == "as retrain"
+    assert found.value == found.controls["retrained"] == found.controls["original"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "split"),
+    [(audit, "test_forget") for audit in AUDITS if slug(audit) not in
+     ("over_unlearning", "adversarial_recovery")]
+    + [(audit, "forget") for audit in AUDITS if slug(audit) != "quantisation"]
+    + [(Quantisation(), "test_retain"), (LinearProbe(), "retain"), (QUICK, "retain")],
+    ids=lambda one: one if isinstance(one, str) else slug(one),
+)  # fmt: skip
+def test_a_missing_set_is_named(metric: Metric, split: str) -> None:
+    with pytest.raises(Missing, match="needs"):
+        metric.measure(toys.without(toys.evidence(), split))
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("metric", FEATURES, ids=slug)
+def test_a_head_only_edit_leaves_the_features_bit_for_bit(metric: Metric, kind: str) -> None:
+    found = metric.measure(toys.evidence(kind=kind, roles=("original",)))
+    assert found.value == found.controls["original"]
+    assert "bit for bit" in found.note
+    record = found.to_json()["details"]
+    assert isinstance(record, dict)
+    for one in record["curve"].values() if "curve" in record else [record]:
+        for numbers in (one["forgotten"], one["kept"]):
+            assert numbers["unlearned"] == numbers["original"]
+
+
+@pytest.mark.parametrize("metric", FEATURES, ids=slug)
+def test_features_give_a_head_only_edit_away(metric: Metric) -> None:
+    evidence = toys.evidence(references=3)
+    accuracy = evidence.of("unlearned", "test_forget").right.double().mean()
+    assert float(accuracy) < 0.05
+    found = metric.measure(evidence)
+    assert found.verdict == "residual"
+    assert found.value is not None
+    assert found.value > 0.95
+
+
+@pytest.mark.parametrize("metric", FEATURES, ids=slug)
+def test_a_retrained_model_passes(metric: Metric) -> None:
+    evidence = toys.evidence(toys.retrained()[1], references=3)
+    others = (toys.retrained()[0], toys.retrained()[2])
+    assert metric.measure(replace(evidence, references=others)).verdict == "as retrain"
+
+
+def test_few_shots_order_the_models() -> None:
+    roles = ("original", "retrained", "untrained")
+    found = Prototype(shots=1).measure(toys.evidence(roles=roles))
+    assert found.controls["original"] > found.controls["retrained"] > found.controls["untrained"]
+
+
+def test_relearning_gives_a_head_only_edit_away() -> None:
+    for subject in (toys.patched(), toys.masked()):
+        found = QUICK.measure(toys.evidence(subject, references=3))
+        assert found.verdict == "residual"
+        assert found.value is not None
+        assert found.value < found.controls["retrained"]
+
+
+def test_relearning_passes_a_retrained_model() -> None:
+    evidence = toys.evidence(toys.retrained()[1])
+    others = (toys.retrained()[0], toys.retrained()[2])
+    assert QUICK.measure(replace(evidence, references=others)).verdict == "as retrain"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_masked_original_relearns_before_every_retrained_model(seed: int) -> None:
+    found = QUICK.measure(replace(toys.evidence(toys.masked(), references=3), seed=seed))
+    assert found.verdict == "residual"
+
+
+@pytest.mark.parametrize("form", ["as_is", "reset", "head"])
+def test_without_a_step_size_nothing_is_learnt(form: str) -> None:
+    sets = toys.sets()
+    what = lesson(
+        sets["forget"], sets["retain"], sets["test_forget"], sets["test_retain"], shots=5,
+        most_tests=20, steps=4, every=1, lr=0.0, seed=0, target=None,
+    )  # fmt: skip
+    curve = relearn(
+        toys.patched(), what, form=form, forgotten=[toys.GONE], device=torch.device("cpu")
+    )
+    assert curve.steps == [0, 1, 2, 3, 4]
+    assert len(set(curve.forgotten)) == len(set(curve.kept)) == 1
+
+
+@pytest.mark.parametrize("kind", ["cnn", "vit"])
+def test_reset_rows_are_the_mean_of_the_others(kind: str) -> None:
+    some = toys.subject(toys.toy(kind).model)
+    assert some.view is not None
+    affine = some.view.affines[0]
+    assert affine.weight is not None
+    before = affine.weight.detach().clone()
+    reset_rows(some.view, [toys.GONE])
+    after = affine.weight.detach()
+    assert torch.allclose(after[toys.GONE], before[:3].mean(dim=0))
+    assert torch.equal(after[:3], before[:3])
+    assert affine.bias is not None
+    assert torch.allclose(affine.bias[toys.GONE], affine.bias[:3].mean())
+
+
+def test_a_masked_original_keeps_what_it_says_about_neighbours() -> None:
+    found = OverUnlearning().measure(toys.evidence(toys.masked()))
+    assert found.value == pytest.approx(0.0, abs=1e-9)
+    assert found.verdict == "as retrain"
+
+
+def test_over_unlearning_notices_ruined_neighbours() -> None:
+    evidence = toys.evidence(toys.untrained(), references=3)
+    assert OverUnlearning().measure(evidence).verdict == "over-forgotten"
+
+
+def test_a_small_attack_finds_a_head_only_edit() -> None:
+    found = AdversarialRecovery(radius=8).measure(toys.evidence(references=3))
+    assert found.verdict == "residual"
+    share = found.details["share"]["unlearned"]  # type: ignore[index]  # a mapping by construction
+    assert share["forget"]["8/255"] > share["test_retain"]["8/255"]
+    assert found.controls["retrained"] < 0.1
+
+
+def test_an_attack_stays_in_its_ball() -> None:
+    evidence = toys.evidence()
+    inputs, _ = images(toys.sets()["forget"], 30, evidence, None)
+    assert isinstance(inputs, torch.Tensor)
+    limits = value_range([inputs])
+    model = toys.original()
+
+    def aim(logits: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.zeros(len(logits)).long(), 4).bool()
+
+    with evaluating(model.model):
+        answer = answer_of(model, evidence, open_head=False)
+        moved = towards(inputs, answer, aim, limits, epsilon=0.05, steps=5)
+        assert isinstance(moved, torch.Tensor)
+        far = (limits.to_unit(moved) - limits.to_unit(inputs)).abs().max()
+        assert float(far) <= 0.05 + 1e-6
+        before, after = (logits_over(one, answer)[:, 0].mean() for one in (inputs, moved))
+    assert float(after) > float(before)
+
+
+def test_a_masked_head_is_opened_for_attacks() -> None:
+    evidence = toys.evidence(toys.masked(), head_masked=True)
+    found = AdversarialRecovery(steps=3, most=20).measure(evidence)
+    assert found.details["head"] == "nearest class mean"
+    assert found.value == 1.0
+
+
+def test_a_border_recalls_a_class_of_an_unforgotten_model() -> None:
+    found = PromptResurrection(steps=60).measure(toys.evidence(references=3))
+    accuracy = found.details["accuracy"]["unlearned"]  # type: ignore[index]  # a mapping by construction
+    assert accuracy["test_forget"] > accuracy["test_forget without"]
+    assert found.details["border"] == 1
+    assert found.details["parameters"] == 28
+    nothing = PromptResurrection(steps=0).measure(toys.evidence(references=3))
+    plain = toys.evidence().of("unlearned", "test_forget").right.double().mean()
+    assert nothing.value == pytest.approx(float(plain))
+
+
+def test_rounding_that_undoes_an_edit_is_found() -> None:
+    model = toys.toy("cnn").model
+    with torch.no_grad():
+        weights = dict(model.named_parameters())
+        # a bias far below what bfloat16 keeps beside a large common offset
+        weights["fc.bias"].add_(8192.0)
+        weights["fc.bias"][toys.GONE] = 8192.0 - 15.0
+    found = Quantisation().measure(toys.evidence(toys.subject(model), references=3))
+    details = found.details["accuracy"]["unlearned"]  # type: ignore[index]  # a mapping by construction
+    assert details["as is"]["test_forget"] < 0.5
+    assert details["bfloat16"]["test_forget"] > 0.9
+    assert found.verdict == "residual"
+    assert found.details["setting"] == "bfloat16"
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_numbers_do_not_depend_on_the_batch_size(size: int) -> None:
+    one = toys.patched()
+    again = replace(one, outputs=collect(one.model, toys.sets(), view=one.view, batch_size=size))
+    for metric in (Prototype(draws=2), KnowledgeRetention()):
+        found = [metric.measure(toys.evidence(which)).value for which in (one, again)]
+        assert found[0] == pytest.approx(found[1], abs=1e-6)
+
+
+def test_the_sgd_form_learns_something() -> None:
+    found = KnowledgeRetention(form="sgd").measure(toys.evidence(toys.original()))
+    assert found.value == found.controls["original"]
+    assert KnowledgeRetention(form="exact").measure(toys.evidence(toys.original())).value == 1.0
+
+
+def test_an_unlearned_copy_of_the_original_is_residual_without_a_retrained_model() -> None:
+    found = LinearProbe(draws=2).measure(toys.evidence(roles=("original",)))
+    assert found.verdict == "residual"
