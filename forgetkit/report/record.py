@@ -20,7 +20,10 @@ GROUPS = {
     "audit": "What is left behind the output",
     "other": "Other",
 }
-OWN_PLACE = ("verdict", "lines", "findings", "history", "name")
+OWN_PLACE = (
+    "verdict", "lines", "findings", "history", "name", "cards", "missing", "notes", "beyond",
+    "metric_seconds", "schema",
+)  # fmt: skip
 """Keys of a record that have a place of their own; all others stand in the table of facts."""
 
 
@@ -80,6 +83,8 @@ class Record:
         name: what to call it beside others.
         verdict: one sentence.
         lines: further sentences.
+        missing: what was not given, and what follows.
+        beyond: names of checks that were not asked for.
         findings: in the record's order.
         history: one row an epoch, as numbers by name.
         facts: everything else: model, versions, seed, times.
@@ -88,6 +93,8 @@ class Record:
     name: str
     verdict: str
     lines: tuple[str, ...]
+    missing: tuple[str, ...]
+    beyond: tuple[str, ...]
     findings: tuple[Entry, ...]
     history: tuple[Mapping[str, float], ...]
     facts: Mapping[str, object] = field(default_factory=dict)
@@ -150,7 +157,9 @@ def load_record(path: Path | str) -> dict[str, object]:
             f"record {path}: expected a JSON object, found a {type(raw).__name__}; pass the "
             "record.json of an audit"
         )
-    raw.setdefault("name", path.stem if path.stem != "record" else path.resolve().parent.name)
+    raw.setdefault(
+        "name", path.resolve().parent.name if path.stem in ("audit", "record") else path.stem
+    )
     return raw
 
 
@@ -166,24 +175,33 @@ def read_record(raw: Mapping[str, object]) -> Record:
             f"record: expected a list of findings under 'findings', found "
             f"{'nothing' if found is None else type(found).__name__}; pass what an audit returned"
         )
+    cards = mapping_in(raw.get("cards"))
     history = [
         {str(key): number for key, value in row.items() if (number := number_in(value)) is not None}
         for row in sequence_in(raw.get("history"))
         if isinstance(row, Mapping)
     ]
     facts = {str(key): value for key, value in raw.items() if key not in OWN_PLACE}
-    name = raw.get("name") or facts.get("method") or facts.get("model") or "audit"
+    names = [raw.get("name"), *(facts.get(key) for key in ("method", "target", "model"))]
+    verdict = raw.get("verdict")
+    sentences = [verdict] if isinstance(verdict, str) else _sentences(verdict)
     return Record(
-        name=str(mapping_in(name).get("name", "audit") if isinstance(name, Mapping) else name),
-        verdict=str(raw.get("verdict") or "No verdict: the record has none."),
-        lines=tuple(str(line) for line in sequence_in(raw.get("lines"))),
-        findings=tuple(_entry(position, finding) for position, finding in enumerate(found)),
+        name=next((name for name in names if isinstance(name, str) and name), "a model"),
+        verdict=sentences[0] if sentences else "No verdict: the record has none.",
+        lines=(*sentences[1:], *_sentences(raw.get("lines")), *_sentences(raw.get("notes"))),
+        missing=tuple(_sentences(raw.get("missing"))),
+        beyond=tuple(_title(slug, cards) for slug in _sentences(raw.get("beyond"))),
+        findings=tuple(_entry(position, finding, cards) for position, finding in enumerate(found)),
         history=tuple(history),
         facts=facts,
     )
 
 
-def _entry(position: int, raw: object) -> Entry:
+def _sentences(value: object) -> list[str]:
+    return [str(line) for line in sequence_in(value)]
+
+
+def _entry(position: int, raw: object, cards: Mapping[str, object]) -> Entry:
     finding = mapping_in(raw)
     slug = finding.get("slug")
     if not isinstance(slug, str):
@@ -204,12 +222,19 @@ def _entry(position: int, raw: object) -> Entry:
         verdict=str(finding.get("verdict") or "no verdict"),
         note=str(finding.get("note") or ""),
         settings=mapping_in(finding.get("settings")),
-        card=_card(slug),
+        card=_card(slug, cards),
     )
 
 
-def _card(slug: str) -> MetricCard | None:
+def _card(slug: str, cards: Mapping[str, object]) -> MetricCard | None:
+    """Return the card that the record carries, else the registered one of that name."""
+    told = {str(key): value for key, value in mapping_in(cards.get(slug)).items()}
     try:
-        return find_metric(slug).card
-    except UnknownMethod:  # a record of another version
+        return MetricCard(**told) if told else find_metric(slug).card  # type: ignore[arg-type]  # else a TypeError
+    except (TypeError, UnknownMethod):  # a record of another version
         return None
+
+
+def _title(slug: str, cards: Mapping[str, object]) -> str:
+    card = _card(slug, cards)
+    return card.title if card else slug.replace("_", " ")

@@ -61,5 +61,7 @@ def is_masked(record: Record, evidence: Evidence | None) -> bool:
     """Return whether the head hides the forgotten classes."""
     if evidence is not None:
         return evidence.head_masked
+    if isinstance(record.facts.get("head_masked"), bool):
+        return bool(record.facts["head_masked"])
     entry = record.find("accuracy")
     return entry is not None and entry.details.get("masked") is True

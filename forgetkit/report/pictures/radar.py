@@ -100,12 +100,8 @@ def accuracy_on(record: Record, split: str, role: str = "unlearned") -> float | 
 
 
 def seconds_of(record: Record) -> float | None:
-    """Return the seconds that the unlearning took, or ``None``."""
-    told = record.facts.get("seconds")
-    if isinstance(told, Mapping):
-        numbers = [number for value in told.values() if (number := number_in(value)) is not None]
-        return number_in(told.get("total")) or (sum(numbers) if numbers else None)
-    return number_in(told)
+    """Return the seconds that the unlearning took, or ``None``: an audit's own do not count."""
+    return number_in(mapping_in(record.facts.get("times")).get("unlearning"))
 
 
 def polygons(records: Sequence[Record]) -> dict[str, list[float | None]]:

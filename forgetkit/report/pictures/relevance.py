@@ -100,16 +100,16 @@ def relevance_maps(
     found = torch.autograd.grad(wanted, [one.output for one in tracked], allow_unused=True)
     # The last block's output tokens do not reach a head that reads the class token alone: the last
     # layer whose positions still matter is the one to show.
-    pairs = [
-        (layer.grid(layer.output.detach()), layer.grid(gradient))
+    used = [
+        (layer, gradient)
         for layer, gradient in zip(tracked, found, strict=True)
         if gradient is not None and bool(layer.grid(gradient).any())
     ]
-    if not pairs:
+    if not used:
         return torch.zeros(len(images), *images.shape[-2:])
-    grid, gradient = pairs[-1]
-    maps_only = any(layer.output.ndim == 3 for layer in tracked)
-    weights = gradient if maps_only else gradient.mean(dim=(2, 3), keepdim=True)
+    layer, slope = used[-1]
+    grid, gradient = layer.grid(layer.output.detach()), layer.grid(slope)
+    weights = gradient if layer.side else gradient.mean(dim=(2, 3), keepdim=True)
     heat = (weights * grid).sum(dim=1, keepdim=True).clamp(min=0).float()
     size = images.shape[-2:]
     return functional.interpolate(heat, size, mode="bilinear", align_corners=False)[:, 0].cpu()
