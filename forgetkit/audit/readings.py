@@ -131,8 +131,9 @@ def controls(numbers: Mapping[Role, float]) -> dict[str, float]:
 def retrained(evidence: Evidence) -> list[Subject]:
     """Return every retrained model, the first one first; empty when there is none."""
     first = evidence.subjects.get("retrained")
-    others = [subject for subject in evidence.references if subject is not first]
-    return others if first is None else [first, *others]
+    if first is None:
+        return list(evidence.references)
+    return [first, *(other for other in evidence.references if other.model is not first.model)]
 
 
 def retrained_outputs(evidence: Evidence, split: str) -> list[Outputs]:

@@ -97,7 +97,7 @@ def relearn(
             loss = per_sample_loss(logits, batch.labels.to(lessons.device)).mean()
             if not bool(torch.isfinite(loss)):
                 raise UnlearningFailed(
-                    f"relearning: expected a finite loss, found {float(loss)} at step {step}; "
+                    f"relearning: expected a finite loss, found {loss.item()} at step {step}; "
                     "choose a smaller lr"
                 )
             optimizer.zero_grad()

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from forgetkit.audit.evidence import Evidence, Role
 from forgetkit.audit.loss_attack import score_of
-from forgetkit.audit.readings import hits, roles_with, tests_given, together
+from forgetkit.audit.readings import hits, outputs, roles_with, tests_given, together
 from forgetkit.membership import final_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -41,6 +41,8 @@ class FinalScore(Metric):
         splits = tests_given(evidence)
         if evidence.goal == "classes":
             splits = ("test_retain",)
+        outputs(evidence, "unlearned", "forget")
+        tests = together(evidence, "unlearned", splits)
         roles: list[Role] = roles_with(evidence, "forget", *splits)
         parts = {
             role: (_accuracy(evidence, role, splits), score_of(evidence, role)) for role in roles
@@ -48,7 +50,7 @@ class FinalScore(Metric):
         scores = {role: final_score(*pair) for role, pair in parts.items()}
         return self.finding(
             scores["unlearned"],
-            samples=len(together(evidence, "unlearned", splits)),
+            samples=len(tests),
             controls={role: score for role, score in scores.items() if role != "unlearned"},
             details={
                 "test_accuracy": {role: accuracy for role, (accuracy, _) in parts.items()},

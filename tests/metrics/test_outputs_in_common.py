@@ -89,7 +89,8 @@ def test_names_of_classes_make_no_difference(slug: str) -> None:
     )
     first, second = (ALL[slug].measure(one) for one in (evidence, other))
     assert second.value == pytest.approx(first.value, abs=1e-9)
-    assert second.controls == pytest.approx(first.controls, abs=1e-9)
+    if slug != "class_accuracy":  # of equally bad classes the first one is named
+        assert second.controls == pytest.approx(first.controls, abs=1e-9)
     assert second.verdict == first.verdict
 
 
@@ -142,10 +143,8 @@ def test_one_sample_of_one_class(slug: str) -> None:
     assert "nan" not in bare(found).lower()
 
 
-@pytest.mark.parametrize("slug", READING)
+@pytest.mark.parametrize("slug", [slug for slug in READING if slug != "layer_distance"])
 def test_no_answer_is_a_reason(slug: str) -> None:
-    if slug == "layer_distance":
-        pytest.skip("reads weights only")
     evidence = everything()
     own = evidence.subjects["unlearned"]
     for value in (torch.nan, torch.inf):
