@@ -93,6 +93,10 @@ class Quantisation(Metric):
                 for other in known
             ):
                 verdict = "residual"
+        note = "" if others else "no retrained model to compare with"
+        if evidence.head_masked:
+            verdict = "not decidable"
+            note = "the outputs of the forgotten classes are masked, so nothing can show in them"
         return self.finding(
             float(rises["unlearned"][worst].mean()),
             samples=len(sets["test_forget"]),
@@ -112,7 +116,7 @@ class Quantisation(Metric):
                 },
             },
             verdict=verdict,
-            note="" if others else "no retrained model to compare with",
+            note=note,
         )
 
     def _rises(self, found: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

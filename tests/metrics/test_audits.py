@@ -251,6 +251,12 @@ def test_rounding_that_undoes_an_edit_is_found() -> None:
     assert found.details["setting"] == "bfloat16"
 
 
+def test_rounding_cannot_show_anything_behind_a_mask() -> None:
+    found = Quantisation().measure(toys.evidence(toys.masked(), head_masked=True))
+    assert found.verdict == "not decidable"
+    assert "masked" in found.note
+
+
 @pytest.mark.parametrize("size", [1, 7])
 def test_numbers_do_not_depend_on_the_batch_size(size: int) -> None:
     one = toys.patched()
