@@ -22,6 +22,7 @@ from forgetkit.metrics.prompt_resurrection import PromptResurrection
 from forgetkit.metrics.prototype import Prototype
 from forgetkit.metrics.quantisation import Quantisation
 from forgetkit.metrics.relearning import Relearning
+from forgetkit.testing import toy
 
 QUICK = Relearning(repeats=1, more_shots=False, steps=30)
 AUDITS: tuple[Metric, ...] = (
@@ -124,8 +125,8 @@ def test_a_retrained_model_passes(metric: Metric) -> None:
 
 
 def test_few_shots_order_the_models() -> None:
-    roles = ("original", "retrained", "untrained")
-    found = Prototype(shots=1).measure(toys.evidence(roles=roles))
+    everyone = toys.evidence(roles=("original", "retrained", "untrained"))
+    found = Prototype(shots=1).measure(everyone)
     assert found.controls["original"] > found.controls["retrained"] > found.controls["untrained"]
 
 
@@ -166,7 +167,7 @@ def test_without_a_step_size_nothing_is_learnt(form: str) -> None:
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
 def test_reset_rows_are_the_mean_of_the_others(kind: str) -> None:
-    some = toys.subject(toys.toy(kind).model)
+    some = toys.subject(toy(kind).model)
     assert some.view is not None
     affine = some.view.affines[0]
     assert affine.weight is not None
@@ -237,7 +238,7 @@ def test_a_border_recalls_a_class_of_an_unforgotten_model() -> None:
 
 
 def test_rounding_that_undoes_an_edit_is_found() -> None:
-    model = toys.toy("cnn").model
+    model = toy("cnn").model
     with torch.no_grad():
         weights = dict(model.named_parameters())
         # a bias far below what bfloat16 keeps beside a large common offset
