@@ -15,7 +15,8 @@ from forgetkit.metrics.anamnesis import Anamnesis, index, judged
 
 
 def test_index_pinned() -> None:
-    assert index(12, 60, 100) == (pytest.approx(0.2, abs=1e-9), "")
+    assert index(12, 60, 100)[0] == pytest.approx(0.2, abs=1e-9)
+    assert index(12, 60, 100)[1] == ""
     assert index(30, 30, 100) == (1.0, "")
     assert index(0, 0, 100) == (1.0, "")
 

@@ -11,6 +11,7 @@ def test_counts_equal_predictions() -> None:
     own, first, second = (
         subject.outputs["forget"].predicted for subject in (toys.patched(), *toys.retrained()[:2])
     )
+    assert found.value is not None
     assert found.value == pytest.approx(float((own == first).double().mean()), abs=1e-12)
     expected = float((second == first).double().mean())
     assert found.controls["retrained"] == pytest.approx(expected, abs=1e-12)

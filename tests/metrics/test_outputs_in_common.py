@@ -13,6 +13,8 @@ from torch import Tensor
 
 from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role, Subject, collect
 from forgetkit.metric import Finding, Metric, find_metric
+from forgetkit.metrics.anamnesis import Anamnesis
+from forgetkit.metrics.relearn_time import RelearnTime
 
 READING = (
     "accuracy", "class_accuracy", "top_k_accuracy", "us", "forgetting_score", "final_score",
@@ -21,8 +23,8 @@ READING = (
 )  # fmt: skip
 RUNNING: dict[str, Metric] = {
     "cka_layers": find_metric("cka_layers")(),
-    "anamnesis": find_metric("anamnesis")(steps=4, eval_every=2),
-    "relearn_time": find_metric("relearn_time")(steps=2, batch_size=32),
+    "anamnesis": Anamnesis(steps=4, eval_every=2),
+    "relearn_time": RelearnTime(steps=2, batch_size=32),
 }
 ALL = {**{slug: find_metric(slug)() for slug in READING}, **RUNNING}
 ROLES: tuple[Role, ...] = ("original", "retrained", "untrained")
