@@ -7,9 +7,28 @@ import pytest
 from forgetkit.method import Method, all_methods
 from forgetkit.testing import CHECKS, TOYS
 
+LONG = {"no_dead_hyperparameter", "all_or_nothing"}
+"""Checks of many runs each. They and the whole contract on the transformer are slow tests, but for
+the method that the quick tests take all the way."""
 
-@pytest.mark.parametrize("check", CHECKS)
-@pytest.mark.parametrize("kind", TOYS)
-@pytest.mark.parametrize("method", all_methods(), ids=lambda method: method.card.slug)
+TAKEN_ALL_THE_WAY = "lau"
+
+
+def cases() -> list[object]:
+    """Return every method, kind of toy and check; the long ones marked."""
+    found: list[object] = []
+    for method in all_methods():
+        slug = method.card.slug
+        for kind in TOYS:
+            for check in CHECKS:
+                slow = slug != TAKEN_ALL_THE_WAY and (kind == "vit" or check in LONG)
+                marks = [pytest.mark.slow] if slow else []
+                found.append(
+                    pytest.param(method, kind, check, id=f"{slug}-{kind}-{check}", marks=marks)
+                )
+    return found
+
+
+@pytest.mark.parametrize(("method", "kind", "check"), cases())
 def test_contract(method: type[Method], kind: str, check: str) -> None:
     CHECKS[check](method, kind)
