@@ -7,12 +7,12 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -21,18 +21,14 @@ from forgetkit.audit import inputs
 from forgetkit.audit.evidence import Evidence, Missing, Role, Subject, collect
 from forgetkit.audit.record import Audit
 from forgetkit.audit.verdict import Circumstances, verdict
+from forgetkit.data.loaders import Loader
 from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
+from forgetkit.fingerprint import TensorPrint
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.metric import LEVELS, Finding, Metric, all_metrics, find_metric
 from forgetkit.progress import progress
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from forgetkit.data.loaders import Loader
-    from forgetkit.fingerprint import TensorPrint
-    from forgetkit.types import SampleSet
+from forgetkit.types import SampleSet
 
 logger = logging.getLogger("forgetkit")
 
@@ -256,6 +252,7 @@ class _Session:
         """Measure one batch, and say how long all of it will take."""
         samples = max(self._sets().values(), key=len)
         some = samples.take(torch.arange(min(samples.batch_size, len(samples))))
+        collect(model, {"": some}, device=self.device)  # the first pass is slower than the rest
         start = time.perf_counter()
         collect(model, {"": some}, device=self.device)
         each = (time.perf_counter() - start) / len(some)
