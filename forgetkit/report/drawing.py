@@ -147,7 +147,11 @@ def inline(picture: Picture) -> str:
         return _pixels(picture)
     markup = markup[markup.index("<svg") :]
     # Two pictures in one page must not share names of clip paths, markers and hatches.
-    markup = re.sub(r'\bid="', f'id="{picture.slug}-', markup)
+    # Names that nothing refers to are dropped: equal images in one picture would share theirs.
+    used = set(re.findall(r'(?:url\(|xlink:href=")#([^)"]+)', markup))
+    markup = re.sub(
+        r'\bid="([^"]*)"', lambda m: f'id="{picture.slug}-{m[1]}"' if m[1] in used else "", markup
+    )
     markup = markup.replace("url(#", f"url(#{picture.slug}-")
     markup = markup.replace('xlink:href="#', f'xlink:href="#{picture.slug}-')
     markup = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", markup, count=1)
