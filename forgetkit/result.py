@@ -123,6 +123,7 @@ class Result:
         device: torch.device | str | None = None,
         seed: int | None = None,
         head: str | Sequence[str] | None = None,
+        report: str | Path | None = None,
     ) -> Audit:
         """Find out what the model still knows of what it was to forget.
 
@@ -139,6 +140,7 @@ class Result:
             device: where to compute; the default is Accelerate's own choice.
             seed: of every random choice; the default is the run's.
             head: dotted path(s) of the head, when detection must be overruled.
+            report: an .html file to write the audit to, with pictures.
 
         Returns:
             The record of the audit.
@@ -167,6 +169,9 @@ class Result:
             seed=self.seed if seed is None else seed,
             head=head,
             head_masked=self.head_masked,
+            report=report,
+            history=self.history,
+            times={**self.seconds, "unlearning": sum(self.seconds.values())},
         )
 
     def save(self, directory: str | Path) -> list[Path]:

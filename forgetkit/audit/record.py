@@ -58,6 +58,8 @@ class Audit:
         versions: of Python and of the libraries.
         created: date and time, ISO 8601, UTC.
         partial: whether it was interrupted.
+        history: of the unlearning run, one record an epoch, where the audit knows it.
+        times: seconds of the unlearning run by phase, and of all of it as ``"unlearning"``.
     """
 
     findings: tuple[Finding, ...]
@@ -86,6 +88,8 @@ class Audit:
     versions: Mapping[str, str] = field(default_factory=dict)
     created: str = ""
     partial: bool = False
+    history: list[Mapping[str, float]] = field(default_factory=list)
+    times: Mapping[str, float] = field(default_factory=dict)
 
     def __getitem__(self, slug: str) -> Finding:
         """Return the finding of a metric.

@@ -58,6 +58,9 @@ def audit(
     head: str | Sequence[str] | None = None,
     head_masked: bool = False,
     untrained: bool = True,
+    report: str | Path | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+    times: Mapping[str, float] | None = None,
     say: Callable[[str], None] = logger.info,
 ) -> Audit:
     """Find out what a model still knows, and say what could not be tested.
@@ -83,6 +86,9 @@ def audit(
         head: dotted path(s) of the head, when detection must be overruled.
         head_masked: whether output rows were masked, so that forget accuracy is 0 by construction.
         untrained: whether an untrained twin of the model serves as a control.
+        report: an .html file to write the audit to, with pictures.
+        history: of the unlearning run, one record an epoch, for the report.
+        times: of the unlearning run: seconds by phase, and as ``"unlearning"`` of all of it.
         say: called with one line about what is being done.
 
     Returns:
@@ -128,7 +134,14 @@ def audit(
         untrained=untrained,
         say=say,
     )
-    return session.run()
+    found = replace(session.run(), history=list(history), times=dict(times or {}))
+    if report is not None:
+        from forgetkit.report import write_report
+
+        page = write_report(found.to_json(), Path(report).parent, session.evidence,
+                            name=Path(report).name)  # fmt: skip
+        say(f"wrote {page}")
+    return found
 
 
 @dataclass

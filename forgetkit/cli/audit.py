@@ -56,6 +56,9 @@ def audit(
     ] = Level.quick,
     full: Annotated[bool, typer.Option("--full", help="The same as --level full.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and audit.md.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="An .html page to write, with pictures.")
+    ] = None,
     head_masked: Annotated[
         bool, typer.Option("--head-masked", help="Output rows of the classes were masked.")
     ] = False,
@@ -101,6 +104,7 @@ def audit(
         seed=seed,
         head=head,
         head_masked=head_masked,
+        report=report,
         say=say,
     )
     written = []
