@@ -11,12 +11,12 @@ from forgetkit.losses import bounded_ascent, membership
 from forgetkit.masked_targets import (
     adjusted_probabilities,
     current_divergence,
-    target_divergence,
     entropy,
     in_layers,
     likeness,
     log_rest,
     masked_softmax,
+    target_divergence,
 )
 
 
@@ -217,7 +217,10 @@ def test_layers_by_size() -> None:
 def test_empty_batches_give_a_zero_to_step_on() -> None:
     logits = torch.zeros(0, 4, requires_grad=True)
     blocked = torch.zeros(0, 4, dtype=torch.bool)
-    for value in (target_divergence(logits, torch.zeros(0, 4)), current_divergence(logits, blocked)):
+    for value in (
+        target_divergence(logits, torch.zeros(0, 4)),
+        current_divergence(logits, blocked),
+    ):
         (gradient,) = torch.autograd.grad(value, logits)
         assert value.item() == 0.0
         assert gradient.shape == (0, 4)

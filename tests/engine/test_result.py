@@ -9,7 +9,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from forgetkit import PatchMismatch, Request, Result, forget, load_model
-from forgetkit.benchmark.zoo import build_vit
+from forgetkit.demo.contenders import build_vit
 from forgetkit.losses import unlearning_score
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
@@ -79,7 +79,7 @@ def test_save_in_the_models_own_format(tmp_path: Path) -> None:
     from forgetkit.benchmark.datasets import digits
 
     data = digits().test
-    model = build_vit(10)
+    model = build_vit(digits())
     request = forget(model).classes([3]).using("linear_filtration", form="naive").on("cpu")
     result = request.run(data, guard=None)
     result.save(tmp_path / "edited")
