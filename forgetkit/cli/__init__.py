@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from forgetkit import __version__
-from forgetkit.cli import audit, benchmark, demo, inspect, methods, patch, report, run
+from forgetkit.cli import audit, benchmark, demo, inspect, methods, patch, report, run, search
 
 app = typer.Typer(
     name="forgetkit",
@@ -44,6 +44,7 @@ app.command("demo")(demo.demo)
 app.command("run")(run.run)
 app.command("audit")(audit.audit)
 app.command("benchmark")(benchmark.benchmark)
+app.command("search")(search.search)
 app.command("report")(report.report)
 app.command("inspect")(inspect.inspect)
 app.command("methods")(methods.methods)
