@@ -91,7 +91,7 @@ class Tried:
         error: why it failed, or an empty text.
     """
 
-    settings: Mapping[str, Value | None]
+    settings: Mapping[str, object]
     value: float | None
     scores: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
@@ -241,7 +241,7 @@ def explore(
     if reference is not None:
         wanted = ground.accuracies(copy.deepcopy(unwrap(reference)).to(place))
 
-    def tried(settings: Mapping[str, Value | None]) -> Tried:
+    def tried(settings: Mapping[str, object]) -> Tried:
         begun = time.perf_counter()
         twin = copy.deepcopy(bare)
         try:
@@ -388,7 +388,7 @@ def _value(found: dict[str, float], wanted: dict[str, float] | None) -> float:
 def _course(
     base: Method,
     domains: Mapping[str, Domain],
-    tried: Callable[[Mapping[str, Value | None]], Tried],
+    tried: Callable[[Mapping[str, object]], Tried],
     runs: int | None,
     minutes: float | None,
     seed: int,
