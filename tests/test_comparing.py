@@ -22,6 +22,7 @@ from forgetkit.api import forget
 from forgetkit.comparing import Comparison, RunRecord, compare
 from forgetkit.comparing.grid import title_of
 from forgetkit.comparing.written import HEADER, write_whole
+from forgetkit.engine.place import Place
 from forgetkit.errors import BadHyperparameter, BadTarget, DataError, UnknownMethod
 from forgetkit.goal import Depoison, Instances
 from forgetkit.losses import unlearning_score
@@ -270,6 +271,19 @@ def test_what_cannot_be_run_is_said_before_anything_runs() -> None:
         compare(model, loader, [Depoison([1])], ["lau"])
     with pytest.raises(DataError, match="read again"):
         compare(model, iter(loader), [3], ["lau"])
+
+
+def test_a_launcher_or_a_wrong_device_is_refused_and_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, out = toy("cnn"), tmp_path / "out"
+    with pytest.raises(BadHyperparameter, match="device"):
+        compare(problem.model, problem.loader(), [3], ["lau"], out=out, device="nowhere")
+    two = Place(torch.device("cpu"), rank=0, world=2)
+    monkeypatch.setattr("forgetkit.comparing.grid.choose_place", lambda *_: two)
+    with pytest.raises(BadHyperparameter, match="expected one process, found 2"):
+        compare(problem.model, problem.loader(), [3], ["lau"], out=out)
+    assert not out.exists()
 
 
 def started(weights: Path, out: Path) -> subprocess.Popen[str]:

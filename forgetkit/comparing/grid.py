@@ -80,7 +80,7 @@ def compare(
 
     Raises:
         UnknownMethod: no method has this name.
-        BadHyperparameter: nothing to run, or something is named twice.
+        BadHyperparameter: nothing to run, something is named twice, or several processes.
         BadTarget: a target does not fit the data.
         DataError: the data cannot be used, or ``out`` was made for another model.
     """
@@ -93,8 +93,9 @@ def compare(
     ]
     _refuse_repeats("targets", [ground.target for ground in grounds])
     print_of_model = model_digest(prints_of(bare))
-    folder = RunFolder(None if out is None else Path(out), print_of_model)
     bench = _Bench(bare, loader, retain, validate, device, precision, head)
+    on = bench.place.type  # asked for first: a wrong device or launcher must leave no folder
+    folder = RunFolder(None if out is None else Path(out), print_of_model)
     plan: list[tuple[Ground, str, Method | None, int]] = [
         (ground, ORIGINAL, None, 0) for ground in grounds
     ] + [
@@ -110,7 +111,7 @@ def compare(
             "goal": ground.goal.to_json(),
             "seed": seed,
             "setting": {
-                "device": bench.place.type,
+                "device": on,
                 "precision": precision or "", "head": head or "", "validate": validate is not None,
                 **(setting or {}),
             },
@@ -153,7 +154,13 @@ class _Bench:
     @cached_property
     def place(self) -> torch.device:
         """Where the runs are computed and measured."""
-        return choose_place(self.device, self.precision, None).device
+        found = choose_place(self.device, self.precision, None)
+        if found.world > 1:
+            raise BadHyperparameter(
+                f"compare(): expected one process, found {found.world}; start it without a "
+                "launcher, and give each process a folder and targets of its own"
+            )
+        return found.device
 
     def run(self, ground: Ground, title: str, method: Method | None, seed: int) -> RunRecord:
         """Run once on a copy and measure it; a refusal becomes a record without figures."""
