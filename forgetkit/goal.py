@@ -77,7 +77,10 @@ class Classes(Goal):
         """Return for instance ``classes 3 (Dress), 4 (Coat)``."""
         shown = [
             f"{item} ({names[item]})"
-            if isinstance(item, int) and names is not None and item < len(names)
+            if isinstance(item, int)
+            and names is not None
+            and item < len(names)
+            and names[item] != str(item)
             else str(item)
             for item in self.classes
         ]
