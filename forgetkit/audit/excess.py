@@ -45,14 +45,6 @@ def roles_with(evidence: Evidence, *splits: str) -> list[Role]:
     return [role for role in ROLES if all(evidence.has(role, split) for split in splits)]
 
 
-def wilson(hits: int, samples: int) -> tuple[float, float]:
-    """Return the Wilson 95 % interval of a share."""
-    from scipy.stats import binomtest
-
-    found = binomtest(hits, samples).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(found.low), float(found.high)
-
-
 def spread(values: Sequence[float]) -> float:
     """Return the standard deviation, 0 of fewer than two values."""
     if len(values) < 2:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from forgetkit.audit.evidence import ROLES, Evidence, Missing, Role, Subject
-from forgetkit.audit.excess import excess, needs_classes, references, standard_error, wilson
+from forgetkit.audit.excess import excess, needs_classes, references, standard_error
+from forgetkit.audit.intervals import wilson
 from forgetkit.audit.probes import few_shot_rows, standardiser
 from forgetkit.metric import Verdict
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from forgetkit.audit.evidence import ROLES
-from forgetkit.audit.excess import needs_classes, references, standard_error, wilson
+from forgetkit.audit.excess import needs_classes, references, standard_error
+from forgetkit.audit.intervals import wilson
 from forgetkit.audit.neighbourhood import (
     answer_of,
     dtype_of,

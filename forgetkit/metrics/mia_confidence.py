@@ -15,7 +15,8 @@ from forgetkit.audit.attacks import (
     modified_entropy,
 )
 from forgetkit.audit.evidence import Missing
-from forgetkit.audit.excess import roles_with, unlike_retrain, wilson
+from forgetkit.audit.excess import roles_with, unlike_retrain
+from forgetkit.audit.intervals import wilson
 from forgetkit.audit.members import log_probs_of
 from forgetkit.fields import bounded, choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from forgetkit.audit.evidence import ROLES, Missing
-from forgetkit.audit.excess import excess, needs_classes, references, wilson
+from forgetkit.audit.excess import excess, needs_classes, references
+from forgetkit.audit.intervals import wilson
 from forgetkit.audit.neighbourhood import answer_of, dtype_of, images, logits_over, value_range
 from forgetkit.audit.resurrection import border_size, learnt_prompt, prompted
 from forgetkit.engine.modes import evaluating

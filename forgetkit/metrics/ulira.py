@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from forgetkit.audit.evidence import Missing
-from forgetkit.audit.excess import wilson
+from forgetkit.audit.intervals import wilson
 from forgetkit.audit.likelihood import (
     gaussians,
     likelihood_ratio,

@@ -10,7 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 
-from forgetkit.audit.excess import excess, standard_error, unlike_retrain, wilson
+from forgetkit.audit.excess import excess, standard_error, unlike_retrain
+from forgetkit.audit.intervals import wilson
 from forgetkit.audit.neighbourhood import jensen_shannon
 from forgetkit.audit.probes import (
     class_means,
