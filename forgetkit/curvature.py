@@ -77,12 +77,10 @@ def mean_squared_gradients(
     Raises:
         DataError: there are no parameters or no samples.
     """
-    reduction = _Mean(parameters, torch.square)
-    for found in per_sample_gradients(
+    found = per_sample_gradients(
         logits_of, parameters, batches, losses=(loss,), labels=labels, memory=memory
-    ):
-        reduction.add(found)
-    return reduction.result()
+    )
+    return _Mean(parameters, torch.square).over(found)
 
 
 def mean_absolute_gradients(
@@ -99,12 +97,10 @@ def mean_absolute_gradients(
     Raises:
         DataError: there are no parameters or no samples.
     """
-    reduction = _Mean(parameters, torch.abs)
-    for found in per_sample_gradients(
+    found = per_sample_gradients(
         logits_of, parameters, batches, losses=(loss,), labels=labels, memory=memory
-    ):
-        reduction.add(found)
-    return reduction.result()
+    )
+    return _Mean(parameters, torch.abs).over(found)
 
 
 def fisher_diagonal(
@@ -220,6 +216,12 @@ class _Mean:
         for name, gradient in chunk.items():
             wide = gradient.to(self._types[name])
             self._sums[name] += self._transform(wide).sum(dim=0)
+
+    def over(self, chunks: Iterable[Gradients]) -> Gradients:
+        """Return the mean over all chunks."""
+        for chunk in chunks:
+            self.add(chunk)
+        return self.result()
 
     def result(self, *, mean: bool = True) -> Gradients:
         if self._count == 0:

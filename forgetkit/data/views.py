@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Iterator
 
@@ -14,26 +15,15 @@ from forgetkit.errors import DataError
 from forgetkit.types import Batch, Inputs, SampleSet
 
 
-class RowsOf:
-    """Some rows of a set, in an order of their own; ``Batch.index`` stays the row in that set.
+class _Composed(abc.ABC):
+    """Reads a set in batches through ``read``, which the kinds of views define."""
 
-    Args:
-        samples: the set.
-        rows: (some,) int64 rows of it.
-    """
-
-    def __init__(self, samples: SampleSet, rows: Tensor) -> None:
-        self.source = samples
-        self.rows = rows.cpu()
-        self.labels = samples.labels[self.rows]
-        self.positions = samples.positions[self.rows]
-        self.batch_size = samples.batch_size
-        new = samples.new_labels
-        self.new_labels = None if new is None else new[self.rows]
-        self._reads = itertools.count()  # two reads draw their augmentations anew
+    labels: Tensor
+    batch_size: int
+    _reads: Iterator[int]  # two reads draw their augmentations anew
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.labels)
 
     def batches(
         self,
@@ -49,6 +39,31 @@ class RowsOf:
         chunks = cut(len(self), batch_size or self.batch_size, generator)
         return self.read(chunks, seed=seed, shard=shard)
 
+    @abc.abstractmethod
+    def read(
+        self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """Iterate once in batches of the given rows; see ``SampleSet``."""
+
+
+class RowsOf(_Composed):
+    """Some rows of a set, in an order of their own; ``Batch.index`` stays the row in that set.
+
+    Args:
+        samples: the set.
+        rows: (some,) int64 rows of it.
+    """
+
+    def __init__(self, samples: SampleSet, rows: Tensor) -> None:
+        self.source = samples
+        self.rows = rows.cpu()
+        self.labels = samples.labels[self.rows]
+        self.positions = samples.positions[self.rows]
+        self.batch_size = samples.batch_size
+        new = samples.new_labels
+        self.new_labels = None if new is None else new[self.rows]
+        self._reads = itertools.count()
+
     def read(
         self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
     ) -> Iterator[Batch]:
@@ -62,7 +77,7 @@ class RowsOf:
         return RowsOf(self.source, self.rows[rows])
 
 
-class Joined:
+class Joined(_Composed):
     """Several sets in a row, read as one; ``Batch.index`` counts through, the first set first.
 
     Args:
@@ -86,24 +101,7 @@ class Joined:
         self.batch_size = parts[0].batch_size
         self.new_labels: Tensor | None = None
         self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0)
-        self._reads = itertools.count()  # two reads draw their augmentations anew
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batches(
-        self,
-        batch_size: int | None = None,
-        *,
-        generator: Generator | None = None,
-        shard: tuple[int, int] = (0, 1),
-    ) -> Iterator[Batch]:
-        """Iterate once; see ``SampleSet``."""
-        seed = next(self._reads)
-        if generator is not None:
-            seed = (seed + generator.initial_seed()) % 2**63
-        chunks = cut(len(self), batch_size or self.batch_size, generator)
-        return self.read(chunks, seed=seed, shard=shard)
+        self._reads = itertools.count()
 
     def read(
         self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
