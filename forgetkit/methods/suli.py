@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.fields import bounded, choice, flag
+from forgetkit.losses import accuracy as hits
 from forgetkit.masked_targets import current_divergence, entropy, in_layers, target_divergence
 from forgetkit.method import Card, Facts, Pair, Pass, Seen, State, register
 from forgetkit.soft_targets import SoftTargets
@@ -123,7 +124,8 @@ class SULI(SoftTargets):
         state = dict(super().setup(run))
         if self.teacher == "current":
             state["targets"] = torch.zeros_like(logits)  # each layer writes its own
-        return {**state, "entropy": entropy(logits), **self._accepted(run.forget_accuracy(), run)}
+        known = float(hits(logits, run.forget.labels.to(logits.device)).mean())
+        return {**state, "entropy": entropy(logits), **self._accepted(known, run)}
 
     def passes(self, run: Run) -> Sequence[Pass]:
         """Return a sweep: one step on each layer, or several, with new optimiser state."""
