@@ -25,7 +25,7 @@ Limit: TypeAlias = Annotated[
 ]
 Epochs: TypeAlias = Annotated[int | None, typer.Option(help="epochs of training the models")]
 Seeds: TypeAlias = Annotated[int, typer.Option(help="number of seeds")]
-ModelName: TypeAlias = Annotated[str, typer.Option(help="resnet18, vit or vgg")]
+ModelName: TypeAlias = Annotated[str, typer.Option(help="resnet18, vit, vgg or allcnn")]
 Sizes: TypeAlias = Annotated[list[int] | None, typer.Option(help="numbers of samples")]
 Methods: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods; default all")]
 
@@ -34,7 +34,9 @@ Methods: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods; def
 def table(
     data: Data = "fashion-mnist",
     root: Root = None,
-    model: Annotated[list[str] | None, typer.Option(help="resnet18, vit; default both")] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="resnet18, vit, vgg or allcnn; default the first two")
+    ] = None,
     seeds: Seeds = 3,
     label: Annotated[int, typer.Option(help="class to forget")] = 3,
     limit: Limit = None,
@@ -68,6 +70,7 @@ def instances(
     model: ModelName = "resnet18",
     size: Sizes = None,
     method: Methods = None,
+    label: Annotated[int | None, typer.Option(help="draw samples of this class alone")] = None,
     seeds: Seeds = 1,
     limit: Limit = None,
     epochs: Epochs = None,
@@ -77,7 +80,9 @@ def instances(
     from forgetkit.benchmark.instances import SIZES, instance_markdown, instance_table
 
     setting = _setting(model, data, root, limit, epochs, device)
-    rows = instance_table(setting, sizes=size or SIZES, methods=method, seeds=range(seeds))
+    rows = instance_table(
+        setting, sizes=size or SIZES, methods=method, label=label, seeds=range(seeds)
+    )
     _show(instance_markdown(rows))
 
 
@@ -184,16 +189,14 @@ def _setting(
     model: str, data: str, root: Path | None, limit: int | None, epochs: int | None, device: str
 ) -> Setting:
     """Return model and data of a table, cut down and trained as long as asked for."""
-    from forgetkit.benchmark.depoison import RECIPE, build_small_vgg
     from forgetkit.benchmark.store import Setting
     from forgetkit.benchmark.train import RECIPES
 
-    builders, recipes = {**BUILDERS, "vgg": build_small_vgg}, {**RECIPES, "vgg": RECIPE}
-    if model not in builders:
-        raise typer.BadParameter(f"expected {', '.join(builders)}, found {model}")
-    recipe = recipes[model] if epochs is None else replace(recipes[model], epochs=epochs)
+    if model not in BUILDERS:
+        raise typer.BadParameter(f"expected {', '.join(BUILDERS)}, found {model}")
+    recipe = RECIPES[model] if epochs is None else replace(RECIPES[model], epochs=epochs)
     pair, name = _limited(data, root, limit)
-    return Setting(model, builders[model], recipe, pair, name, device)
+    return Setting(model, BUILDERS[model], recipe, pair, name, device)
 
 
 if __name__ == "__main__":

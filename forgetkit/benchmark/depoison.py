@@ -17,35 +17,12 @@ from torch import Generator, Tensor, nn
 from forgetkit.api import forget
 from forgetkit.benchmark.datasets import TensorImages
 from forgetkit.benchmark.store import Record, Setting, markdown, row, without
-from forgetkit.benchmark.train import TrainRecipe
 from forgetkit.method import build
 from forgetkit.statistics import Statistics
 
 NAMES = ("flipped", "samples", "method")
 COLUMNS = ("D_test", "D_f true", "seconds")
 SHARES = (0.05, 0.10, 0.20)
-RECIPE = TrainRecipe(epochs=10, lr=0.05, optimizer="sgd", weight_decay=5e-4, shift=1)
-
-
-def build_small_vgg(num_classes: int, width: int = 32) -> nn.Module:
-    """Build six 3 x 3 convolutions with pooling and two linear layers, for one-channel 32 pixels.
-
-    No layer input is wider than 2 048 at the default width, so that all statistics fit.
-    """
-    layers: list[nn.Module] = []
-    before = 1
-    for channels in (width, 2 * width, 4 * width):
-        for _ in range(2):
-            layers += [
-                nn.Conv2d(before, channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(channels),
-                nn.ReLU(),
-            ]
-            before = channels
-        layers.append(nn.MaxPool2d(2))
-    hidden = 8 * width
-    head = [nn.Flatten(), nn.Linear(before * 16, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
-    return nn.Sequential(*layers, *head)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def instance_table(
     sizes: Iterable[int] = SIZES,
     methods: Sequence[str] | None = None,
     hyperparameters: Mapping[str, Mapping[str, object]] | None = None,
+    label: int | None = None,
     seeds: Sequence[int] = (0,),
 ) -> list[dict[str, Any]]:
     """Return one row for each number of samples and method, mean and deviation over seeds.
@@ -53,6 +54,7 @@ def instance_table(
         sizes: numbers of samples to forget.
         methods: slugs; default all that fit.
         hyperparameters: by slug; default the methods' own defaults.
+        label: draw the samples from this class alone; default from all.
         seeds: of the draw and of the run.
     """
     given = hyperparameters or {}
@@ -63,8 +65,8 @@ def instance_table(
             told = "-".join(f"{name}={value}" for name, value in sorted(settings.items()))
             runs = [
                 setting.run(
-                    f"instances{size}-{slug}-{told or 'default'}-s{seed}",
-                    partial(_run, setting, slug, settings, size, seed),
+                    f"instances{_drawn_from(size, label)}-{slug}-{told or 'default'}-s{seed}",
+                    partial(_run, setting, slug, settings, size, label, seed),
                 )
                 for seed in seeds
             ]
@@ -77,14 +79,25 @@ def instance_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown(NAMES, COLUMNS, rows)
 
 
+def _drawn_from(size: int, label: int | None) -> str:
+    """Return what the files in the cache call a draw."""
+    return f"{size}" if label is None else f"{size}of{label}"
+
+
 def _run(
-    setting: Setting, slug: str, settings: Mapping[str, object], size: int, seed: int
+    setting: Setting,
+    slug: str,
+    settings: Mapping[str, object],
+    size: int,
+    label: int | None,
+    seed: int,
 ) -> Record:
     train = setting.data.train
-    positions = drawn(size, len(train), seed)
+    among = torch.arange(len(train)) if label is None else (train.targets == label).nonzero()[:, 0]
+    positions = among[drawn(size, len(among), seed)]
     kept = without(train, positions)
     if slug == "retrained":
-        model, seconds = setting.model(f"without{size}-s{seed}", kept)
+        model, seconds = setting.model(f"without{_drawn_from(size, label)}-s{seed}", kept)
     else:
         model, seconds = setting.model("original", train)
     if slug not in ("original", "retrained"):

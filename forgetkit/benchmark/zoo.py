@@ -1,4 +1,4 @@
-"""The two small architectures of the built-in benchmark."""
+"""The small architectures of the built-in benchmark, for 32-pixel images of one channel."""
 
 from __future__ import annotations
 
@@ -63,4 +63,50 @@ def _halving(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), nn.GroupNorm(8, width), nn.GELU())
 
 
-BUILDERS: dict[str, Callable[[int], nn.Module]] = {"resnet18": build_resnet18, "vit": build_vit}
+def build_small_vgg(num_classes: int, width: int = 32) -> nn.Module:
+    """Build six 3 x 3 convolutions with pooling and two linear layers, for one-channel 32 pixels.
+
+    No layer input is wider than 2 048 at the default width, so that all statistics fit.
+    """
+    layers: list[nn.Module] = []
+    before = 1
+    for channels in (width, 2 * width, 4 * width):
+        for _ in range(2):
+            layers += _normalised(before, channels, kernel=3)
+            before = channels
+        layers.append(nn.MaxPool2d(2))
+    hidden = 8 * width
+    head = [nn.Flatten(), nn.Linear(before * 16, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)]
+    return nn.Sequential(*layers, *head)
+
+
+def build_all_convolutional(num_classes: int, width: int = 48) -> nn.Module:
+    """Build eight convolutions without any pooling but the last mean, a quarter as many weights.
+
+    Springenberg et al. 2015, "Striving for Simplicity", model All-CNN-C with half its channels and
+    batch normalisation; the last 1 x 1 convolution is a linear layer behind the mean, which is the
+    same function.
+    """
+    plan = ((width, 1), (width, 1), (width, 2), (2 * width, 1), (2 * width, 1), (2 * width, 2))
+    layers: list[nn.Module] = []
+    before = 1
+    for channels, stride in plan:
+        layers += _normalised(before, channels, kernel=3, stride=stride)
+        before = channels
+    layers += _normalised(before, before, kernel=3) + _normalised(before, before, kernel=1)
+    pooled = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes)]
+    return nn.Sequential(*layers, *pooled)
+
+
+def _normalised(before: int, after: int, *, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """Return a convolution that keeps the size but for its stride, normalisation and ReLU."""
+    convolution = nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(after), nn.ReLU()]
+
+
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    "resnet18": build_resnet18,
+    "vit": build_vit,
+    "vgg": build_small_vgg,
+    "allcnn": build_all_convolutional,
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from forgetkit.benchmark import depoison, incremental, instances, relabel, store, train
+from forgetkit.benchmark import depoison, incremental, instances, relabel, store, train, zoo
 from forgetkit.benchmark.__main__ import app
 from forgetkit.benchmark.datasets import digits
 from forgetkit.benchmark.store import Record, Setting
@@ -26,7 +25,7 @@ RECIPE = TrainRecipe(epochs=5, lr=0.05, optimizer="sgd", weight_decay=0.0, batch
 @pytest.fixture
 def setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setting:
     monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
-    build = partial(depoison.build_small_vgg, width=4)
+    build = partial(zoo.build_small_vgg, width=4)
     return Setting("vgg", build, RECIPE, digits().limited(160, 80), "digits-160")
 
 
@@ -274,6 +273,7 @@ def test_requests_follow_one_another_without_retained_samples(
     ("words", "says"),
     [
         (("instances", "--size", "8", "--method", "neggrad"), "| 8 | neggrad |"),
+        (("instances", "--size", "4", "--method", "neggrad", "--label", "0"), "| 4 | neggrad |"),
         (("relabel", "--size", "4", "--method", "correct", "--requests", "1"), "| 8 | correct |"),
         (("depoison", "--share", "0.1", "--method", "influence1"), "| 10 % | 10 | influence1 |"),
         (("incremental", "--size", "8", "--requests", "1"), "| 1 | 8 |"),
@@ -284,9 +284,7 @@ def test_the_commands_print_markdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], says: str
 ) -> None:
     monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
-    small = dataclasses.replace(depoison.RECIPE, epochs=1)
-    monkeypatch.setattr(depoison, "RECIPE", small)
-    monkeypatch.setattr(depoison.build_small_vgg, "__defaults__", (4,))
+    monkeypatch.setattr(zoo.build_small_vgg, "__defaults__", (4,))
     common = ("--data", "digits", "--limit", "100", "--model", "vgg", "--epochs", "1")
     done = CliRunner().invoke(app, [*words, *common], catch_exceptions=False)
     assert done.exit_code == 0, done.output
