@@ -14,8 +14,11 @@ LARGEST = 220_000_000
 """Parameters; larger models are checked by shapes on the meta device."""
 
 _POOL = 1 << 20
+_STEP = 7_919
 _BIG = 10_000
-_LAYER_SCALES = ("gamma", "gamma_1", "gamma_2", "lambda1", "lambda_1")
+_LAYER_SCALES = (
+    "gamma", "gamma_1", "gamma_2", "gamma1", "gamma2", "gamma3", "lambda1", "lambda_1"
+)  # fmt: skip
 _RANDOM_FILLS = frozenset({"normal_", "uniform_", "erfinv_"})
 
 
@@ -51,14 +54,16 @@ def cheap_weights(model: nn.Module) -> None:
     logit the same for every input, and any head would pass.
     """
     generator = torch.Generator().manual_seed(0)
-    pool = torch.randn(_POOL + 1, generator=generator)
+    pool = torch.randn(2 * _POOL, generator=generator)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for number, (name, parameter) in enumerate(model.named_parameters()):
+            # the same numbers in every weight would make one direction drown all others
+            numbers = pool[number * _STEP % _POOL :][: _POOL + 1]
             if parameter.dim() >= 2 and parameter.is_floating_point():
                 fan_in = max(1, parameter[0].numel())
                 flat = parameter.view(-1) if parameter.is_contiguous() else parameter.flatten()
-                for part in flat.split(len(pool)):
-                    torch.div(pool[: len(part)], math.sqrt(fan_in), out=part)
+                for part in flat.split(len(numbers)):
+                    torch.div(numbers[: len(part)], math.sqrt(fan_in), out=part)
                 parameter.copy_(flat.view(parameter.shape))
             elif name.endswith(_LAYER_SCALES):
                 parameter.fill_(1.0)
