@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from forgetkit.api import Request, forget
     from forgetkit.audit.record import Audit
     from forgetkit.audit.run import audit as audit_model
+    from forgetkit.comparing import compare
     from forgetkit.engine.guard import Guard
     from forgetkit.errors import (
         BadHyperparameter,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from forgetkit.patch import Patch
     from forgetkit.recipe import Trained
     from forgetkit.result import Result
+    from forgetkit.searching import search
     from forgetkit.statistics import Statistics
     from forgetkit.training_log import AmnesiacLog
 
@@ -38,6 +40,7 @@ _HOME = {
     "forget": "api",
     "Request": "api",
     "adapt": "adapting",
+    "compare": "comparing",
     "Guard": "engine.guard",
     "load_model": "loading",
     "Card": "method",
@@ -46,6 +49,7 @@ _HOME = {
     "Patch": "patch",
     "Trained": "recipe",
     "Result": "result",
+    "search": "searching",
     "AmnesiacLog": "training_log",
     "Statistics": "statistics",
     "ForgetkitError": "errors",
@@ -83,9 +87,11 @@ __all__ = [
     "UnlearningFailed",
     "adapt",
     "audit_model",
+    "compare",
     "forget",
     "load_model",
     "register",
+    "search",
 ]
 
 

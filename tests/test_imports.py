@@ -93,6 +93,13 @@ def test_every_public_name_can_be_imported() -> None:
         _ = forgetkit.nothing
 
 
+def test_no_module_hides_a_public_name() -> None:
+    """Importing ``forgetkit.x`` puts the module in the place of a function of the same name."""
+    import forgetkit
+
+    assert not {name.partition(".")[0] for name in ALL} & set(forgetkit.__all__)
+
+
 @pytest.mark.parametrize("name", [name for name in ALL if not within(name, KNOWS_ECOSYSTEMS)])
 def test_the_core_names_no_ecosystem(name: str) -> None:
     roots = {module.partition(".")[0] for module in imports(ALL[name])}

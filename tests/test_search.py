@@ -17,7 +17,7 @@ from forgetkit.errors import BadHyperparameter, BadTarget, DataError, Unlearning
 from forgetkit.goal import Depoison, Instances
 from forgetkit.losses import unlearning_score
 from forgetkit.method import all_methods, build
-from forgetkit.search import Domain, Search, domains_of, explore, search
+from forgetkit.searching import Domain, Search, domains_of, explore, search
 from forgetkit.testing.toys import Toy, toy
 
 pytest.importorskip("optuna")
@@ -212,7 +212,7 @@ def test_what_cannot_be_searched_is_said_before_anything_runs() -> None:
 
 def test_without_optuna_one_sentence_says_what_to_install() -> None:
     code = (
-        "import sys, torch; from forgetkit.search import explore\n"
+        "import sys, torch; from forgetkit.searching import explore\n"
         "assert 'optuna' not in sys.modules\n"
         "import importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *rest: None if name == 'optuna' else real(name, *rest)\n"

@@ -56,7 +56,7 @@ def search(
     """Search a method's hyper-parameters on validation images."""
     from forgetkit.loading import load_model
     from forgetkit.method import build
-    from forgetkit.search import explore
+    from forgetkit.searching import explore
 
     wanted = parse_classes(classes)
     method = build(using, parse_settings(using, settings or []))
