@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -37,18 +37,29 @@ class Outputs:
 
     Args:
         logits: (samples, classes) float32 on the CPU.
-        labels: (samples,) int64.
+        known_labels: (samples,) int64, or ``None`` when the samples came without.
         features: (samples, dim) float32, flattened, or ``None`` when the model has no split.
         index: (samples,) int64 positions in the user's data.
     """
 
     logits: Tensor
-    labels: Tensor
+    known_labels: Tensor | None
     features: Tensor | None
     index: Tensor
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.logits)
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels, (samples,) int64.
+
+        Raises:
+            Missing: the samples came without.
+        """
+        if self.known_labels is None:
+            raise Missing("needs labels, which some of the samples came without")
+        return self.known_labels
 
     @property
     def log_probs(self) -> Tensor:
@@ -73,7 +84,8 @@ class Outputs:
     def take(self, rows: Tensor) -> Outputs:
         """Return some rows: positions or a boolean mask."""
         features = None if self.features is None else self.features[rows]
-        return Outputs(self.logits[rows], self.labels[rows], features, self.index[rows])
+        labels = None if self.known_labels is None else self.known_labels[rows]
+        return Outputs(self.logits[rows], labels, features, self.index[rows])
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,7 @@ class Evidence:
         device: where models compute.
         seed: of every random choice.
         class_names: by index, or ``None``.
+        unlabelled: splits whose samples came without labels; theirs are placeholders.
     """
 
     subjects: Mapping[Role, Subject]
@@ -120,6 +133,7 @@ class Evidence:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     seed: int = 0
     class_names: Sequence[str] | None = None
+    unlabelled: frozenset[str] = frozenset()
 
     @property
     def kept_classes(self) -> tuple[int, ...]:
@@ -162,14 +176,20 @@ class Evidence:
             raise Missing(f"needs features, but the {role} model cannot be split into parts")
         return found
 
-    def samples(self, split: str) -> SampleSet:
+    def samples(self, split: str, *, labelled: bool = True) -> SampleSet:
         """Return the samples of a split.
 
+        Args:
+            split: its name.
+            labelled: whether samples without labels are of no use.
+
         Raises:
-            Missing: they are not at hand.
+            Missing: they are not at hand, or came without labels.
         """
         if split not in self.sets:
             raise Missing(f"needs {MEANING.get(split, split)}, which were not given")
+        if labelled and split in self.unlabelled:
+            raise Missing(f"needs labels of {MEANING.get(split, split)}, which came without")
         return self.sets[split]
 
 
@@ -181,6 +201,7 @@ def collect(
     device: torch.device | str = "cpu",
     view: ModelView | None = None,
     batch_size: int | None = None,
+    unlabelled: Collection[str] = (),
     tick: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Outputs]:
     """Return the outputs of a model on several sets: one pass in eval mode, in order.
@@ -191,12 +212,20 @@ def collect(
         device: where to compute; the model is there.
         view: for features; without one they are ``None``.
         batch_size: samples a batch; default that of each set.
+        unlabelled: sets whose labels are placeholders.
         tick: called with the number of samples after each batch, for a progress bar.
     """
     device = torch.device(device)
     with evaluating(model):
         return {
-            name: _collected(model, samples.batches(batch_size), device, view, tick)
+            name: _collected(
+                model,
+                samples.batches(batch_size),
+                device,
+                view,
+                tick,
+                labelled=name not in unlabelled,
+            )
             for name, samples in sets.items()
             if len(samples) > 0
         }
@@ -208,6 +237,8 @@ def _collected(
     device: torch.device,
     view: ModelView | None,
     tick: Callable[[int], None],
+    *,
+    labelled: bool,
 ) -> Outputs:
     logits: list[Tensor] = []
     labels: list[Tensor] = []
@@ -227,8 +258,8 @@ def _collected(
         index.append(batch.index)
         tick(len(batch))
     return Outputs(
-        torch.cat(logits), torch.cat(labels), torch.cat(features) if features else None,
-        torch.cat(index),
+        torch.cat(logits), torch.cat(labels) if labelled else None,
+        torch.cat(features) if features else None, torch.cat(index),
     )  # fmt: skip
 
 

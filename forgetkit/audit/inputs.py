@@ -6,12 +6,15 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from forgetkit.adapting import adapt, class_count_hint, logits_of, unwrap
+from forgetkit.audit.evidence import MEANING
+from forgetkit.audit.unlabelled import with_placeholders
 from forgetkit.data.batches import rows_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
@@ -27,7 +30,7 @@ from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import CannotSplitModel, DataError, ModelError
 from forgetkit.fingerprint import TensorPrint, bits_of, fingerprint, model_tensors, plain_names
 from forgetkit.fresh import reset_weights
-from forgetkit.goal import Classes, Goal, resolve_classes
+from forgetkit.goal import Classes, Goal, Instances, resolve_classes
 from forgetkit.types import Inputs, SampleSet
 from forgetkit.view import ModelView
 
@@ -63,6 +66,7 @@ class Material:
         class_names: by index, or ``None``.
         missing: what was not given, and what follows from that; one sentence each.
         notes: what a reader of the record should know about the sets.
+        unlabelled: splits that came without labels.
     """
 
     sets: dict[str, SampleSet]
@@ -71,6 +75,7 @@ class Material:
     class_names: list[str] | None
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    unlabelled: set[str] = field(default_factory=set)
 
 
 def copy_of(model: nn.Module, device: torch.device) -> nn.Module:
@@ -123,6 +128,8 @@ def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Mat
             "and a test set for a shorter audit"
         )
     names = class_names(model, first)
+    given, unlabelled = _labelled(given)
+    first = next(it for it in (given.forget, given.test, given.retain) if it is not None)
     looked_at, example = peeked(first)
     if given.forget is not None:
         given = Given(given.goal, looked_at, given.retain, given.test)
@@ -133,9 +140,9 @@ def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Mat
     width = _width(model, example, device)
     classes = resolve_classes(given.goal, width, names) if isinstance(given.goal, Classes) else ()
     with random_state_kept():
-        forget, retain, test = _cut(given, width, classes)
-    classes = classes or _present(forget)
-    material = Material({}, classes, width, names)
+        forget, retain, test = _cut(given, width, classes, unlabelled)
+    classes = classes or (() if "forget" in unlabelled else _present(forget))
+    material = Material({}, classes, width, names, unlabelled=unlabelled)
     parts: dict[str, SampleSet | None] = {"forget": forget, "retain": retain}
     parts |= _test_parts(test, classes)
     with borrowed_randomness(seed):
@@ -149,20 +156,52 @@ def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Mat
     return material
 
 
+def _labelled(given: Given) -> tuple[Given, set[str]]:
+    """Give every sample a label where a loader has none; leave such a test set out.
+
+    Raises:
+        DataError: nothing is left to look at.
+    """
+    unlabelled: set[str] = set()
+    loaders: dict[str, Loader | None] = {}
+    for name in ("forget", "retain", "test"):
+        loader: Loader | None = getattr(given, name)
+        if loader is not None:
+            loader, has_labels = with_placeholders(loader, name)
+            if not has_labels:
+                unlabelled.add(name)
+        loaders[name] = loader
+    if "test" in unlabelled:
+        loaders["test"] = None
+    if not any(loader is not None for loader in loaders.values()):
+        raise DataError(
+            "audit(test=...): expected labels, by which a test set is cut into forgotten and other "
+            "classes, found none; return labels with every sample, or pass the samples to forget"
+        )
+    return Given(given.goal, loaders["forget"], loaders["retain"], loaders["test"]), unlabelled
+
+
 def _cut(
-    given: Given, width: int, classes: tuple[int, ...]
+    given: Given, width: int, classes: tuple[int, ...], unlabelled: AbstractSet[str]
 ) -> tuple[SampleSet | None, SampleSet | None, SampleSet | None]:
-    if given.forget is not None:
+    if given.forget is not None and not unlabelled & {"forget", "retain"}:
         sets = split(
             given.forget, given.goal, num_classes=width, forget_classes=classes,
             retain=given.retain, validate=given.test,
         )  # fmt: skip
         return sets.forget, sets.retain, sets.validation
+    forget: SampleSet | None = None
     retain: SampleSet | None = None
+    if given.forget is not None:
+        whole = "forget" in unlabelled and isinstance(given.goal, Classes)
+        goal = Instances() if whole else given.goal  # no label tells which samples to take
+        sets = split(given.forget, goal, num_classes=width, forget_classes=classes)
+        forget, retain = sets.forget, sets.retain
     if given.retain is not None:
-        every = read_all(given.retain, width, "retain")
-        retain = _rows(every, ~_has_class(every.labels, classes))
-    return None, retain, None if given.test is None else read_all(given.test, width, "test")
+        retain = read_all(given.retain, width, "retain")
+        if classes and "retain" not in unlabelled:
+            retain = _rows(retain, ~_has_class(retain.labels, classes))
+    return forget, retain, None if given.test is None else read_all(given.test, width, "test")
 
 
 def _width(model: nn.Module, example: Inputs, device: torch.device) -> int:
@@ -258,18 +297,34 @@ def _say_what_is_missing(material: Material, given: Given, test: SampleSet | Non
         missing.append("one sample to forget: no interval or attack says much about one sample")
     if "retain" not in sets:
         missing.append("no training samples to keep: damage to them and probes were not tested")
-    if test is None:
+    for name in sorted(material.unlabelled & sets.keys()):
+        missing.append(
+            f"no labels of {MEANING[name]}: accuracies, losses and attacks on them were not tested"
+        )
+    if "forget" in material.unlabelled and isinstance(given.goal, Classes):
+        material.notes.append(
+            "the samples to forget came without labels: all that their loader holds are taken"
+        )
+    if "test" in material.unlabelled:
+        missing.append(
+            "no labels in the test set: it cannot be cut into forgotten and other classes, and was "
+            "not used"
+        )
+    elif test is None:
         missing.append("no test set: nothing shows how the model treats samples it never saw")
     else:
         if "test_forget" not in sets:
             missing.append("no test samples of the forgotten classes: membership needs them")
         if "test_retain" not in sets:
             missing.append("no test samples of other classes: damage to them was not tested")
-    held = {label for samples in sets.values() for label in _present(samples)}
+    labelled = [samples for name, samples in sets.items() if name not in material.unlabelled]
+    held = {label for samples in labelled for label in _present(samples)}
     if len(held) == 1:
         missing.append("samples of a single class: there is no other class to compare it with")
     forget, retain = sets.get("forget"), sets.get("retain")
     if isinstance(given.goal, Classes) or forget is None or retain is None:
+        return
+    if material.unlabelled:
         return
     if given.goal.kind == "instances" and not set(_present(forget)) & set(_present(retain)):
         material.notes.append(

@@ -39,12 +39,12 @@ def usable(found: Outputs, who: str, split: str) -> Outputs:
 
 
 def single_label(found: Outputs) -> Outputs:
-    """Return outputs whose samples carry one class each.
+    """Return outputs whose samples carry one class each, known or not.
 
     Raises:
         Missing: they carry several yes-or-no labels.
     """
-    if found.labels.ndim != 1:
+    if found.known_labels is not None and found.known_labels.ndim != 1:
         raise Missing("needs samples with one class each, and these carry several labels")
     return found
 
@@ -70,9 +70,10 @@ def together(evidence: Evidence, role: Role, splits: Sequence[str]) -> Outputs:
     """
     found = [outputs(evidence, role, split) for split in splits]
     features = [part.features for part in found if part.features is not None]
+    labels = [part.known_labels for part in found if part.known_labels is not None]
     return Outputs(
         torch.cat([part.logits for part in found]),
-        torch.cat([part.labels for part in found]),
+        torch.cat(labels) if len(labels) == len(found) else None,
         torch.cat(features) if len(features) == len(found) else None,
         torch.cat([part.index for part in found]),
     )

@@ -290,8 +290,9 @@ class _Session:
             for role, model in models:
                 view = inputs.view_of(model, next(iter(sets.values())), self.device, self.head)
                 outputs = collect(
-                    model, sets, device=self.device, view=view, tick=lambda _: bar.advance()
-                )
+                    model, sets, device=self.device, view=view,
+                    unlabelled=material.unlabelled, tick=lambda _: bar.advance(),
+                )  # fmt: skip
                 width = next(iter(outputs.values())).logits.shape[1]
                 if width != material.num_classes:
                     raise ModelError(
@@ -322,6 +323,7 @@ class _Session:
             device=self.device,
             seed=self.seed,
             class_names=material.class_names,
+            unlabelled=frozenset(material.unlabelled),
         )
 
     def _measure(self) -> None:

@@ -19,6 +19,10 @@ _FORMS = (
 )
 
 
+class NoLabels(DataError):
+    """A batch holds images without labels."""
+
+
 class Reader:
     """Reads the batches of one pass over one loader, and checks that they agree in form.
 
@@ -41,21 +45,12 @@ class Reader:
 
         Raises:
             DataError: the batch has no known form or another form than the ones before it,
-                labels are missing, the inputs are not tensors or not finite, or their number is
-                not that of the labels.
+                labels are missing (``NoLabels``), the inputs are not tensors or not finite, or
+                their number is not that of the labels.
         """
-        self.count += 1
-        inputs, labels, form = self._taken_apart(raw)
-        if self._form is None:
-            self._form = form
-        elif form != self._form:
-            raise DataError(
-                f"{self.where}: expected every batch in one form, found {form} after {self._form}; "
-                "make the loader return one kind of batch"
-            )
-        self._check_inputs(inputs)
+        inputs, labels = self._read(raw)
         if labels is None:
-            raise DataError(
+            raise NoLabels(
                 f"{self.where}: expected labels beside the images, found none; "
                 "return labels with every sample"
             )
@@ -67,6 +62,28 @@ class Reader:
                 f"{batch_size(inputs)} images; a loader yields batches: pass a DataLoader or add "
                 "the batch axis, and make its collate_fn keep images and labels together"
             )
+        return inputs, labels
+
+    def inputs(self, raw: object) -> Inputs:
+        """Return the inputs of a batch, checked; labels are neither asked for nor looked at.
+
+        Raises:
+            DataError: the batch has no known form or another form than the ones before it, or the
+                inputs are not tensors or not finite.
+        """
+        return self._read((raw, None) if isinstance(raw, Tensor) else raw)[0]
+
+    def _read(self, raw: object) -> tuple[Inputs, object]:
+        self.count += 1
+        inputs, labels, form = self._taken_apart(raw)
+        if self._form is None:
+            self._form = form
+        elif form != self._form:
+            raise DataError(
+                f"{self.where}: expected every batch in one form, found {form} after {self._form}; "
+                "make the loader return one kind of batch"
+            )
+        self._check_inputs(inputs)
         return inputs, labels
 
     def _taken_apart(self, raw: object) -> tuple[Inputs, object, str]:
@@ -96,7 +113,7 @@ class Reader:
 
     def _pair(self, raw: object) -> tuple[Inputs, object, str]:
         if isinstance(raw, Tensor):
-            raise DataError(
+            raise NoLabels(
                 f"{self.where}: expected images and labels, found one tensor of shape "
                 f"{tuple(raw.shape)} without labels; yield {_FORMS}"
             )

@@ -29,6 +29,17 @@ def peeked(loader: Loader) -> tuple[Loader, Inputs]:
     indexed = first_inputs(loader, "loader", PEEK)
     if indexed is not None:
         return loader, indexed
+    left, first = opened(loader)
+    inputs, _ = Reader("loader").read(first)
+    return left, rows_of(inputs, slice(0, PEEK))
+
+
+def opened(loader: Loader) -> tuple[Loader, object]:
+    """Return a loader that still yields everything, and its first batch as it came.
+
+    Raises:
+        DataError: nothing can be read from the loader.
+    """
     if not isinstance(loader, Iterable):
         raise DataError(
             f"run(loader): expected an iterable of batches, found {type(loader).__name__}; pass a "
@@ -42,10 +53,9 @@ def peeked(loader: Loader) -> tuple[Loader, Inputs]:
             "run(loader): expected batches, found a loader that yields nothing; pass one that "
             "holds samples, or make an exhausted iterator anew"
         ) from None
-    inputs, _ = Reader("loader").read(first)
     once = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
     left = _Rest(chain([first], stream)) if stream is loader or once else loader
-    return left, rows_of(inputs, slice(0, PEEK))
+    return left, first
 
 
 class _Rest(Iterator[object]):

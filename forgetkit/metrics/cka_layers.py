@@ -43,7 +43,7 @@ class CKALayers(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Run every model over some samples of D_f and of kept test samples."""
         evidence.subject("original")
-        evidence.samples("forget")
+        evidence.samples("forget", labelled=False)
         tables: dict[str, dict[str, Table]] = {}
         names: list[str] = []
         sizes: dict[str, int] = {}

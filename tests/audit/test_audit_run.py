@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -322,6 +322,85 @@ def test_one_sample_to_forget_is_said_to_show_little() -> None:
     assert found.forget_classes == (int(labels[0]),)
     assert json.dumps(found.to_json(), allow_nan=False)
     assert all(f.value is None or f.value == f.value for f in found.findings)
+
+
+class Pictures(Dataset[Tensor]):
+    """Images without labels."""
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        self._images = torch.cat(batches)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self._images[index]
+
+
+def images_alone(only: int | None = None) -> list[Tensor]:
+    images, labels = toy("cnn").train.tensors
+    return list((images if only is None else images[labels == only]).split(16))
+
+
+def test_without_labels_what_needs_none_is_tested() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    kept = DataLoader(TensorDataset(images[labels != GONE], labels[labels != GONE]), batch_size=16)
+    found = audit(
+        some.model, forget=images_alone(GONE), retain=kept, test=unseen(),
+        original=some.model, classes=[GONE], device="cpu", untrained=False,
+        metrics=[*CHECKS, "entropy", "relearn_time"],
+    )  # fmt: skip
+    assert found.samples["forget"] == 60
+    assert found.forget_classes == (GONE,)
+    assert [s for s in found.missing if s.startswith("no labels of the samples to forget")]
+    assert [s for s in found.notes if s.startswith("the samples to forget came without labels")]
+    for slug in ("accuracy", "linear_probe", "relearn_time"):
+        assert found[slug].verdict == "not run"
+        assert "labels" in found[slug].note
+    assert found["entropy"].value is not None
+    labelled = audit(
+        some.model, forget=some.forget_loader(), retain=kept, test=unseen(),
+        original=some.model, classes=[GONE], device="cpu", untrained=False,
+        metrics=["entropy"],
+    )  # fmt: skip
+    assert found["entropy"].value == labelled["entropy"].value
+
+
+@pytest.mark.parametrize("kind", ["dataset", "iterator", "mappings"])
+def test_every_kind_of_loader_may_lack_labels(kind: str) -> None:
+    batches = images_alone(GONE)
+    loaders: dict[str, Any] = {
+        "dataset": Pictures(batches),
+        "iterator": iter(batches),
+        "mappings": [{"pixel_values": batch} for batch in batches],
+    }
+    found = audit(
+        toy("cnn").model, forget=loaders[kind], test=unseen(), device="cpu", metrics=CHECKS
+    )
+    assert found.samples["forget"] == 60
+    assert found["accuracy"].verdict == "not run"
+
+
+def test_a_test_set_without_labels_is_left_out() -> None:
+    found = audit(
+        toy("cnn").model, forget=toy("cnn").forget_loader(), test=images_alone(), classes=[GONE],
+        device="cpu", metrics=CHECKS,
+    )  # fmt: skip
+    assert found.samples == {"forget": 60}
+    assert [s for s in found.missing if s.startswith("no labels in the test set")]
+    with pytest.raises(DataError, match="expected labels"):
+        audit(toy("cnn").model, test=images_alone(), classes=[GONE], device="cpu")
+
+
+def test_samples_to_keep_may_lack_labels() -> None:
+    found = audit(
+        toy("cnn").model, forget=toy("cnn").forget_loader(), retain=images_alone(0), test=unseen(),
+        classes=[GONE], device="cpu", metrics=CHECKS,
+    )  # fmt: skip
+    assert found.samples["retain"] == 60
+    assert [s for s in found.missing if s.startswith("no labels of training samples to keep")]
+    assert found["us"].value is not None
 
 
 def test_a_single_class_is_said_to_have_nothing_beside_it() -> None:

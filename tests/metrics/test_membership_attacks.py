@@ -126,7 +126,7 @@ def test_class_names_do_not_matter(metric: Metric) -> None:
     def renamed(one: Subject) -> Subject:
         outputs = {
             split: replace(
-                found, labels=order[found.labels], logits=found.logits[:, order.argsort()]
+                found, known_labels=order[found.labels], logits=found.logits[:, order.argsort()]
             )
             for split, found in one.outputs.items()
         }

@@ -71,7 +71,7 @@ def test_identical_models(slug: str) -> None:
 
 def relabelled(found: Outputs, order: Tensor) -> Outputs:
     """Class c is called order[c] from now on."""
-    return replace(found, logits=found.logits[:, order.argsort()], labels=order[found.labels])
+    return replace(found, logits=found.logits[:, order.argsort()], known_labels=order[found.labels])
 
 
 @pytest.mark.parametrize("slug", READING)
