@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import Field, dataclass, field
+from dataclasses import Field, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
@@ -25,6 +25,7 @@ class Bounds:
         high: largest value, included.
         options: the accepted words of a choice.
         optional: whether ``None`` is accepted.
+        by_layer: whether a dict of such numbers, by the path of a layer, is accepted as well.
     """
 
     kind: Literal["number", "integer", "choice", "flag", "interval", "artefact"]
@@ -33,6 +34,7 @@ class Bounds:
     high: float = math.inf
     options: tuple[str, ...] = ()
     optional: bool = False
+    by_layer: bool = False
 
     def describe(self) -> str:
         """Say in words what is accepted."""
@@ -47,6 +49,8 @@ class Bounds:
         else:
             noun = "an integer" if self.kind == "integer" else "a number"
             text = f"{noun} in [{self.low:g}, {self.high:g}]"
+        if self.by_layer:
+            text += ", or such numbers by layer in a dict"
         return f"{text}, or None" if self.optional else text
 
     def accepts(self, value: object) -> bool:
@@ -66,6 +70,11 @@ class Bounds:
             )
         if self.kind == "artefact":
             return isinstance(value, (str, PurePath)) and bool(str(value))
+        if self.by_layer and isinstance(value, dict):
+            one = replace(self, by_layer=False)
+            return bool(value) and all(
+                isinstance(k, str) and one.accepts(v) for k, v in value.items()
+            )
         kinds = (int,) if self.kind == "integer" else (int, float)
         return (
             isinstance(value, kinds)
@@ -74,10 +83,22 @@ class Bounds:
         )
 
 
-def bounded(default: T, low: float, high: float, about: str, *, optional: bool = False) -> T:
-    """Declare a number in [low, high]; a default of ``None`` makes ``None`` acceptable too."""
+def bounded(
+    default: T,
+    low: float,
+    high: float,
+    about: str,
+    *,
+    optional: bool = False,
+    by_layer: bool = False,
+) -> T:
+    """Declare a number in [low, high]; a default of ``None`` makes ``None`` acceptable too.
+
+    ``by_layer`` accepts a dict of such numbers, by the path of a layer.
+    """
     kind: Literal["number", "integer"] = "integer" if isinstance(low, int) else "number"
-    return _declare(default, Bounds(kind, about, low, high, optional=optional or default is None))
+    optional = optional or default is None
+    return _declare(default, Bounds(kind, about, low, high, optional=optional, by_layer=by_layer))
 
 
 def choice(default: T, options: tuple[str, ...], about: str) -> T:

@@ -81,6 +81,10 @@ def parse_settings(method: str, words: Sequence[str]) -> dict[str, object]:
 def _read(bounds: Bounds, word: str, text: str) -> object:
     if text.lower() == "none":
         return None
+    if bounds.by_layer and "=" in text:  # LAYER=VALUE,LAYER=VALUE
+        one = dataclasses.replace(bounds, by_layer=False)
+        parts = [part.partition("=") for part in text.split(",")]
+        return {layer: _read(one, word, value) for layer, _, value in parts}
     try:
         if bounds.kind == "integer":
             return int(text)

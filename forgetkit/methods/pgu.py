@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from forgetkit.core_space import CoreSpace, as_state, part, projections, shares
 from forgetkit.fields import artefact, bounded, choice
 from forgetkit.losses import membership
 from forgetkit.masked_targets import entropy, log_rest
 from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, register
-from forgetkit.projection import Projection, core_rank, eigen, in_region, weakest
+from forgetkit.projection import in_region, weakest
 from forgetkit.recipe import Trained
 from forgetkit.statistics import retained_moments
 from forgetkit.stopping import (
@@ -27,7 +28,7 @@ from forgetkit.stopping import (
 from forgetkit.types import Batch, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from forgetkit.engine.run import Run
 
@@ -102,8 +103,13 @@ class PGU(Trained):
         },
     )  # fmt: skip
 
-    gamma: float = bounded(
-        0.95, 0.0, 1.0, "share of the spectrum that is protected; gamma; 1 freezes every layer"
+    gamma: float | Mapping[str, float] = bounded(
+        0.95,
+        0.0,
+        1.0,
+        "share of the spectrum that is protected, 1 freezes a layer; gamma; by layer "
+        "{'fc': 0.9, 'default': 0.95} with paths of modules",
+        by_layer=True,
     )
     spectrum: str = choice(
         "energy", ("energy", "sigma"), "what the share is of: eigenvalues of C, or their roots"
@@ -151,21 +157,18 @@ class PGU(Trained):
     def setup(self, run: Run) -> State:
         """Return the projection of every measured weight, and the trust region's basis."""
         moments, floor = retained_moments(run, self.statistics, self.positions)
+        given = shares(self.gamma, moments.sums)
         state: dict[str, Tensor] = {}
         negative = 0.0
         last = [name for name in moments.sums if len(run.parameters[name]) == run.num_classes][-1:]
         for name, moment in moments.sums.items():
             weight = run.parameters[name]
-            found = eigen(moment, floor)
-            negative = max(negative, found.negative)
-            ranks = core_rank(found.values, self.gamma, self.spectrum)
-            if self.gamma >= 1:  # even directions that no input uses stay
-                ranks = torch.full_like(ranks, moment.shape[-1])
-            away = Projection.away_from(found, ranks)
-            state[f"{'keeps' if away.keeps else 'drops'}/{name}"] = away.basis.to(weight)
+            space = CoreSpace.of(moment, given[name], self.spectrum, floor)
+            negative = max(negative, space.found.negative)
+            state |= as_state(name, space.away, weight)
             state[f"start/{name}"] = weight.detach().clone()
             if name in last and self.trust_dim is not None and len(moment) == 1:
-                basis = weakest(found, int(ranks[0]), self.trust_dim)
+                basis = weakest(space.found, int(space.ranks[0]), self.trust_dim)
                 state[f"region/{name}"] = basis.to(weight)
         if negative > MISMATCH:
             run.log(
@@ -186,18 +189,18 @@ class PGU(Trained):
 
     def trained(self, run: Run) -> Collection[str]:
         """Return the weights whose inputs were measured."""
-        return _part(run, "start")
+        return part(run.state, "start")
 
     def extra(self, run: Run) -> State:
         """Return Q = I of the trust region, if there is one."""
         return {
             name: torch.eye(basis.shape[1]).to(basis)
-            for name, basis in _part(run, "region").items()
+            for name, basis in part(run.state, "region").items()
         }
 
     def start_epoch(self, run: Run) -> State:
         """Take Q out of the weights again, where the last epoch folded it in for a look."""
-        for name, weight in _part(run, "unfolded").items():
+        for name, weight in part(run.state, "unfolded").items():
             run.parameters[name].copy_(weight)
         return run.state
 
@@ -227,7 +230,7 @@ class PGU(Trained):
         """Return logits with the last weight seen through its trust region."""
         effective = {
             name: in_region(run.parameters[name], basis, run.extra[name])
-            for name, basis in _part(run, "region").items()
+            for name, basis in part(run.state, "region").items()
         }
         if not effective:
             return run.logits(batch)
@@ -235,7 +238,7 @@ class PGU(Trained):
 
     def gradients(self, run: Run) -> None:
         """Project every gradient."""
-        for name, away in _projections(run).items():
+        for name, away in projections(run.state).items():
             gradient = run.parameters[name].grad
             if gradient is not None:
                 gradient.copy_(away.of(gradient))
@@ -245,15 +248,15 @@ class PGU(Trained):
         """Project the whole displacement, where a step is more than its projected gradient."""
         if self.optimizer == "sgd" and self.weight_decay == 0:
             return
-        start = _part(run, "start")
-        for name, away in _projections(run).items():
+        start = part(run.state, "start")
+        for name, away in projections(run.state).items():
             weight = run.parameters[name]
             weight.copy_(start[name] + away.of(weight - start[name]))
 
     def passed(self, run: Run) -> None:
         """Fold the trust region into the weight: what is measured now is what would be left."""
         self._hold(run)
-        for name, basis in _part(run, "region").items():
+        for name, basis in part(run.state, "region").items():
             weight = run.parameters[name]
             run.state = {**run.state, f"unfolded/{name}": weight.detach().clone()}
             weight.copy_(in_region(weight, basis, run.extra[name]))
@@ -276,20 +279,3 @@ class PGU(Trained):
     def finish(self, run: Run) -> None:
         """Put back the weights of an earlier epoch, where the stop rule preferred them."""
         take_back(run)
-
-
-def _part(run: Run, word: str) -> dict[str, Tensor]:
-    """Return the tensors of the state under one word, by the name of their weight."""
-    start = f"{word}/"
-    return {
-        name.removeprefix(start): tensor
-        for name, tensor in run.state.items()
-        if name.startswith(start)
-    }
-
-
-def _projections(run: Run) -> dict[str, Projection]:
-    """Return the projection of every measured weight."""
-    kept = {name: Projection(basis, keeps=True) for name, basis in _part(run, "keeps").items()}
-    dropped = {name: Projection(basis, keeps=False) for name, basis in _part(run, "drops").items()}
-    return kept | dropped

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Result, Statistics, forget
+from forgetkit.errors import BadHyperparameter
 from forgetkit.method import build
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.toys import Exploding
@@ -64,8 +65,8 @@ def literal_loss(
 
 
 @pytest.mark.parametrize("spectrum", ["energy", "sigma"])
-@pytest.mark.parametrize("share", [0.6, 0.9])
-def test_training_is_the_literal_one(share: float, spectrum: str) -> None:
+@pytest.mark.parametrize("share", [0.6, 0.9, {"one": 0.4, "two": 0.9}])
+def test_training_is_the_literal_one(share: float | dict[str, float], spectrum: str) -> None:
     model, literal = Net(), Net()
     literal.load_state_dict(model.state_dict())
     inputs, labels = data().tensors
@@ -77,9 +78,10 @@ def test_training_is_the_literal_one(share: float, spectrum: str) -> None:
     kept = labels != 1
     with torch.no_grad():
         hidden = literal.one(inputs[kept]).relu()
+        one, two = share.values() if isinstance(share, dict) else (share, share)
         spans = {
-            "one": literal_span(inputs[kept], share, spectrum),
-            "two": literal_span(hidden, share, spectrum),
+            "one": literal_span(inputs[kept], one, spectrum),
+            "two": literal_span(hidden, two, spectrum),
         }
     for epoch in range(3):
         loss = literal_loss(literal(inputs[~kept]), labels[~kept], 0.05, 0.3)
@@ -120,6 +122,24 @@ def test_everything_protected_changes_nothing(kind: str, extra: dict[str, object
     forget(some.model).classes([3]).using("pgu", gamma=1.0, epochs=2, **extra).on("cpu").run(
         some.loader(), guard=None
     )
+    assert changed(before, weights(some.model)) == []
+
+
+def test_a_layer_with_a_share_of_one_stays_and_the_others_move() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    forget(some.model).classes([3]).using(
+        "pgu", gamma={"body": 0.5, "body.4": 1.0, "fc": 0.5}, lr=0.1, epochs=1
+    ).on("cpu").run(some.loader(), guard=None)
+    assert set(changed(before, weights(some.model))) == {"body.0.weight", "fc.weight"}
+
+
+def test_a_share_for_no_layer_is_refused_and_nothing_moves() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("pgu", gamma={"default": 0.5, "head": 0.9})
+    with pytest.raises(BadHyperparameter, match="'head', which fits none"):
+        request.on("cpu").run(some.loader(), guard=None)
     assert changed(before, weights(some.model)) == []
 
 

@@ -1,0 +1,43 @@
+"""Numbers that may differ by layer: what a field accepts, and how a command line writes them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forgetkit.cli.arguments import parse_settings
+from forgetkit.errors import BadHyperparameter
+from forgetkit.method import build, from_json
+
+BY_LAYER = {"fc": 0.5, "default": 0.9}
+
+
+def test_a_dict_by_layer_survives_json() -> None:
+    method = build("pgu", {"gamma": BY_LAYER})
+    assert method.hyperparameters()["gamma"] == BY_LAYER
+    assert from_json(json.loads(json.dumps(method.to_json()))) == method
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"fc": 1.5}, {"fc": "0.5"}, {"fc": True}, {"fc": None}, {3: 0.5}, [0.5], {"fc": {}}],
+)
+def test_other_dicts_are_refused(wrong: object) -> None:
+    with pytest.raises(BadHyperparameter, match=r"gamma must be a number in \[0, 1\], or such"):
+        build("pgu", {"gamma": wrong})
+
+
+def test_a_plain_number_takes_no_dict() -> None:
+    with pytest.raises(BadHyperparameter, match="epsilon"):
+        build("pgu", {"epsilon": {"fc": 0.5}})
+
+
+def test_the_command_line_writes_it_in_one_word() -> None:
+    assert parse_settings("pgu", ["gamma=fc=0.5,default=0.9"]) == {"gamma": BY_LAYER}
+    assert parse_settings("pgu", ["gamma=0.5"]) == {"gamma": 0.5}
+    for wrong in ("gamma=fc=0.5,default", "gamma=fc=much", "gamma=fc="):
+        with pytest.raises(BadHyperparameter, match="--set gamma=fc="):
+            parse_settings("pgu", [wrong])
+    with pytest.raises(BadHyperparameter, match=r"--set lr=fc=0\.5"):
+        parse_settings("pgu", ["lr=fc=0.5"])
