@@ -24,7 +24,18 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 class Accuracy(Metric):
     """Share of right predictions with Wilson intervals; the headline is the forget set's.
 
-    Several labels a sample count as the mean over labels of the accuracy at probability 0.5.
+        acc(S) = (1 / |S|) sum_{(x, y) in S} [argmax_c z_c(x) = y]
+
+    z are the logits. Several labels a sample count as the mean over labels of the accuracy at
+    probability 0.5.
+
+    Verdict: ``residual`` when surely more forget samples are right than under every retrained
+        model, ``over-forgotten`` when surely fewer; none for a masked head, whose 0 is by
+        construction.
+
+    Source: the sets of Kim, Lee, Woo, AAAI 2024, arXiv:2312.16823; interval: Wilson, 1927.
+
+    Differences: fractions instead of percent.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -35,7 +46,7 @@ class Accuracy(Metric):
         range="[0, 1], share of samples",
         good="kept samples: as the original; forgotten ones: as a model that never saw them",
         bad="The model still recognises what it should have forgotten, or no longer what it keeps.",
-        needs="the forget set; the other sets and models where given",
+        needs="the forget set; a retrained model for a verdict",
         cost="nothing beyond the collected outputs",
         source="Kim, Lee, Woo 2024, AAAI",
         link="https://arxiv.org/abs/2312.16823",

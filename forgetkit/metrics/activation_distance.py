@@ -17,14 +17,29 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class ActivationDistance(Metric):
-    """Mean norm of the difference of probabilities on the forget set."""
+    """Mean norm of the difference of probabilities on the forget set.
+
+        d = mean |p - q|_2 (l2), mean |p - q|_1 (l1) or (mean |p - q|_2^2)^(1/2) (rms)
+
+    p = probabilities of the model, q = of the first retrained one; behind a masked head over the
+    kept classes.
+
+    Verdict: ``residual`` when the model is surely farther from the first retrained model than a
+        second one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
+        they are not; ``not decidable`` without a second retrained model.
+
+    Source: Golatkar et al., "Mixed-Privacy Forgetting in Deep Networks", CVPR 2021 (l1); Chundawat
+        et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096 (l2).
+
+    Differences: none.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="activation_distance",
         title="Activation distance",
         group="distribution",
         level="quick",
-        range="[0, 1.414] for l2 and rms, [0, 2] for l1",
+        range="[0, 1.414] for l2 and rms, [0, 2] for l1; in probabilities",
         good="0, or as small as between two retrained models",
         bad="On the forgotten samples it answers unlike a model that never saw them.",
         needs="a retrained model and the forget set; a second retrained model for a verdict",

@@ -35,12 +35,18 @@ RADII = (2, 4, 8)
 class AdversarialRecovery(Metric):
     """Attack images so that the model answers with a forgotten class.
 
-    Targeted L-infinity attack (sign steps on the log odds) from D_f and from test images of kept
-    classes; share that reaches a forgotten class, at several radii. Easier from D_f than from other
-    images is a trace. ``residual``: the headline share surely exceeds every retrained model's. A
-    masked output is never reached, so then every model answers with its nearest class mean.
+        x <- clip(x + a sign(grad o(x))) within |x - x_0|_inf <= radius,  a = 2.5 radius / steps
 
-    Source: the attack is that of Madry et al., ICLR 2018, arXiv:1706.06083.
+    o = log odds of the forgotten classes. Headline: share of D_f that is answered with a forgotten
+    class; the same from test images of kept classes and at other radii stands in the details.
+    Easier from D_f than from other images is a trace. A masked output is never reached, so then
+    every model answers with its nearest class mean.
+
+    Verdict: ``residual`` when the share exceeds every retrained model's by more than two standard
+        errors, ``as retrain`` otherwise.
+
+    Source: the attack is that of Madry et al., "Towards Deep Learning Models Resistant to
+        Adversarial Attacks", ICLR 2018, arXiv:1706.06083.
 
     Differences: the radius counts in parts of the pixel range; steps follow the log odds, which do
         not vanish.
@@ -54,7 +60,7 @@ class AdversarialRecovery(Metric):
         range="[0, 1], share of forget samples that reach a forgotten class",
         good="not above that of a retrained model, nor above that from other images",
         bad="An invisible change of an image makes the model name the forgotten class again.",
-        needs="images of forget samples, test images of kept classes; a retrained model",
+        needs="forget images; whole classes forgotten; a retrained model for a verdict",
         cost="60 FB over at most 200 samples for each model",
         source="Madry et al. 2018, ICLR",
         link="https://arxiv.org/abs/1706.06083",

@@ -17,10 +17,23 @@ from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metr
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class Anamnesis(Metric):
-    """AIN = relearning steps of the model / those of a retrained model, on copies.
+    """How many steps relearning takes, divided by those that a retrained model needs.
 
-    Relearning is over at the first look at which the forget accuracy is within ``margin`` of the
-    original's. A model that never arrives gives a bound, not a number.
+        AIN = t(model) / t(retrained),  t = min {step: acc(D_f) >= (1 - margin) acc_original(D_f)}
+
+    Copies are trained by SGD on batches drawn from D_f and D_r together, the same ones for every
+    model. A model that never arrives gives a bound in the note, not a number; 0 steps count as half
+    a step.
+
+    Verdict: ``residual`` with fewer steps than every retrained model, ``over-forgotten`` with more
+        than twice those of the slowest, ``not decidable`` when neither the model nor the slowest
+        arrives.
+
+    Source: Chundawat, Tarun, Mandal, Kankanhalli, "Zero-Shot Machine Unlearning", IEEE TIFS 2023,
+        arXiv:2201.05629.
+
+    Differences: batch statistics and dropout stay frozen, so that every model gets the same
+        lessons.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -28,7 +41,7 @@ class Anamnesis(Metric):
         title="Anamnesis index (AIN)",
         group="score",
         level="standard",
-        range="[0, infinity)",
+        range="[0, infinity), a ratio of steps",
         good="1",
         bad="Below 1 something was left that makes relearning fast; far above 1 it stands out.",
         needs="the original and a retrained model, the forget and retain sets",

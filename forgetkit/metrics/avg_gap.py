@@ -14,14 +14,27 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class AverageGap(Metric):
-    """Mean absolute difference in D_f, D_r and test accuracy and in the AUC of a loss attack."""
+    """Mean absolute difference of a row of figures from a retrained model's.
+
+        gap = mean over columns of |figure(model) - figure(retrained)|
+
+    Columns are the accuracies on D_f, D_r and test samples (of kept classes where classes were
+    forgotten) and the AUC of a loss attack; one whose set is not at hand is left out.
+
+    Verdict: none; the control ``retrained`` says how far apart two retrained models are.
+
+    Source: Fan et al., "SalUn", ICLR 2024, arXiv:2310.12508.
+
+    Differences: fractions instead of percent, and the AUC of a loss attack instead of the share of
+        D_f that an attack on confidence calls non-members.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="avg_gap",
         title="Average gap",
         group="score",
         level="quick",
-        range="[0, 1]",
+        range="[0, 1], a difference of shares",
         good="0, or as small as between two retrained models",
         bad="The figures differ from those of a model that never saw the samples.",
         needs="a retrained model and at least one set",

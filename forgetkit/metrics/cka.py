@@ -20,14 +20,28 @@ SETS = ("forget", "test_forget", "test_retain")
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class CKA(Metric):
-    """Linear CKA of the features before the head; the headline is with the original on D_f."""
+    """Linear CKA of the features before the head; the headline is with the original on D_f.
+
+        CKA(X, Y) = |Y'X|^2 / (|X'X| |Y'Y|), Frobenius norms
+
+    X, Y = features of the same samples under two models, each column with mean 0. The unbiased form
+    has an unbiased estimate of HSIC for each of the three terms. The details hold every pair of
+    models on every set; without an original the headline is with the retrained model.
+
+    Verdict: none; two retrained models are less than 1 alike as well, and how much is not known.
+
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
+        arXiv:1905.00414; unbiased: Song et al., JMLR 2012, Eq. 5.
+
+    Differences: unbiased when there are fewer than four samples a feature.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="cka",
         title="Linear CKA of features",
         group="representation",
         level="quick",
-        range="[0, 1]; the unbiased form may fall slightly below 0",
+        range="[0, 1], no unit; the unbiased form may fall slightly below 0",
         good="high on kept samples with the original, on forgotten ones with the retrained model",
         bad="1 with the original: the features of the forgotten samples did not change at all.",
         needs="features of the original or a retrained model, and the forget set",

@@ -21,14 +21,27 @@ Table = list[list[float | None]]
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class CKALayers(Metric):
-    """Linear CKA of every block with every block; the headline is the least similar equal depth."""
+    """Linear CKA of every block with every block; the headline is the least similar equal depth.
+
+        min_i CKA(X_i, Y_i) on D_f,  X_i, Y_i = pooled outputs of block i under both models
+
+    The other model is the original; ``cka`` has the formula. Maps are averaged over positions,
+    tokens over the sequence.
+
+    Verdict: none; it shows where a model changed, not whether enough.
+
+    Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019,
+        arXiv:1905.00414.
+
+    Differences: outputs are pooled before they are compared.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="cka_layers",
         title="Linear CKA by depth",
         group="representation",
         level="standard",
-        range="[0, 1]; the unbiased form may fall slightly below 0",
+        range="[0, 1], no unit; the unbiased form may fall slightly below 0",
         good="early blocks as the original; late blocks on forgotten samples as the retrained",
         bad="1 at every depth: nothing before the head changed.",
         needs="the original model and the images of the forget set",

@@ -21,7 +21,19 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class ClassAccuracy(Metric):
-    """Accuracy of each class; the headline is that of the worst kept class, which it names."""
+    """Accuracy of each class; the headline is that of the worst kept class, which it names.
+
+        min over kept c of acc_c,  acc_c = (right predictions of class c) / (samples of class c)
+
+    On test samples, or on the training sets without those. With the original at hand, the details
+    name the kept class that lost most. Where single samples were forgotten, every class is kept.
+
+    Verdict: none; how much a class may lose is for the user to say.
+
+    Source: accuracy as in Kim, Lee, Woo, AAAI 2024, arXiv:2312.16823.
+
+    Differences: the worst class instead of the mean over classes, which hides it.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="class_accuracy",
@@ -31,7 +43,7 @@ class ClassAccuracy(Metric):
         range="[0, 1], share of the worst kept class",
         good="every kept class as under the original",
         bad="One class was ruined to forget another one; the average over classes hides it.",
-        needs="test samples of kept classes, else training samples of them",
+        needs="test samples, or the forget and retain sets",
         cost="nothing beyond the collected outputs",
         source="Kim, Lee, Woo 2024, AAAI",
         link="https://arxiv.org/abs/2312.16823",

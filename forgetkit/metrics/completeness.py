@@ -16,14 +16,28 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class Completeness(Metric):
-    """Share of forget samples on which the model predicts what the retrained one predicts."""
+    """Share of forget samples on which the model predicts what the retrained one predicts.
+
+        agreement = (1 / |D_f|) sum_{x in D_f} [argmax_c p_c(x) = argmax_c q_c(x)]
+
+    p = probabilities of the model, q = of the first retrained one.
+
+    Verdict: ``residual`` when it surely disagrees with the first retrained model more often than a
+        second one does and its losses on D_f are the smaller ones, ``over-forgotten`` when it does
+        and they are not; ``not decidable`` without a second retrained model.
+
+    Source: Cao, Yang, "Towards Making Systems Forget with Machine Unlearning", IEEE S&P 2015.
+
+    Differences: the headline is that of the forget set; the paper's, of test samples, is in the
+        details.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="completeness",
         title="Completeness (agreement)",
         group="distribution",
         level="quick",
-        range="[0, 1]",
+        range="[0, 1], share of samples",
         good="1, or as large as between two retrained models",
         bad="It puts the forgotten samples elsewhere than a model that never saw them.",
         needs="a retrained model and the forget set; a second retrained model for a verdict",

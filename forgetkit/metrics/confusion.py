@@ -26,14 +26,28 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class Confusion(Metric):
-    """Distribution of predictions on the forget set; the headline is its entropy over log K."""
+    """Distribution of predictions on the forget set; the headline is its entropy over log K.
+
+        spread = -sum_c q_c log q_c / log K,  q_c = share of D_f that is predicted as class c
+
+    K is the number of classes, behind a masked head of the kept ones. The details hold q for every
+    model, its Jensen-Shannon divergence in bits from each retrained model's, and the confusion
+    matrix on test samples, rows true, by row share.
+
+    Verdict: none; ``completeness`` and ``js`` judge sample by sample.
+
+    Source: Chen et al., "Boundary Unlearning", CVPR 2023, arXiv:2303.11570, looks at where
+        forgotten samples go.
+
+    Differences: the entropy of that distribution as one number is ours.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="confusion",
         title="Confusion of the forgotten samples",
         group="distribution",
         level="quick",
-        range="[0, 1]: 0 all in one class, 1 spread evenly",
+        range="[0, 1], share of the largest entropy: 0 all in one class, 1 spread evenly",
         good="as spread as under the retrained model, over the same classes",
         bad="Forgotten samples all land in one class, which gives away that they were moved there.",
         needs="the forget set",

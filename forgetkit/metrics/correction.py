@@ -29,8 +29,20 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 class Correction(Metric):
     """Share of the corrected samples that still get the wrong label they were trained with.
 
-    Good is the rate at which unseen samples of the true class get that label. For depoisoning with
-    unknown right labels only this share and the accuracy on clean test samples are defined.
+        E = (1 / |D_f|) sum_{(x, y_old) in D_f} [argmax_c z_c(x) = y_old]
+
+    Good is the rate at which unseen samples of the true class get that label; it stands in the
+    details, as do the share that gets the new label, the accuracy on clean test samples and what
+    the kept samples lost. For depoisoning with unknown right labels only E and the clean accuracy
+    are defined.
+
+    Verdict: ``residual`` when surely more old labels are repeated than by every retrained model,
+        ``over-forgotten`` when surely fewer.
+
+    Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks", WACV 2024, arXiv:2312.04095.
+
+    Differences: the paper's number is the accuracy on clean test samples; the headline is E,
+        because that accuracy hardly moves when few samples were wrong.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -41,7 +53,7 @@ class Correction(Metric):
         range="[0, 1], share of the corrected samples",
         good="the rate at which unseen samples of the true class get that label",
         bad="The model still repeats the wrong labels that it was trained with.",
-        needs="a relabel or depoison request and its forget set",
+        needs="a relabel or depoison request and its forget set; a retrained model for a verdict",
         cost="nothing beyond the collected outputs",
         source="Hoang et al. 2024, WACV",
         link="https://arxiv.org/abs/2312.04095",

@@ -25,7 +25,21 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class Entropy(Metric):
-    """Mean entropy of the predictions on the forget set, with histograms over [0, log K]."""
+    """Mean entropy of the predictions on the forget set, with histograms over [0, log K].
+
+        H(p) = -sum_c p_c log p_c
+
+    The details hold the same on test samples and the Wasserstein-1 distance between the entropies
+    of the model and of the first retrained one.
+
+    Verdict: ``over-forgotten`` when the mean is surely larger than under every retrained model,
+        ``residual`` when surely smaller.
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096,
+        whose membership attack reads the entropy.
+
+    Differences: behind a masked head the entropy is over the kept classes.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="entropy",

@@ -15,10 +15,18 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class FinalScore(Metric):
-    """(accuracy + 1 - 2 FS) / 2 ; several labels count as their mean.
+    """Test accuracy and the forgetting score FS in one number.
 
-    The accuracy is that on test samples of the kept classes, and on all of them where no class was
-    forgotten.
+        final = (acc + 1 - 2 FS) / 2
+
+    acc is the accuracy on test samples of the kept classes, or on all of them where no class was
+    forgotten; several labels a sample count as their mean. ``forgetting_score`` has FS.
+
+    Verdict: none; a mean of two unlike numbers has no rule.
+
+    Source: Choi et al., "Guided Loss-Increasing", CVPR Workshops 2024, supplement and notebooks.
+
+    Differences: those of ``forgetting_score``.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -26,7 +34,7 @@ class FinalScore(Metric):
         title="Final score",
         group="score",
         level="quick",
-        range="[0, 1]",
+        range="[0, 1], a mean of shares",
         good="near the retrained model's; higher is better",
         bad="Accuracy was lost, or the losses still give the forgotten samples away.",
         needs="ten forget samples and test samples",

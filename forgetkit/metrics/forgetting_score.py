@@ -14,14 +14,28 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class ForgettingScore(Metric):
-    """FS = |M - 0.5|, M the accuracy of a logistic regression on the loss; see ``membership``."""
+    """How far an attack on the loss is from guessing.
+
+        FS = |M - 0.5|
+
+    M is how often a logistic regression on the loss alone tells D_f from unseen samples of the same
+    classes: mean accuracy over ten stratified splits that hold out a tenth. A destroyed model also
+    has FS near 0, so read it beside the accuracy.
+
+    Verdict: none; ``mia_loss`` judges the same attack by its AUC.
+
+    Source: Choi et al., "Guided Loss-Increasing", CVPR Workshops 2024, supplement and notebooks.
+
+    Differences: the larger group is cut to the size of the smaller one, or guessing would exceed
+        0.5; a loss counts as 400 at most.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="forgetting_score",
         title="Forgetting score",
         group="score",
         level="quick",
-        range="[0, 0.5]",
+        range="[0, 0.5], a difference of shares",
         good="0, or as low as the retrained model's",
         bad="The losses of forgotten samples give away whether a sample was in the training data.",
         needs="ten forget samples and ten test samples of their classes",

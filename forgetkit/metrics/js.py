@@ -16,7 +16,22 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class JSToRetrained(Metric):
-    """Mean Jensen-Shannon divergence in bits on the forget set; not its square root."""
+    """Mean Jensen-Shannon divergence in bits on the forget set; not its square root.
+
+        JS(p, q) = (KL(p || m) + KL(q || m)) / (2 log 2),  m = (p + q) / 2
+
+    p = probabilities of the model, q = of the first retrained one; behind a masked head over the
+    kept classes.
+
+    Verdict: ``residual`` when the model is surely farther from the first retrained model than a
+        second one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
+        they are not; ``not decidable`` without a second retrained model.
+
+    Source: Lin, "Divergence Measures Based on the Shannon Entropy", IEEE Transactions on
+        Information Theory, 1991.
+
+    Differences: none.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="js",

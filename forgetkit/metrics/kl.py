@@ -14,7 +14,22 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class KLToRetrained(Metric):
-    """Mean KL(p_retrained || p_model) on the forget set: what the reference has and it lacks."""
+    """Mean KL divergence on the forget set: what the retrained model has and this one lacks.
+
+        KL(q || p) = sum_c q_c log(q_c / p_c)
+
+    p = probabilities of the model, q = of the first retrained one; behind a masked head over the
+    kept classes.
+
+    Verdict: ``residual`` when the model is surely farther from the first retrained model than a
+        second one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
+        they are not; ``not decidable`` without a second retrained model.
+
+    Source: Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020,
+        arXiv:1911.04933.
+
+    Differences: between predictions on samples, not between distributions of weights.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="kl",

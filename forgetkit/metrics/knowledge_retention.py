@@ -21,8 +21,17 @@ if TYPE_CHECKING:
 class KnowledgeRetention(Metric):
     """Fit a new head to the frozen features of all samples.
 
-    ``form="exact"``: multinomial logistic regression, as in ``linear_probe``; ``form="sgd"``: a new
-    Xavier head, SGD 1e-3, 10 epochs, batches of 64, on features as they are.
+        KR = share of test samples of the forgotten classes with argmax_c (W h + b)_c = y
+
+    h are the features, W and b fitted to D_f and D_r. ``form="exact"``: multinomial logistic
+    regression, as in ``linear_probe``; ``form="sgd"``: a new Xavier head, SGD 1e-3, 10 epochs,
+    batches of 64, on features as they are. With many samples a probe learns the class anew from any
+    features, so this shows less than ``linear_probe``.
+
+    Verdict: ``residual`` when the accuracy exceeds the retrained models' mean by more than two
+        standard errors, ``as retrain`` otherwise. Features that are bit for bit the original's need
+        no such margin: any excess is ``residual``, and without a retrained model whatever is surely
+        above chance.
 
     Source: Lee et al., "ESC: Erasing Space Concept for Knowledge Deletion", CVPR 2025, section 3.
 
@@ -37,7 +46,7 @@ class KnowledgeRetention(Metric):
         range="[0, 1], accuracy on unseen samples of the forgotten classes",
         good="not above that of a retrained model",
         bad="The features still separate the forgotten class better than retraining would.",
-        needs="features of forget, retain and test samples; a retrained model for a verdict",
+        needs="features of all sets; whole classes forgotten; a retrained model for a verdict",
         cost="no F beyond collecting; seconds",
         source="Lee et al. 2025, CVPR",
         link="https://arxiv.org/abs/2504.02199",

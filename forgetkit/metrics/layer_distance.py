@@ -19,9 +19,19 @@ HEAD_ONLY = "only the classification head changed; the features still carry what
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class LayerDistance(Metric):
-    """Relative distance |w - w0| / |w0| per tensor; the headline is over the whole model.
+    """Relative distance of the weights from the original's, by tensor and over the whole model.
+
+        d = |w - w_0| / |w_0|
 
     Two models trained from other seeds are far apart too: their distance is the control.
+
+    Verdict: ``residual`` when nothing outside the head moved: the features are then the original's.
+        None otherwise, as no distance is the right one.
+
+    Source: Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020,
+        arXiv:1911.04933.
+
+    Differences: relative to the original's norm, so that tensors of unlike size compare.
     """
 
     card: ClassVar[MetricCard] = MetricCard(

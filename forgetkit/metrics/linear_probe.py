@@ -30,11 +30,19 @@ def answered(bank: Bank, rows: Tensor) -> tuple[Tensor, Tensor | None]:
 class LinearProbe(Metric):
     """Fit a new head to frozen features of a few samples of every class.
 
-    Multinomial logistic regression, C = 1, balanced, on features with mean 0 and deviation 1 on the
-    samples to keep; mean accuracy over draws on test samples of the forgotten classes. Excess =
-    that of the unlearned minus that of the retrained model; ``residual`` above two standard errors.
+        excess = acc(unlearned) - acc(retrained),  acc of argmax_c (W h + b)_c
 
-    Source: Alain and Bengio, arXiv:1610.01644; knowledge retention as in ESC, CVPR 2025.
+    W, b = multinomial logistic regression, C = 1, balanced, on features h with mean 0 and deviation
+    1 on the samples to keep; acc = mean over draws on test samples of the forgotten classes, the
+    headline.
+
+    Verdict: ``residual`` when the accuracy exceeds the retrained models' mean by more than two
+        standard errors, ``as retrain`` otherwise. Features that are bit for bit the original's need
+        no such margin: any excess is ``residual``, and without a retrained model whatever is surely
+        above chance.
+
+    Source: Alain, Bengio, "Understanding Intermediate Layers Using Linear Classifier Probes",
+        arXiv:1610.01644; knowledge retention as in ESC, CVPR 2025.
 
     Differences: few samples instead of all, because with many a probe learns the class anew from
         any features, those of an untrained model included.
@@ -48,9 +56,9 @@ class LinearProbe(Metric):
         range="[0, 1], accuracy on unseen samples of the forgotten classes",
         good="not above that of a retrained model",
         bad="A handful of labelled images and a new last layer bring the forgotten class back.",
-        needs="features of forget, retain and test samples; a retrained model for a verdict",
+        needs="features of all sets; whole classes forgotten; a retrained model for a verdict",
         cost="no F beyond collecting; seconds",
-        source="Alain and Bengio 2016",
+        source="Alain, Bengio 2016, arXiv",
         link="https://arxiv.org/abs/1610.01644",
         about="How well a new linear head recognises the class from a few samples a class.",
     )

@@ -25,11 +25,19 @@ if TYPE_CHECKING:
 class LiRA(Metric):
     """Ask for each sample how unusual its confidence is among models that never saw it.
 
-    phi = z_y - logsumexp of the other logits; score = Phi((phi - mean_out) / deviation_out), the
-    one-sided test that needs no models with the sample. Headline: AUC against test samples of the
-    same classes, which the reference models did not see either.
+        score = Phi((phi - mean_out) / deviation_out),  phi = z_y - log sum_{c != y} e^z_c
 
-    Source: Carlini et al., S&P 2022, arXiv:2112.03570, section V.C.
+    the one-sided test that needs no models with the sample. Headline: AUC against test samples of
+    the same classes, which the reference models did not see either. The first retrained model is
+    the control, the others are the reference.
+
+    Verdict: ``residual`` when the AUC is surely above the first retrained model's,
+        ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
+        ``as retrain``, but ``not decidable`` without a retrained model or when the attack finds
+        nothing in the original.
+
+    Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022,
+        arXiv:2112.03570, section V.C.
 
     Differences: below 16 reference models one deviation is pooled over all samples.
     """
@@ -42,7 +50,7 @@ class LiRA(Metric):
         range="[0, 1], area under the ROC curve",
         good="as the retrained model's, which should be 0.5",
         bad="For single samples, the model is surer than any model that never saw them.",
-        needs="at least two retrained models (16 are better), test samples of the same classes",
+        needs="ten forget samples, ten tests of their classes; three retrained models or more",
         cost="one training a reference model, then a second",
         source="Carlini et al. 2022, S&P",
         link="https://arxiv.org/abs/2112.03570",

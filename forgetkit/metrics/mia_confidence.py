@@ -34,7 +34,16 @@ FEATURES = ("entropy", "confidence", "correctness", "modified_entropy")
 class MiaConfidence(Metric):
     """Learn on kept training and on test samples what members look like; ask it about D_f.
 
-    Headline: share of D_f called member. ``1 - share`` is what SalUn reports as "MIA efficacy".
+        share = (1 / |D_f|) sum_{x in D_f} [the classifier calls f(x) a member]
+
+    f is the entropy, the probability of the label, whether the prediction is right, or the modified
+    entropy -(1 - p_y) log p_y - sum_{c != y} p_c log(1 - p_c). ``1 - share`` is what SalUn reports
+    as "MIA efficacy".
+
+    Verdict: ``residual`` when the share is surely above the first retrained model's,
+        ``over-forgotten`` when surely below; otherwise ``as retrain``, but ``not decidable``
+        without a retrained model or when the attack calls the original's forget samples members no
+        more often than unseen ones.
 
     Source: bad teaching (Chundawat et al., AAAI 2023; ``classifier="svc"`` on entropy), SSD (Foster
         et al., AAAI 2024; logistic regression on entropy), SalUn (Fan et al., ICLR 2024).
@@ -50,9 +59,9 @@ class MiaConfidence(Metric):
         range="[0, 1], share of the forget samples called member",
         good="as the retrained model's; 0 may be as conspicuous as 1",
         bad="The model answers the forgotten samples in the way in which it answers training data.",
-        needs="retain samples and test samples of kept classes; a retrained model for a verdict",
+        needs="forget and retain sets, tests of kept classes; a retrained model for a verdict",
         cost="no F beyond collecting; seconds",
-        source="Chundawat et al. 2023; Foster et al. 2024; Fan et al. 2024",
+        source="Chundawat et al. 2023, AAAI; Foster et al. 2024, AAAI; Fan et al. 2024, ICLR",
         link="https://arxiv.org/abs/2310.12508",
         about="How many forgotten samples an attack takes for training data.",
     )

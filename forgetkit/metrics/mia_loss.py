@@ -24,13 +24,20 @@ if TYPE_CHECKING:
 class MiaLoss(Metric):
     """Tell D_f from unseen samples of the same classes by the loss alone.
 
-    Headline: AUC of minus the loss. Beside it the accuracy of a logistic regression on the loss (by
-    ``protocol``), true positive rates at 1 % and 0.1 % false positives, and the AUC of an attack on
-    the features. For a masked head the loss is the same for all, so the entropy over the kept
-    classes takes its place. ``gli`` gives the forgetting score |accuracy - 0.5|.
+        AUC = P(l < l') + P(l = l') / 2,  l = loss of a forget sample, l' = of an unseen one
 
-    Source: SULI, section 5 (ten-fold); SCRUB, arXiv:2302.09880; Guided Loss-Increasing
-        (supplement) and its notebooks (``protocol="gli"``).
+    Beside it the accuracy of a logistic regression on the loss (by ``protocol``), true positive
+    rates at 1 % and 0.1 % false positives, and the AUC of an attack on the features. For a masked
+    head the loss is the same for all, so the entropy over the kept classes takes its place. ``gli``
+    gives the forgetting score |accuracy - 0.5|.
+
+    Verdict: ``residual`` when the AUC is surely above the first retrained model's,
+        ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
+        ``as retrain``, but ``not decidable`` without a retrained model or when the attack finds
+        nothing in the original.
+
+    Source: SULI, section 5 (ten-fold); SCRUB, arXiv:2302.09880; Guided Loss-Increasing (supplement)
+        and its notebooks (``protocol="gli"``).
 
     Differences: groups are cut to equal size, so accuracy is balanced accuracy; losses are cut at
         400, not 100, because they are float64.
@@ -44,9 +51,9 @@ class MiaLoss(Metric):
         range="[0, 1], area under the ROC curve",
         good="as the retrained model's, which should be 0.5; below 0.5 gives away as much as above",
         bad="The loss of a sample tells whether it was in the training data.",
-        needs="test samples of the forgotten classes; a retrained model for a verdict",
+        needs="ten forget samples, ten tests of their classes; a retrained model for a verdict",
         cost="no F beyond collecting; seconds",
-        source="SULI; Kurmanji et al. 2023, NeurIPS",
+        source="Lyu et al. 2025, IJCAI (SULI); Kurmanji et al. 2023, NeurIPS (SCRUB)",
         link="https://arxiv.org/abs/2302.09880",
         about="How well the loss tells forgotten samples from samples that were never trained on.",
     )

@@ -32,14 +32,21 @@ if TYPE_CHECKING:
 class NeighbourAttack(Metric):
     """Tell an unlearned model from a retrained one by its answers on D_f.
 
-    Feature of a sample: probabilities renormalised over the kept classes, nearest class first
-    (cosine of class means of features). A logistic regression, five-fold over samples, tells rows
-    of the unlearned from rows of the retrained model. Headline: its AUC, 0.5 when they answer
-    alike. Two retrained models differ as well, so the verdict needs a second one.
+        q_c = p_c / sum of p over kept classes,  ordered by falling cos(m_c, m_y)
 
-    Source: class membership inference, arXiv:2506.20893.
+    m are class means of features, y the sample's class: how an answer spreads, nearest class first.
+    A logistic regression, five-fold over samples, tells rows of the unlearned from rows of the
+    retrained model. Headline: its AUC, 0.5 when they answer alike.
 
-    Differences: a simple form; both rows of a sample stay in one fold.
+    Verdict: ``residual`` when the interval lies above 0.5 and above that of a second retrained
+        model against the first; ``not decidable`` when it lies above 0.5 and there is no second
+        one; otherwise ``as retrain``.
+
+    Source: Ebrahimpour-Boroojeny, Wang, Sundaram, class membership inference attack, ICML 2026,
+        arXiv:2506.20893.
+
+    Differences: a simple form; both rows of a sample stay in one fold; a second retrained model as
+        yardstick, because two of them differ as well.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -52,7 +59,7 @@ class NeighbourAttack(Metric):
         bad="The way in which the forgotten samples spread over other classes betrays the edit.",
         needs="a retrained model, two for a verdict; features of forget and retain samples",
         cost="no F beyond collecting; seconds",
-        source="arXiv:2506.20893, 2025",
+        source="Ebrahimpour-Boroojeny, Wang, Sundaram 2026, ICML",
         link="https://arxiv.org/abs/2506.20893",
         about="How well answers on the forget samples tell the model from a retrained one.",
     )

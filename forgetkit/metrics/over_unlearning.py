@@ -35,11 +35,15 @@ if TYPE_CHECKING:
 class OverUnlearning(Metric):
     """Compare answers around D_f with what the original says about the kept classes.
 
-    Inputs are moved from D_f towards the kept class that the original finds likeliest; there, the
-    Jensen-Shannon divergence in bits between the original's probabilities without the forgotten
-    classes and the model's. ``over-forgotten``: surely larger than every retrained model's.
+        OU = (1 / |D_f|) sum_{x in D_f} JS(p_0(x'), p(x')),  JS in bits
 
-    Source: over-unlearning metric of arXiv:2506.01318, section 4.
+    x' is x moved, within ``epsilon``, towards the kept class that the original finds likeliest; p_0
+    are the original's probabilities without the forgotten classes, made to sum to 1, p the model's.
+
+    Verdict: ``over-forgotten`` when larger than every retrained model's by more than two standard
+        errors, ``as retrain`` otherwise.
+
+    Source: Ha, Park, Yoon, "Unlearning's Blind Spots", ICML 2026, arXiv:2506.01318, section 4.
 
     Differences: the radius counts in parts of the range of pixels that D_f has.
     """
@@ -49,12 +53,12 @@ class OverUnlearning(Metric):
         title="Over-unlearning near the forgotten samples (OU@epsilon)",
         group="audit",
         level="standard",
-        range="[0, 1] bits",
+        range="[0, 1], bits",
         good="0, or as the retrained model's",
         bad="The model lost what it knew about kept classes close to the forgotten ones.",
-        needs="the original and images of forget samples; a retrained model for a verdict",
+        needs="the original; forget images of whole classes; a retrained model for a verdict",
         cost="three FB over at most 200 samples, and an F for each model",
-        source="arXiv:2506.01318, 2025",
+        source="Ha, Park, Yoon 2026, ICML",
         link="https://arxiv.org/abs/2506.01318",
         about="How far the model moved near the boundary to the neighbours of the forgotten class.",
     )

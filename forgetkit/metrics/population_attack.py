@@ -27,9 +27,15 @@ FEWEST = 6
 class PopulationAttack(Metric):
     """Learn from many models how answers on D_f look when D_f was trained on.
 
-    Rows: a model's softmax on a sample of D_f and the one-hot label. Models are split 8 : 1 : 1
-    into training, validation and test, never rows. Headline: AUC of rows of the unlearned model(s)
-    against rows of held-out models that never saw D_f. 0.5 is ideal.
+        AUC = P(s > s') + P(s = s') / 2
+
+    s is what boosted trees say about a row of the unlearned model(s), s' about a row of a held-out
+    model that never saw D_f. Rows: a model's softmax on a sample of D_f and the one-hot label.
+    Models are split 8 : 1 : 1 into training, validation and test, never rows.
+
+    Verdict: ``residual`` when the interval lies above 0.5, ``over-forgotten`` when below; otherwise
+        ``as retrain``, but ``not decidable`` with fewer than two unlearned or two held-out models,
+        or when the originals have an AUC below 0.55.
 
     Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning
         Interference with Gradient Projection", WACV 2024, section 4.1.
@@ -45,7 +51,7 @@ class PopulationAttack(Metric):
         range="[0, 1], area under the ROC curve",
         good="0.5, as between models that never saw the samples",
         bad="The answers on the forgotten samples look like those of models trained on them.",
-        needs="outputs of at least 6 models trained with and 6 without D_f, in a file; xgboost",
+        needs="logits of 6 models trained with and 6 without the forget set, in a file; xgboost",
         cost="100 trainings in the paper; then seconds",
         source="Hoang et al. 2024, WACV",
         link="https://arxiv.org/abs/2312.04095",

@@ -29,12 +29,17 @@ if TYPE_CHECKING:
 class PromptResurrection(Metric):
     """Learn an additive border that makes a frozen model name the forgotten class again.
 
+        d = argmin_d sum_{(x, y)} CE(f(x + d), y),  d = 0 inside the border
+
     Adam on the border's pixels, true labels, forget and retain images in equal number; headline:
     accuracy on unseen samples of the forgotten classes with the border. A masked output is never
-    reached, so then every model answers with its nearest class mean. ``residual``: more than two
-    standard errors above retraining.
+    reached, so then every model answers with its nearest class mean.
 
-    Source: visual prompts of Bahng et al., arXiv:2203.17274, as an audit.
+    Verdict: ``residual`` when more than two standard errors above the mean of the retrained models,
+        which get a border of the same size, ``as retrain`` otherwise.
+
+    Source: visual prompts of Bahng et al., "Exploring Visual Prompts for Adapting Large-Scale
+        Models", arXiv:2203.17274, as an audit.
 
     Differences: the border form for every model that reads images, transformers included.
     """
@@ -47,9 +52,9 @@ class PromptResurrection(Metric):
         range="[0, 1], accuracy on unseen samples of the forgotten classes",
         good="not above that of a retrained model with a border of the same size",
         bad="A frame around the image recalls the forgotten class from the frozen model.",
-        needs="images of forget, retain and test samples; a retrained model for a verdict",
+        needs="images of all sets; whole classes forgotten; a retrained model for a verdict",
         cost="200 FB batches of 100 samples for each model",
-        source="Bahng et al. 2022",
+        source="Bahng et al. 2022, arXiv",
         link="https://arxiv.org/abs/2203.17274",
         about="How much of the class a learnt border of the image brings back.",
     )

@@ -34,12 +34,19 @@ BETAS = (0.0, 0.25, 0.5, 1.0)
 class Prototype(Metric):
     """Put the mean feature of a few forget samples into the head.
 
-    Default: the nearest-mean head for all classes, w = 2 p, b = -|p|^2, with the means of the
-    kept classes from all their samples. Beside it the row form: w_c <- beta p_hat + (1 - beta) w_c,
-    p_hat of the mean length of the kept rows, best harmonic mean over beta. The row form measures
-    how long rows are as well, so the verdict uses the nearest mean only.
+        z_c = 2 p_c'h - |p_c|^2,  p_c = mean feature of class c
 
-    Source: "Prototypical Relearning Attack", arXiv:2506.01318.
+    the head that answers with the nearest mean, with those of the kept classes from all their
+    samples. Beside it the row form: w_c <- beta p_hat + (1 - beta) w_c, p_hat of the mean length of
+    the kept rows, best harmonic mean over beta. The row form measures how long rows are as well, so
+    the verdict uses the nearest mean only.
+
+    Verdict: ``residual`` when the accuracy exceeds the retrained models' mean by more than two
+        standard errors, ``as retrain`` otherwise. Features that are bit for bit the original's need
+        no such margin: any excess is ``residual``, and without a retrained model whatever is surely
+        above chance.
+
+    Source: Ha, Park, Yoon, "Unlearning's Blind Spots", ICML 2026, arXiv:2506.01318.
 
     Differences: the nearest-mean head is ours; it needs no head that is affine.
     """
@@ -52,9 +59,9 @@ class Prototype(Metric):
         range="[0, 1], accuracy on unseen samples of the forgotten classes",
         good="not above that of a retrained model",
         bad="The mean feature of a few images restores the forgotten class, without any training.",
-        needs="features of forget, retain and test samples; a retrained model for a verdict",
+        needs="features of all sets; whole classes forgotten; a retrained model for a verdict",
         cost="no F beyond collecting; a second",
-        source="arXiv:2506.01318, 2025",
+        source="Ha, Park, Yoon 2026, ICML",
         link="https://arxiv.org/abs/2506.01318",
         about="How well the nearest class mean recognises the class from a few samples.",
     )

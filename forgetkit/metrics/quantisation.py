@@ -23,12 +23,21 @@ if TYPE_CHECKING:
 class Quantisation(Metric):
     """Round, cast or prune a copy of the weights and see whether the forgotten class is back.
 
-    Headline: the largest rise of the accuracy on unseen samples of the forgotten classes, over
-    settings under which at least ``usable`` of the accuracy on kept classes is left (a broken model
-    answers anything). ``residual``: under one such setting the rise is larger than the retrained
-    model's under the same setting by more than two standard errors.
+        w_hat = s clip(round(w / s), -2^(b-1), 2^(b-1) - 1),  s = max |w| / (2^(b-1) - 1) by channel
 
-    Source: quantisation restores forgotten knowledge: Zhang et al., ICLR 2025 (language models).
+    with b = 8, 4 and 3 bits; casts to bfloat16 and float16; pruning of the smallest 30 %. Headline:
+    the largest rise of the accuracy on unseen samples of the forgotten classes, over settings under
+    which at least ``usable`` of the accuracy on kept classes is left (a broken model answers
+    anything).
+
+    Verdict: ``residual`` when under one such setting the rise exceeds that of every retrained model
+        under the same setting by more than two standard errors, ``as retrain`` otherwise;
+        ``not decidable`` for a masked head, in which nothing can show.
+
+    Source: quantisation restores forgotten knowledge: Zhang et al., ICLR 2025, arXiv:2410.16454
+        (language models).
+
+    Differences: image classifiers, by accuracy; casts and pruning beside quantisation.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -39,7 +48,7 @@ class Quantisation(Metric):
         range="[-1, 1], rise of the accuracy on the forgotten classes",
         good="0, or not above that of a retrained model",
         bad="Storing the model in fewer bits undoes the unlearning.",
-        needs="images of test samples of forgotten and kept classes; a retrained model",
+        needs="test images; whole classes forgotten; a retrained model for a verdict",
         cost="six times an F over at most 1 000 samples",
         source="Zhang et al. 2025, ICLR",
         link="https://arxiv.org/abs/2410.16454",

@@ -18,7 +18,20 @@ TOLERANCE = 1e-5
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class RelearnTime(Metric):
-    """Steps of SGD until the mean loss on D_f is at most that of the original + 1e-5."""
+    """Steps of SGD until the loss on D_f is what it was under the original.
+
+        t = min {step: L(D_f) <= L_original(D_f) + 1e-5},  L the mean cross-entropy
+
+    Copies are trained on batches drawn with replacement from D_f and D_r together, the same ones
+    for every model.
+
+    Verdict: none; ``relearning`` and ``anamnesis`` have one, from fewer steps.
+
+    Source: Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020,
+        arXiv:1911.04933.
+
+    Differences: steps are counted, not epochs; batch statistics and dropout stay frozen.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="relearn_time",

@@ -24,15 +24,16 @@ SHOTS = (1, 5, 20)
 class Relearning(Metric):
     """Teach the class again from k samples and count the steps until half of it is back.
 
+        t = min {step: acc >= acc_original / 2},  acc on unseen samples of the forgotten classes
+
     SGD with momentum 0.9 on k forget samples a class and 3 k retain samples each step, batch
-    statistics and dropout frozen. Back means: at least half of the original's accuracy on unseen
-    samples of the forgotten classes. Three forms: ``as_is``, ``reset`` (the head's rows of the
+    statistics and dropout frozen. Three forms: ``as_is``, ``reset`` (the head's rows of the
     forgotten classes start at the mean of the other rows) and ``head`` (reset, only the head is
     trained). As is, the steps mostly measure how far the head's row was pushed down; so the
     headline and the verdict use the reset form: median over repeats, in steps.
 
-    ``residual``: fewer steps than every retrained model; ``over-forgotten``: more than twice the
-    slowest.
+    Verdict: ``residual`` with fewer steps than every retrained model; ``over-forgotten`` with more
+        than twice those of the slowest; ``as retrain`` otherwise.
 
     Source: relearn time of Golatkar et al., CVPR 2020, and of Tarun et al. (few samples).
 
@@ -44,10 +45,10 @@ class Relearning(Metric):
         title="Relearning attack",
         group="audit",
         level="standard",
-        range="[0, inf) steps",
+        range="[0, infinity], steps; infinity when the class does not come back",
         good="between the fastest retrained model and twice the slowest",
         bad="A few images and a few training steps bring the forgotten class back.",
-        needs="images of forget, retain and test samples; a retrained model for a verdict",
+        needs="images of all sets; whole classes forgotten; a retrained model for a verdict",
         cost="at most 100 small FB a form, sample count and repeat, and some F to measure",
         source="Golatkar et al. 2020, CVPR",
         link="https://arxiv.org/abs/1911.04933",

@@ -28,13 +28,20 @@ GRID = tuple(step / 10 for step in range(11))
 class RMIA(Metric):
     """Compare how much likelier a sample is than in reference models, with population samples.
 
-    ratio(x) = p(x) / p_bar(x), p_bar = ((1 + a) mean_out p + (1 - a)) / 2,
-    score(x) = share of population z with ratio(x) / ratio(z) > gamma.
+        score(x) = share of population z with ratio(x) / ratio(z) > gamma
+        ratio(x) = p(x) / p_bar(x),  p_bar = ((1 + a) mean_out p + (1 - a)) / 2
 
     Half of the test samples of the forgotten classes are the population, the other half the
-    non-members. Headline: AUC. The reference models never saw D_f.
+    non-members. Headline: AUC. Of several retrained models the first is the control, the others are
+    the reference; a single one is the reference.
 
-    Source: Zarifzadeh, Liu, Shokri, ICML 2024, arXiv:2312.03262.
+    Verdict: ``residual`` when the AUC is surely above the first retrained model's,
+        ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
+        ``as retrain``, but ``not decidable`` without a retrained model or when the attack finds
+        nothing in the original.
+
+    Source: Zarifzadeh, Liu, Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024,
+        arXiv:2312.03262.
 
     Differences: for a masked head the probability is renormalised over the kept classes and taken
         at the class that the reference models answer most, as the label has none.
@@ -48,7 +55,7 @@ class RMIA(Metric):
         range="[0, 1], area under the ROC curve",
         good="as the retrained model's, which should be 0.5",
         bad="An attacker with a few models of their own tells which samples were trained on.",
-        needs="at least one retrained model (four are better), test samples of the same classes",
+        needs="20 forget samples, 20 tests of their classes; a retrained model, two for a verdict",
         cost="one training a reference model, then seconds",
         source="Zarifzadeh et al. 2024, ICML",
         link="https://arxiv.org/abs/2312.03262",

@@ -29,8 +29,19 @@ SETS = ("test_forget", "test_retain")
 class Separability(Metric):
     """Share of test samples of the forgotten classes that are nearest to their own class mean.
 
-    Silhouette and neighbour purity stand beside it. Classes that a model never saw form groups
-    too: the measure is the retrained model, never 0.
+        s = share of x with |h(x) - m_y| < |h(x) - m_c| for all c != y
+
+    h are the features, m_c their mean over class c; m_y leaves x out. Silhouette of forgotten
+    against other samples and the share of ``neighbours`` that have a sample's class stand beside
+    it. Classes that a model never saw form groups too: the measure is the retrained model, never 0.
+
+    Verdict: ``residual`` when surely larger than under every retrained model, ``over-forgotten``
+        when surely smaller.
+
+    Source: silhouette: Rousseeuw, Journal of Computational and Applied Mathematics, 1987.
+
+    Differences: the share of nearest means is ours and the headline, because a silhouette depends
+        on how the other classes lie.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -41,7 +52,7 @@ class Separability(Metric):
         range="[0, 1], share of test samples of the forgotten classes",
         good="as under the retrained model",
         bad="The features still hold the forgotten class apart, whatever the output says.",
-        needs="features and test samples of the forgotten and the other classes",
+        needs="features, test samples of all classes; a retrained model for a verdict",
         cost="distances between at most `samples` features",
         source="Rousseeuw 1987 (silhouette)",
         link="https://doi.org/10.1016/0377-0427(87)90125-7",

@@ -19,9 +19,20 @@ from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metr
 class Streisand(Metric):
     """Two-sample Kolmogorov-Smirnov test of the confidence on forgotten and on unseen samples.
 
-    The headline is the p-value. Flagged when it is below ``level`` under the model under audit and
-    not under every retrained model. A model that is surer about forgotten samples than about unseen
-    ones still has them (residual); one that is less sure makes them conspicuous (over-forgotten).
+        D = max_t |F(t) - G(t)|,  F, G the distribution functions of max_c p_c on the two sets
+
+    The headline is the p-value of D: how often sets of this size would differ as much by chance.
+
+    Verdict: below ``level``, ``residual`` when the model is surer about forgotten than about unseen
+        samples, ``over-forgotten`` when it is less sure, and ``not decidable`` when the retrained
+        model is below ``level`` too, as then the sets differ by themselves. From ``level`` on
+        ``as retrain``, or ``not decidable`` without a retrained model.
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096,
+        for the effect; Kolmogorov and Smirnov for the test.
+
+    Differences: that this test looks for it is ours; behind a masked head probabilities are over
+        the kept classes.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -30,9 +41,9 @@ class Streisand(Metric):
         group="distribution",
         level="quick",
         range="[0, 1], a p-value",
-        good="at least 0.01",
+        good="at least the level, 0.01 by default",
         bad="Forgotten samples can be found again by how sure the model is about them.",
-        needs="the forget set and test samples of its classes",
+        needs="the forget set, test samples of its classes; a retrained model to pass",
         cost="nothing beyond the collected outputs",
         source="Chundawat et al. 2023, AAAI; Kolmogorov-Smirnov test",
         link="https://arxiv.org/abs/2205.08096",

@@ -24,7 +24,18 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class TopKAccuracy(Metric):
-    """Top-k accuracy; the headline is the forget set's."""
+    """Share of forget samples whose true class is among the k likeliest ones.
+
+        acc_k = (1 / |D_f|) sum_{(x, y) in D_f} [fewer than k classes have a larger logit than y]
+
+    Verdict: as for ``accuracy``: ``residual`` when surely more than under every retrained model,
+        ``over-forgotten`` when surely fewer, none for a masked head.
+
+    Source: Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015.
+
+    Differences: accuracy instead of error, and k = 2 instead of 5: a class that was pushed just
+        behind the first place is then seen.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="top_k_accuracy",
@@ -34,7 +45,7 @@ class TopKAccuracy(Metric):
         range="[0, 1], share of samples",
         good="forgotten samples: as a model that never saw them",
         bad="The forgotten class is no longer first, but still among the first guesses.",
-        needs="the forget set and more than k classes",
+        needs="the forget set and more than k classes; a retrained model for a verdict",
         cost="nothing beyond the collected outputs",
         source="Russakovsky et al. 2015, IJCV",
         link="https://arxiv.org/abs/1409.0575",

@@ -13,14 +13,26 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class TugOfWar(Metric):
-    """ToW: the product over D_f, D_r and test samples of 1 - |accuracy - retrained accuracy|."""
+    """Closeness of three accuracies to the retrained model's, as a product.
+
+        ToW = (1 - |d_f|) (1 - |d_r|) (1 - |d_t|),  d = acc(model) - acc(retrained)
+
+    on D_f, D_r and test samples (of kept classes where classes were forgotten), as fractions.
+
+    Verdict: none; the control ``retrained`` says how near two retrained models come.
+
+    Source: Zhao et al., "What makes unlearning hard and what to do about it", NeurIPS 2024,
+        arXiv:2406.01257.
+
+    Differences: none.
+    """
 
     card: ClassVar[MetricCard] = MetricCard(
         slug="tow",
         title="Tug of war",
         group="score",
         level="quick",
-        range="[0, 1]",
+        range="[0, 1], a product of shares",
         good="1, or as near to it as a second retrained model",
         bad="On some set the accuracy is not that of a model that never saw the samples.",
         needs="a retrained model, the forget and retain sets and test samples",

@@ -30,16 +30,19 @@ if TYPE_CHECKING:
 class ULiRA(Metric):
     """Ask whether a sample's confidence looks like "trained and unlearned" or like "never seen".
 
-    Normal distributions of phi = log(p / (1 - p)) over shadow models that were trained with the
-    sample and then unlearned by the same method ("in") and over models that never saw it ("out");
-    probability of membership p_in / (p_in + p_out). Balanced accuracy at 0.5 of telling the
-    unlearned model from held-out "out" models; 0.5 is ideal.
+        P(member) = p_in / (p_in + p_out),  densities of phi = log(p / (1 - p))
+
+    Normal densities over shadow models that were trained with the sample and then unlearned by the
+    same method ("in") and over models that never saw it ("out"). Headline: balanced accuracy at 0.5
+    of telling the unlearned model from held-out "out" models; 0.5 is ideal.
+
+    Verdict: ``residual`` when the interval lies above 0.5, ``as retrain`` otherwise.
 
     Source: Hayes et al., "Inexact Unlearning Needs More Careful Evaluations", arXiv:2403.01218;
         Carlini et al., S&P 2022.
 
-    Differences: each "out" model is judged by the others (leave one out); with fewer than 16
-        models of a kind one deviation is pooled over all samples and both kinds.
+    Differences: each "out" model is judged by the others (leave one out); with fewer than 16 models
+        of a kind one deviation is pooled over all samples and both kinds.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -50,9 +53,9 @@ class ULiRA(Metric):
         range="[0, 1], balanced accuracy",
         good="0.5",
         bad="For single samples, an attacker tells unlearned from never seen.",
-        needs="outputs of shadow models, trained with and without D_f and unlearned, in a file",
+        needs="logits of 5 unlearned models and 5 that never saw the forget set, in a file",
         cost="64 trainings and 32 runs of the method; then a second",
-        source="Hayes et al. 2024",
+        source="Hayes et al. 2024, arXiv",
         link="https://arxiv.org/abs/2403.01218",
         about="How well each sample's confidence tells unlearned models from models without it.",
     )

@@ -17,10 +17,19 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class UnlearningScore(Metric):
-    """US = (e^a_r + e^(1 - a_f) - 2) / (2 (e - 1)) of the accuracies on test samples.
+    """Kept and forgotten test accuracy in one number.
 
-    1 when every kept class and no forgotten class is recognised, 0.5 for a model that recognises
+        US = (e^a_r + e^(1 - a_f) - 2) / (2 (e - 1))
+
+    a_r and a_f are the accuracies on test samples of the kept and of the forgotten classes. 1 when
+    every kept class and no forgotten class is recognised, 0.5 for a model that recognises
     everything or nothing.
+
+    Verdict: none; it reads outputs only, and masking the class in the head makes it perfect.
+
+    Source: Kim, Lee, Woo, "Layer Attack Unlearning", AAAI 2024, arXiv:2312.16823, Eq. 8.
+
+    Differences: accuracies as fractions.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -28,7 +37,7 @@ class UnlearningScore(Metric):
         title="Unlearning score",
         group="score",
         level="quick",
-        range="[0, 1]",
+        range="[0, 1], no unit",
         good="near 1 and near the retrained model's",
         bad="The class is still recognised, or the other classes were lost with it.",
         needs="test samples of the forgotten and of the other classes; whole classes forgotten",

@@ -17,10 +17,20 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class ZRF(Metric):
-    """1 - mean JS in bits between a model and its untrained twin, on the forget set.
+    """Likeness of predictions on the forget set to those of an untrained twin.
+
+        ZRF = 1 - (1 / |D_f|) sum_{x in D_f} JS(p(x), p_untrained(x)),  JS in bits
 
     Higher is not better: a model that answers forgotten samples like noise is conspicuous. The
     target is the retrained model's value.
+
+    Verdict: ``over-forgotten`` when surely higher than every retrained model's, ``residual`` when
+        surely lower.
+
+    Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096.
+
+    Differences: base 2, so that the range is [0, 1]; the divergence of the text, where released
+        code has an element-wise mean of KL terms.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -28,7 +38,7 @@ class ZRF(Metric):
         title="Zero retrain forgetting metric",
         group="distribution",
         level="quick",
-        range="[0, 1]",
+        range="[0, 1], 1 minus bits",
         good="the retrained model's own value",
         bad="It answers forgotten samples more surely, or more randomly, than after retraining.",
         needs="an untrained model and the forget set; a retrained model for a verdict",
