@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from forgetkit.adapting import adapt
     from forgetkit.api import Request, forget
     from forgetkit.audit.record import Audit
+    from forgetkit.audit.references import train_references
     from forgetkit.audit.run import audit as audit_model
     from forgetkit.comparing import compare
     from forgetkit.engine.guard import Guard
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 _HOME = {
     "Audit": "audit.record",
     "audit_model": "audit.run",
+    "train_references": "audit.references",
     "forget": "api",
     "Request": "api",
     "adapt": "adapting",
@@ -92,6 +94,7 @@ __all__ = [
     "load_model",
     "register",
     "search",
+    "train_references",
 ]
 
 
