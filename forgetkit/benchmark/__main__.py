@@ -155,6 +155,35 @@ def incremental(
 
 
 @app.command()
+def evidence(
+    data: Data = "fashion-mnist",
+    root: Root = None,
+    model: ModelName = "vit",
+    method: Methods = None,
+    label: Annotated[int, typer.Option(help="class to forget")] = 3,
+    limit: Limit = None,
+    level: Annotated[str, typer.Option(help="quick, standard or full")] = "full",
+    device: Device = "cpu",
+) -> None:
+    """Audit models that forgot a class beside the original and a retrained one."""
+    from forgetkit.benchmark.evidence import (
+        METHODS,
+        class_evidence,
+        evidence_markdown,
+        member_evidence,
+        verdicts,
+    )
+
+    pair, named = _limited(data, root, limit)
+    found = class_evidence(
+        model, pair, named, label=label, methods=method or METHODS, level=level, device=device
+    )
+    _show(f"{evidence_markdown(found)}\n\n{verdicts(found)}\n")
+    whole, name = _limited(data, root, None)
+    _show(evidence_markdown(member_evidence("vgg", whole, name, level=level, device=device)))
+
+
+@app.command()
 def speed(
     *,
     quick: Annotated[bool, typer.Option(help="few images, for a smoke test")] = False,
