@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from forgetkit.errors import BadHyperparameter
-from forgetkit.projection import Eigen, Projection, core_rank, eigen
+from forgetkit.projection import Eigen, Projection, core_rank, eigen, weakest
 
 OTHERS = "default"
 """Stands, among names of layers, for all that are not named."""
@@ -86,17 +86,49 @@ class CoreSpace:
         return Projection.away_from(self.found, self.ranks)
 
 
+def protections(
+    weights: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    given: Mapping[str, float],
+    *,
+    spectrum: str,
+    floor: float,
+    regions: Mapping[str, int],
+) -> tuple[dict[str, Tensor], float]:
+    """Return what a run's state keeps of every measured weight, and the worst negative part.
+
+    Of each weight: how its gradients are projected, and what it was; of some also the basis of a
+    trust region, the weakest of the protected directions.
+
+    Args:
+        weights: by dotted path.
+        moments: C of each, (groups, d, d).
+        given: share of the spectrum of each.
+        spectrum: ``"energy"`` or ``"sigma"``.
+        floor: part of the largest eigenvalue below which one counts as 0.
+        regions: most directions of the trust region, of weights that have one.
+    """
+    state: dict[str, Tensor] = {}
+    negative = 0.0
+    for name, moment in moments.items():
+        weight = weights[name]
+        space = CoreSpace.of(moment, given[name], spectrum, floor)
+        negative = max(negative, space.found.negative)
+        away = space.away
+        state[f"{'keeps' if away.keeps else 'drops'}/{name}"] = away.basis.to(weight)
+        state[f"start/{name}"] = weight.detach().clone()
+        if name in regions and len(moment) == 1:
+            basis = weakest(space.found, int(space.ranks[0]), regions[name])
+            state[f"region/{name}"] = basis.to(weight)
+    return state, negative
+
+
 def part(state: Mapping[str, Tensor], word: str) -> dict[str, Tensor]:
     """Return the tensors of a run's state under one word, by the name of their weight."""
     start = f"{word}/"
     return {
         name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)
     }
-
-
-def as_state(name: str, away: Projection, weight: Tensor) -> dict[str, Tensor]:
-    """Return the entry of a weight's projection in a run's state, typed and placed like it."""
-    return {f"{'keeps' if away.keeps else 'drops'}/{name}": away.basis.to(weight)}
 
 
 def projections(state: Mapping[str, Tensor]) -> dict[str, Projection]:

@@ -201,6 +201,11 @@ class Method:
         """The set whose batches drive an epoch of this configuration."""
         return self.card.steps
 
+    @property
+    def dropout(self) -> bool:
+        """Whether dropout is active in update passes of this configuration."""
+        return self.card.dropout
+
     def tuned(self, facts: Facts) -> Self:  # noqa: ARG002  most methods have nothing to adapt
         """Return the method with defaults that depend on the model or the data filled in."""
         return self

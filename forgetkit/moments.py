@@ -16,7 +16,8 @@ process, and subtraction stays exact.
 Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference
     with Gradient Projection", WACV 2024, arXiv:2312.04095, section 3.
 
-Differences: rows follow the layer's own stride and dilation; sums are float64; thinning is new.
+Differences: rows follow the layer's own stride and dilation, so that they span its gradients (the
+    authors' code cuts at every place: ``dense``); sums are float64; thinning is new.
 """
 
 from __future__ import annotations
@@ -67,6 +68,10 @@ class Cut:
     padding: tuple[int, int, int, int]
     groups: int
 
+    def dense(self) -> Cut:
+        """Return the cut with a patch at every place, of neighbouring pixels."""
+        return replace(self, stride=(1, 1), dilation=(1, 1))
+
     def views(self, inputs: Tensor) -> Tensor:
         """Return all patches without a copy: (images, channels, down, across, kh, kw)."""
         padded = functional.pad(inputs, self.padding) if any(self.padding) else inputs
@@ -86,6 +91,8 @@ class Layer:
         places: rows that one image gives in one forward pass.
         axis: axis of the layer's input that counts images; ``None`` where none could be found.
         taken: rows an image that are kept on average; ``None`` keeps all.
+        dense: whether patches are cut at every place, whatever the convolution's stride and
+            dilation.
     """
 
     width: int
@@ -94,6 +101,7 @@ class Layer:
     places: int
     axis: int | None
     taken: float | None = None
+    dense: bool = False
 
 
 @dataclass(frozen=True)
@@ -204,7 +212,9 @@ def _pair(value: object) -> tuple[int, int]:
     raise TypeError(f"expected a number or a pair, found {value!r}")
 
 
-def survey(weights: Mapping[str, Tensor], example: Inputs, forward: Forward) -> dict[str, Layer]:
+def survey(
+    weights: Mapping[str, Tensor], example: Inputs, forward: Forward, *, dense: bool = False
+) -> dict[str, Layer]:
     """Return the layers that a forward pass uses, by the name of their weight.
 
     The model is called on two and on three copies of one sample: the axis that grows counts images.
@@ -213,6 +223,7 @@ def survey(weights: Mapping[str, Tensor], example: Inputs, forward: Forward) -> 
         weights: parameters by dotted path; those of other layers are passed over.
         example: a batch of at least one sample.
         forward: calls the model.
+        dense: cut patches at every place.
     """
     names = {id(weight): name for name, weight in weights.items()}
     two: list[_Call] = []
@@ -226,12 +237,14 @@ def survey(weights: Mapping[str, Tensor], example: Inputs, forward: Forward) -> 
         if steady and call.inputs.shape == other.inputs.shape:
             continue  # does not depend on the images: nothing can be summed or subtracted
         axis = _growing(call.inputs.shape, other.inputs.shape)
+        cut = call.cut.dense() if dense and call.cut is not None else call.cut
         layer = Layer(
             width=math.prod(call.weight.shape[1:]),
-            groups=1 if call.cut is None else call.cut.groups,
-            cut=call.cut,
-            places=_count(call.inputs, call.cut) // 2,
+            groups=1 if cut is None else cut.groups,
+            cut=cut,
+            places=_count(call.inputs, cut) // 2,
             axis=axis,
+            dense=dense,
         )
         known = layers.get(call.name)
         if known is not None:  # one weight in several places: its rows add up
@@ -418,6 +431,8 @@ class Accumulator:
         layer = self._moments.layers[call.name]
         if call.inputs.numel() == 0:
             return
+        if layer.dense and call.cut is not None:
+            call = replace(call, cut=call.cut.dense())
         with torch.autocast(call.inputs.device.type, enabled=False):
             parts = self._all(call) if layer.taken is None else self._some(call, layer)
             for rows in parts:

@@ -38,7 +38,6 @@ from forgetkit.moments import (
 from forgetkit.types import Inputs
 
 if TYPE_CHECKING:
-    from forgetkit.engine.run import Run
     from forgetkit.result import Result
 
 logger = logging.getLogger("forgetkit")
@@ -67,12 +66,14 @@ class Statistics:
         architecture: SHA-256 over names and shapes of the model's parameters.
         inputs: shape of one sample as the model gets it, batch axis left out.
         products: precision of the products: ``"double"`` or ``"single"``.
+        requests: how often images were taken out again: the requests served so far.
     """
 
     moments: Moments
     architecture: str
     inputs: tuple[int, ...]
     products: Products = "double"
+    requests: int = 0
 
     @classmethod
     def collect(
@@ -83,6 +84,7 @@ class Statistics:
         positions: str | float = "auto",
         max_dim: int = WIDEST,
         products: Products = "double",
+        dense_patches: bool = False,
     ) -> Statistics:
         """Measure the layer inputs of a model over everything in a loader, in eval mode.
 
@@ -99,6 +101,8 @@ class Statistics:
             max_dim: layers with longer rows are left out; ``pgu`` will not change them.
             products: ``"single"`` where double precision is very slow (most graphics cards);
                 the noise of sums is then 1e-6 of the strongest direction.
+            dense_patches: cut patches at every place of a convolution's input, as PGU's authors
+                do, instead of with its own stride and dilation; stride squared times as many.
 
         Raises:
             DataError: the loader holds nothing or its batches cannot be used.
@@ -116,8 +120,9 @@ class Statistics:
                 raise DataError("loader: expected samples, found none; pass the whole training set")
             weights, forward = dict(bare.named_parameters()), _forward(bare)
             layers = plan(
-                weights, first, forward, positions=positions, max_dim=max_dim, products=products
-            )
+                weights, first, forward, positions=positions, max_dim=max_dim, products=products,
+                dense_patches=dense_patches,
+            )  # fmt: skip
             moments = total(weights, layers, chain([first], batches), forward, products=products)
         return cls(moments, architecture_of(bare), sample_shape(first), products)
 
@@ -130,6 +135,11 @@ class Statistics:
     def complete(self) -> bool:
         """Whether every row of every image was taken (else only some of each image)."""
         return all(layer.taken is None for layer in self.moments.layers.values())
+
+    @property
+    def dense_patches(self) -> bool:
+        """Whether patches were cut at every place, whatever stride and dilation of the layer."""
+        return any(layer.dense for layer in self.moments.layers.values())
 
     def subtract(self, model: nn.Module, loader: Loader) -> Statistics:
         """Return the statistics without the images of a loader, seen through this model.
@@ -146,7 +156,7 @@ class Statistics:
         self.check(bare)
         with _looking_at(bare):
             part = self.part(bare, inputs_of(loader), _forward(bare))
-        return replace(self, moments=self.moments.minus(part))
+        return self._less(part)
 
     def without(self, result: Result, loader: Loader) -> Statistics:
         """Return the statistics without what a run forgot: the input of the next request.
@@ -179,7 +189,10 @@ class Statistics:
             )
             batches = (batch.inputs for batch in sets.forget.batches())
             part = self.part(before, batches, _forward(before))
-        return replace(self, moments=self.moments.minus(part))
+        return self._less(part)
+
+    def _less(self, part: Moments) -> Statistics:
+        return replace(self, moments=self.moments.minus(part), requests=self.requests + 1)
 
     def part(self, model: nn.Module, batches: Iterable[Inputs], forward: Forward) -> Moments:
         """Return the moments of some batches, measured as these were.
@@ -230,6 +243,7 @@ class Statistics:
             "architecture": self.architecture,
             "inputs": list(self.inputs),
             "products": self.products,
+            "requests": self.requests,
             "samples": self.moments.samples,
             "rows": self.moments.rows,
             "layers": {name: asdict(layer) for name, layer in self.moments.layers.items()},
@@ -287,13 +301,14 @@ def plan(
     positions: str | float = "auto",
     max_dim: int = WIDEST,
     products: Products = "double",
+    dense_patches: bool = False,
 ) -> dict[str, Layer]:
     """Return what to measure.
 
     Raises:
         ModelError: no layer can be measured.
     """
-    found = survey(weights, example, forward)
+    found = survey(weights, example, forward, dense=dense_patches)
     layers = {name: layer for name, layer in found.items() if layer.width <= max_dim}
     if not layers:
         raise ModelError(
@@ -327,30 +342,6 @@ def total(
     for inputs in batches:
         accumulator.add(inputs, forward)
     return accumulator.moments()
-
-
-def retained_moments(run: Run, path: str | None, positions: str) -> tuple[Moments, float]:
-    """Return the moments over D_r, and the part of an eigenvalue that is rounding.
-
-    With saved statistics of the whole training set D_r is not read: the moments of D_f, seen
-    through the model as it is, are subtracted from them.
-
-    Args:
-        run: in setup, gradients off and eval mode.
-        path: a file of ``Statistics.save``, or ``None`` to measure D_r.
-        positions: ``"auto"`` or ``"all"``, when D_r is measured.
-    """
-    forward = run.logits_from_inputs
-    if path is None:
-        example = next(iter(run.retain.batches())).inputs
-        layers = plan(run.parameters, example, forward, positions=positions)
-        batches = (batch.inputs for batch in run.retain.batches())
-        return total(run.parameters, layers, batches, forward), FLOOR["double"]
-    known = Statistics.load(path)
-    known.check(run.model)
-    forget = (batch.inputs for batch in run.forget.batches())
-    rest = known.moments.minus(known.part(run.model, forget, forward))
-    return rest, FLOOR[known.products]
 
 
 def architecture_of(model: nn.Module) -> str:
@@ -440,7 +431,8 @@ def _from_header(header: Mapping[str, object], sums: dict[str, Tensor]) -> Stati
     inputs: list[int] = header["inputs"]  # type: ignore[assignment]  # JSON
     products: Products = "single" if header["products"] == "single" else "double"
     moments = Moments(layers, sums, dict(rows), int(str(header["samples"])))
-    return Statistics(moments, str(header["architecture"]), tuple(inputs), products)
+    requests = int(str(header.get("requests", 0)))  # absent in files of before they were counted
+    return Statistics(moments, str(header["architecture"]), tuple(inputs), products, requests)
 
 
 def _layer(fields: dict[str, object]) -> Layer:

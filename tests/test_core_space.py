@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from forgetkit.core_space import CoreSpace, as_state, projections, shares
+from forgetkit.core_space import CoreSpace, part, projections, protections, shares
 from forgetkit.errors import BadHyperparameter
 
 NAMES = ["stem.weight", "layer1.0.conv.weight", "layer1.1.conv.weight", "layer10.conv.weight",
@@ -54,9 +54,16 @@ def test_a_share_of_one_protects_directions_that_no_input_uses() -> None:
 @pytest.mark.parametrize("share", [0.3, 0.99])
 def test_a_projection_comes_back_from_the_state(share: float) -> None:
     rows = torch.randn(50, 8) @ torch.diag(torch.arange(8, 0, -1).float())
-    space = CoreSpace.of((rows.T @ rows)[None], share, "sigma", 1e-12)
-    weight = torch.randn(4, 8)
-    (name, again), *others = projections(as_state("a.weight", space.away, weight)).items()
+    moment, weight = (rows.T @ rows)[None], torch.randn(4, 8)
+    state, negative = protections(
+        {"a.weight": weight}, {"a.weight": moment}, {"a.weight": share},
+        spectrum="sigma", floor=1e-12, regions={},
+    )  # fmt: skip
+    assert negative == 0.0
+    assert torch.equal(part(state, "start")["a.weight"], weight)
+    assert part(state, "region") == {}
+    (name, again), *others = projections(state).items()
     assert (name, others) == ("a.weight", [])
     assert again.basis.dtype == weight.dtype
+    space = CoreSpace.of(moment, share, "sigma", 1e-12)
     assert torch.allclose(again.of(weight), space.away.of(weight), atol=1e-6)

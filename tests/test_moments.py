@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,6 +88,25 @@ def test_moments_of_a_convolution_are_those_of_its_patches(name: str) -> None:
     made = (rows @ flat.transpose(1, 2)).transpose(0, 1).reshape(rows.shape[1], -1) + bias
     output = conv(images).detach().permute(0, 2, 3, 1).reshape(rows.shape[1], -1).double()
     assert torch.allclose(made, output, atol=1e-5)  # so the rows are what W is multiplied with
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_dense_patches_are_those_of_the_same_convolution_without_stride(name: str) -> None:
+    conv = CONVOLUTIONS[name]
+    images = torch.randn(5, 4, 7, 6)
+    bare = copy.deepcopy(conv)
+    bare.stride = bare.dilation = (1, 1)
+    rows = literal_patches(images, bare)
+    layers = survey(weights_of(conv), images, conv, dense=True)
+    assert layers["weight"].places == rows.shape[1] // 5
+    found = measured(conv, images, layers)
+    assert torch.allclose(found.sums["weight"], rows.transpose(1, 2) @ rows, rtol=1e-10, atol=1e-10)
+    assert found.rows["weight"] == rows.shape[1]
+    some = measured(conv, images, with_rows(layers, 3.0)).rows["weight"]
+    assert some == min(15, rows.shape[1])
+    own = measured(conv, images).sums["weight"]
+    same = torch.allclose(found.sums["weight"], own)
+    assert same == (name not in ("stride", "dilation", "pointwise stride", "oblong"))
 
 
 def test_padding_given_as_a_word_counts() -> None:

@@ -85,8 +85,26 @@ def test_a_file_gives_the_same_back(positions: str | float, tmp_path: Path) -> N
     if positions == "all":
         assert close(rest, direct, 1e-5)
     assert rest.samples == 180
+    assert (found.requests, rest.requests) == (0, 1)
+    assert Statistics.load(rest.save(tmp_path / "rest")).requests == 1
+    (tmp_path / "rest").unlink()
     again.save(file)  # replaces
     assert Statistics.load(file).samples == 240
+
+
+def test_a_file_says_how_its_patches_were_cut(tmp_path: Path) -> None:
+    some = toy("vit")  # its patches have a stride
+    dense, own = collected(some, dense_patches=True), collected(some)
+    assert (dense.dense_patches, own.dense_patches) == (True, False)
+    assert dense.moments.rows["patches.weight"] == 240 * 25
+    assert own.moments.rows["patches.weight"] == 240 * 4
+    again = Statistics.load(dense.save(tmp_path / "dense"))
+    assert again.dense_patches
+    part = some.forget_loader()
+    assert close(again.subtract(some.model, part), dense.subtract(some.model, part))
+    patches = nn.functional.unfold(some.train.tensors[0], 4).double()  # (images, 16, positions)
+    expected = torch.einsum("nip,njp->ij", patches, patches)
+    assert torch.allclose(again.moments.sums["patches.weight"][0], expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("positions", ["all", "auto"])
@@ -114,11 +132,15 @@ def test_without_takes_away_what_the_model_before_the_run_saw() -> None:
         .run(some.loader(), guard=None)
     )
     edited = weights(some.model)
-    assert close(whole.without(result, some.loader()), rest, 1e-6)
+    served = whole.without(result, some.loader())
+    assert close(served, rest, 1e-6)
+    assert (whole.requests, served.requests, served.without(result, some.loader()).requests) == (
+        0, 1, 2,
+    )  # fmt: skip
     assert not changed(edited, weights(some.model))
     assert not close(whole.subtract(some.model, some.forget_loader()), rest, 1e-6)
     result.rolled_back = True
-    assert whole.without(result, some.loader()) is whole
+    assert whole.without(result, some.loader()) is whole  # no request was served
     result.rolled_back = False
     with torch.no_grad():
         next(some.model.parameters()).add_(1.0)

@@ -296,7 +296,7 @@ class Execution:
             return
         method = self._method
         bn = method.bn if isinstance(method, FullNetwork) else "frozen"
-        set_update_mode(self._model, bn=bn, dropout=method.card.dropout, partly=self._partly)
+        set_update_mode(self._model, bn=bn, dropout=method.dropout, partly=self._partly)
 
     def _own_precision(self, storage: Storage) -> AbstractContextManager[None]:
         return storage.in_own_precision() if storage.halved else nullcontext()

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from forgetkit.core_space import CoreSpace, as_state, part, projections, shares
-from forgetkit.fields import artefact, bounded, choice
+from forgetkit.core_space import part, projections, protections, shares
+from forgetkit.fields import artefact, bounded, choice, flag
 from forgetkit.losses import membership
 from forgetkit.masked_targets import entropy, log_rest
 from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, register
-from forgetkit.projection import in_region, weakest
+from forgetkit.projection import in_region
 from forgetkit.recipe import Trained
-from forgetkit.statistics import retained_moments
+from forgetkit.retained import retained
 from forgetkit.stopping import (
     begin_gap,
     begin_patience,
@@ -53,7 +53,8 @@ class PGU(Trained):
     so the layer's output on retained inputs stays as it is. C is that of the whole training set,
     from a file of ``forgetkit.Statistics``, minus that of D_f; without a file it is computed on
     D_r. Step size eta_0 (eta_1 / eta_0)^(epoch / E). Only weights of convolutions and linear
-    layers move, never biases or normalisation.
+    layers move, never biases or normalisation. Shares may differ by layer: with paths of modules,
+    gamma={"layer4": 0.9, "fc": 0.8, "default": 0.95}.
 
     A class is done at chance level, 1 / classes. Single samples are done when they are predicted
     no better than validation data: of the epochs on both sides of that moment the one with the
@@ -67,10 +68,11 @@ class PGU(Trained):
 
     Differences: the share is one of the energy (eigenvalues of C), which leaves more room than the
         paper's share of their roots (``preset="paper"``); the printed sign of the entropy
-        contradicts the text, which is followed; rows follow each layer's own stride; negative
-        eigenvalues count as 0. Other optimisers than SGD, and weight decay, have the weights'
-        whole displacement projected. ``mask`` cuts single weights out of a projected gradient and
-        so gives the protection up.
+        contradicts the text, which is followed; rows follow each layer's own stride and dropout is
+        off (``preset="code"`` has patches at every place, and dropout); negative eigenvalues count
+        as 0. Other optimisers than SGD, and weight decay, have the weights' whole displacement
+        projected. ``mask`` cuts single weights out of a projected gradient and so gives the
+        protection up.
     """
 
     card: ClassVar[Card] = Card(
@@ -92,10 +94,15 @@ class PGU(Trained):
             "": {"lr": 0.02, "last_lr": 0.01},
             "target": {"epochs": 30, "lr": 0.05, "last_lr": 0.05},
             "trust_rate": {"trust_dim": 8},
+            "gamma_step": {"lr": 0.02, "last_lr": 0.01, "gamma": 0.6, "requests": 1},
+            "requests": {"lr": 0.02, "last_lr": 0.01, "gamma": 0.6, "gamma_step": 0.1},
         },
         presets={
             "paper": {"spectrum": "sigma", "gamma": 0.9, "positions": "all"},
-            "code": {"spectrum": "sigma", "gamma": 0.9, "lr": 0.1, "positions": "all"},
+            "code": {
+                "spectrum": "sigma", "gamma": 0.9, "lr": 0.1, "positions": "all",
+                "dense_patches": True, "dropout": True,
+            },
             "depoison": {
                 "spectrum": "sigma", "gamma": 0.95, "lr": 0.1, "last_lr": 0.05,
                 "positions": "all",
@@ -104,12 +111,13 @@ class PGU(Trained):
     )  # fmt: skip
 
     gamma: float | Mapping[str, float] = bounded(
-        0.95,
-        0.0,
-        1.0,
-        "share of the spectrum that is protected, 1 freezes a layer; gamma; by layer "
-        "{'fc': 0.9, 'default': 0.95} with paths of modules",
-        by_layer=True,
+        0.95, 0.0, 1.0, "protected share of the spectrum; gamma; 1 freezes a layer", by_layer=True
+    )
+    gamma_step: float = bounded(
+        0.0, 0.0, 1.0, "added to every share for each request served before, up to a share of 1"
+    )
+    requests: int | None = bounded(
+        None, 0, 10**6, "requests served before this one; None is what the statistics count, or 0"
     )
     spectrum: str = choice(
         "energy", ("energy", "sigma"), "what the share is of: eigenvalues of C, or their roots"
@@ -132,6 +140,10 @@ class PGU(Trained):
     positions: str = choice(
         "auto", ("auto", "all"), "rows that an image gives to the moments: few enough, or all"
     )
+    dense_patches: bool = flag(
+        default=False, about="measure patches at every place, whatever a convolution's stride"
+    )
+    dropout: bool = flag(default=False, about="leave dropout on in the passes that train")
     epochs: int = bounded(100, 1, 1000, "largest number of passes over D_f; E")
     lr: float | None = bounded(0.05, 0.0, 10.0, "step size in the first epoch; eta_0")
     momentum: float = bounded(0.0, 0.0, 0.999, "momentum of SGD, first beta of Adam")
@@ -156,27 +168,25 @@ class PGU(Trained):
 
     def setup(self, run: Run) -> State:
         """Return the projection of every measured weight, and the trust region's basis."""
-        moments, floor = retained_moments(run, self.statistics, self.positions)
-        given = shares(self.gamma, moments.sums)
-        state: dict[str, Tensor] = {}
-        negative = 0.0
-        last = [name for name in moments.sums if len(run.parameters[name]) == run.num_classes][-1:]
-        for name, moment in moments.sums.items():
-            weight = run.parameters[name]
-            space = CoreSpace.of(moment, given[name], self.spectrum, floor)
-            negative = max(negative, space.found.negative)
-            state |= as_state(name, space.away, weight)
-            state[f"start/{name}"] = weight.detach().clone()
-            if name in last and self.trust_dim is not None and len(moment) == 1:
-                basis = weakest(space.found, int(space.ranks[0]), self.trust_dim)
-                state[f"region/{name}"] = basis.to(weight)
+        kept = retained(run, self.statistics, self.positions, dense_patches=self.dense_patches)
+        served = kept.requests if self.requests is None else self.requests
+        weights, moments = run.parameters, kept.moments.sums
+        last = [name for name in moments if len(weights[name]) == run.num_classes][-1:]
+        state, negative = protections(
+            weights,
+            moments,
+            shares(self.gamma, moments, self.gamma_step * served),
+            spectrum=self.spectrum,
+            floor=kept.floor,
+            regions={} if self.trust_dim is None else dict.fromkeys(last, self.trust_dim),
+        )
         if negative > MISMATCH:
             run.log(
                 f"pgu: {100 * negative:.2g} % of the subtracted moments are negative, so the "
                 "statistics were not made of these images with this model and this transform: what "
                 "is protected is approximate; collect them anew"
             )
-        still = [n for n, p in run.parameters.items() if p.ndim > 1 and n not in moments.sums]
+        still = [n for n, p in weights.items() if p.ndim > 1 and n not in moments]
         if still:
             run.log(f"pgu: {len(still)} weights without moments stay as they are: {still[:4]}")
         return state | dict(self._rule(run))

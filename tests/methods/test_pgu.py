@@ -134,6 +134,108 @@ def test_a_layer_with_a_share_of_one_stays_and_the_others_move() -> None:
     assert set(changed(before, weights(some.model))) == {"body.0.weight", "fc.weight"}
 
 
+def test_each_request_served_before_raises_the_shares(tmp_path: Path) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    statistics = Statistics.collect(some.model, some.loader(), positions="all")
+    for _ in range(2):  # images that nobody will ask for again
+        statistics = statistics.subtract(some.model, [some.train[:1]])
+    statistics.save(file)
+    raised: dict[str, float] = {"body": 0.7, "fc": 0.8}
+
+    def left(**settings: object) -> dict[str, Tensor]:
+        other = toy("cnn")
+        forget(other.model).classes([3]).using(
+            "pgu", epochs=2, lr=0.1, positions="all", statistics=file, **settings
+        ).on("cpu").run(other.forget_loader(), guard=None)
+        return weights(other.model)
+
+    counted = left(gamma={"body": 0.5, "fc": 0.6}, gamma_step=0.1)
+    assert changed(counted, left(gamma=raised)) == []
+    told = left(gamma={"body": 0.4, "fc": 0.5}, gamma_step=0.1, requests=3)
+    assert changed(counted, told) == []
+    assert changed(counted, left(gamma={"body": 0.5, "fc": 0.6})) != []
+    assert changed(weights(toy("cnn").model), left(gamma=0.5, gamma_step=0.1, requests=5)) == []
+
+
+class Strided(nn.Module):
+    """A convolution that skips places and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 2, stride=2, dilation=2, padding=1)
+        self.fc = nn.Linear(36, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.conv(images).relu().flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_patches_are_dense_or_the_layers_own(dense: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    images = torch.randn(24, 2, 6, 6, generator=generator).cumsum(2).cumsum(3)
+    labels = torch.arange(24) % 3
+    loader = DataLoader(TensorDataset(images, labels), batch_size=5)
+    model, literal = Strided(), Strided()
+    literal.load_state_dict(model.state_dict())
+    forget(model).classes([2]).using(
+        "pgu", gamma=0.9, epochs=1, lr=0.1, batch_size=99, positions="all", dense_patches=dense
+    ).on("cpu").run(loader, guard=None)
+
+    kept = labels != 2
+    spans = []
+    for step in (1, 2):
+        patches = functional.unfold(images[kept], 2, padding=1, stride=step, dilation=step)
+        spans.append(literal_span(patches.transpose(1, 2).reshape(-1, 8), 0.9, "energy"))
+    assert float((spans[0] - spans[1]).norm()) > 0.1
+    span = spans[0 if dense else 1]
+    literal_loss(literal(images[~kept]), labels[~kept], 0.05, 0.2).backward()
+    gradient = literal.conv.weight.grad
+    assert gradient is not None
+    gradient = gradient.reshape(4, 8)
+    step_made = 0.1 * (gradient - gradient @ span)
+    assert float(step_made.abs().max()) > 1e-4
+    expected = literal.conv.weight - step_made.reshape(4, 2, 2, 2)
+    assert torch.allclose(model.conv.weight, expected, atol=1e-6)
+
+
+def test_statistics_with_other_patches_are_refused(tmp_path: Path) -> None:
+    some, file = toy("vit"), tmp_path / "statistics"
+    for dense in (True, False):
+        Statistics.collect(some.model, some.loader(), dense_patches=dense).save(file)
+        before = weights(some.model)
+        request = forget(some.model).classes([3]).on("cpu")
+        right, wrong = (
+            request.using("pgu", statistics=file, dense_patches=asked, epochs=1, lr=0.1)
+            for asked in (dense, not dense)
+        )
+        with pytest.raises(BadHyperparameter, match=f"dense_patches: expected {dense}"):
+            wrong.run(some.forget_loader(), guard=None)
+        assert changed(before, weights(some.model)) == []
+        right.run(some.forget_loader(), guard=None)
+        assert changed(before, weights(some.model)) != []
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_is_on_where_it_is_asked_for_and_only_in_training(dropout: bool) -> None:
+    some = toy("cnn")
+    seen: set[tuple[str, bool, bool]] = set()
+
+    def note(module: nn.Module, *_: object) -> None:
+        if isinstance(module, (nn.Dropout, nn.BatchNorm2d)):
+            seen.add((type(module).__name__, torch.is_grad_enabled(), module.training))
+
+    for module in some.model.modules():
+        module.register_forward_pre_hook(note)
+    forget(some.model).classes([3]).using("pgu", epochs=2, lr=0.1, dropout=dropout).on("cpu").run(
+        some.loader(), guard=None
+    )
+    assert seen == {
+        ("Dropout", True, dropout), ("Dropout", False, False),
+        ("BatchNorm2d", True, False), ("BatchNorm2d", False, False),
+    }  # fmt: skip
+
+
 def test_a_share_for_no_layer_is_refused_and_nothing_moves() -> None:
     some = toy("cnn")
     before = weights(some.model)
@@ -432,5 +534,7 @@ def test_presets_say_what_was_published() -> None:
     assert (paper["spectrum"], paper["gamma"], paper["lr"], paper["last_lr"]) == (
         "sigma", 0.9, 0.05, 0.01,
     )  # fmt: skip
-    assert build("pgu", {"preset": "code"}).hyperparameters()["lr"] == 0.1
+    code = build("pgu", {"preset": "code"}).hyperparameters()
+    assert (code["lr"], code["dense_patches"], code["dropout"]) == (0.1, True, True)
+    assert (paper["dense_patches"], paper["dropout"]) == (False, False)
     assert (paper["entropy_weight"], paper["epochs"], paper["batch_size"]) == (0.2, 100, 128)
