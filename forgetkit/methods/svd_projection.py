@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.fields import bounded, choice
+from forgetkit.fields import bounded, choice, flag
 from forgetkit.method import Card, Method, register
 from forgetkit.projection import Removal, eigen
 from forgetkit.statistics import plan, total
 from forgetkit.types import SampleSet
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from forgetkit.engine.run import Run
+    from forgetkit.moments import Layer
 
 RETAIN_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FORGET_SCALES = (0.25, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -40,7 +43,9 @@ class SVDProjection(Method):
         TMLR 2024, arXiv:2312.00761, Algorithms 1-2; code sangamesh-kodge/class_forgetting.
 
     Differences: eigenvalues of sums over all patches instead of singular values of some of them.
-        Statistics of all layers are those of the original model, as in the paper.
+        Statistics of all layers are those of the original model, as in the paper, though a layer
+        then sees other inputs than were measured; with ``sequential=True`` each layer is measured
+        when all before it have been edited.
     """
 
     card: ClassVar[Card] = Card(
@@ -69,19 +74,32 @@ class SVDProjection(Method):
     positions: str = choice(
         "all", ("auto", "all"), "rows that an image gives to the statistics: few enough, or all"
     )
+    sequential: bool = flag(
+        default=False,
+        about="measure each layer on the network edited so far: 1 F over the samples for every "
+        "layer and pair of scales",
+    )
 
     def edit(self, run: Run) -> None:
         """Try every pair of scales, keep the best."""
         retain, forget = self._few(run)
-        removals = self._removals(run, retain, forget)
-        before = {name: run.parameters[name].detach().clone() for name in removals}
+        example = next(iter(retain.batches())).inputs
+        layers = plan(run.parameters, example, run.logits_from_inputs, positions=self.positions)
+        before = {name: run.parameters[name].detach().clone() for name in layers}
+        known = {} if self.sequential else _removals(run, layers, retain, forget)
         best, chosen = self._score(run, retain, forget), before
         scales: tuple[float, float] | None = None
         for pair in product(
             RETAIN_SCALES if self.retain_scale is None else (self.retain_scale,),
             FORGET_SCALES if self.forget_scale is None else (self.forget_scale,),
         ):
-            edited = {name: removal.edited(*pair) for name, removal in removals.items()}
+            _write(run, before)
+            edited: dict[str, Tensor] = {}
+            for name, layer in layers.items():  # in the order of the forward pass
+                removal = known.get(name) or _removals(run, {name: layer}, retain, forget)[name]
+                edited[name] = removal.edited(*pair)
+                if self.sequential:
+                    _write(run, {name: edited[name]})
             _write(run, edited)
             score = self._score(run, retain, forget)
             if score > best:
@@ -91,21 +109,6 @@ class SVDProjection(Method):
             run.log("svd_projection: no pair of scales did better than the model as it came in")
         else:
             run.log(f"svd_projection: retain_scale={scales[0]:g}, forget_scale={scales[1]:g}")
-
-    def _removals(self, run: Run, retain: SampleSet, forget: SampleSet) -> dict[str, Removal]:
-        """Decompose both sets' inputs of every layer."""
-        example = next(iter(retain.batches())).inputs
-        layers = plan(run.parameters, example, run.logits_from_inputs, positions=self.positions)
-        kept, gone = (
-            total(
-                run.parameters, layers, (b.inputs for b in some.batches()), run.logits_from_inputs
-            )
-            for some in (retain, forget)
-        )
-        return {
-            name: Removal(run.parameters[name], eigen(kept.sums[name]), eigen(gone.sums[name]))
-            for name in layers
-        }
 
     @staticmethod
     def _score(run: Run, retain: SampleSet, forget: SampleSet) -> float:
@@ -117,6 +120,20 @@ class SVDProjection(Method):
         rows = _lowest(retain, self.samples_per_class)
         each = max(len(rows) // len(run.forget_classes), 1)
         return retain.take(rows), forget.take(_lowest(forget, each))
+
+
+def _removals(
+    run: Run, layers: Mapping[str, Layer], retain: SampleSet, forget: SampleSet
+) -> dict[str, Removal]:
+    """Decompose both sets' inputs of some layers, as the network is now."""
+    kept, gone = (
+        total(run.parameters, layers, (b.inputs for b in some.batches()), run.logits_from_inputs)
+        for some in (retain, forget)
+    )
+    return {
+        name: Removal(run.parameters[name], eigen(kept.sums[name]), eigen(gone.sums[name]))
+        for name in layers
+    }
 
 
 def _lowest(samples: SampleSet, each: int) -> Tensor:

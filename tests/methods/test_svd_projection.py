@@ -50,11 +50,15 @@ def trained() -> Net:
     return model
 
 
-def literal_edit(model: Net, images: Tensor, gone: Tensor, scales: tuple[float, float]) -> None:
+def literal_edit(
+    model: Net, images: Tensor, gone: Tensor, scales: tuple[float, float], *, sequential: bool
+) -> None:
     """Replace every weight by W P^T, with singular value decompositions of all rows."""
     with torch.no_grad():
         sets = [model.inputs_of(images[~gone]), model.inputs_of(images[gone])]
         for name in sets[0]:
+            if sequential:  # what the layer sees behind those that are edited already
+                sets = [model.inputs_of(images[~gone]), model.inputs_of(images[gone])]
             spans = []
             for inputs, scale in zip(sets, scales, strict=True):
                 directions, heights, _ = torch.linalg.svd(inputs[name].double().T)
@@ -69,21 +73,56 @@ def literal_edit(model: Net, images: Tensor, gone: Tensor, scales: tuple[float, 
             weight.copy_(flat.reshape(weight.shape))
 
 
-def test_the_edit_is_the_literal_one() -> None:
+@pytest.mark.parametrize("sequential", [False, True])
+def test_the_edit_is_the_literal_one(sequential: bool) -> None:
     model, literal = trained(), Net()
     literal.load_state_dict(model.state_dict())
     images, labels = data().tensors
-    literal_edit(literal, images, labels == 2, (100.0, 30.0))
+    literal_edit(literal, images, labels == 2, (100.0, 30.0), sequential=sequential)
     result = (
         forget(model)
         .classes([2])
-        .using("svd_projection", retain_scale=100.0, forget_scale=30.0)
+        .using("svd_projection", retain_scale=100.0, forget_scale=30.0, sequential=sequential)
         .on("cpu")
         .run(DataLoader(data(), batch_size=7), guard=None)
     )
     assert "retain_scale=100, forget_scale=30" in result.notes[-1]
     for (name, ours), theirs in zip(model.named_parameters(), literal.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-5), name
+
+
+def test_one_after_the_other_measures_behind_the_edited_layers() -> None:
+    outcomes = []
+    model = trained()
+    for sequential in (False, True):
+        edited = Net()
+        edited.load_state_dict(model.state_dict())
+        forget(edited).classes([2]).using(
+            "svd_projection", retain_scale=100.0, forget_scale=30.0, sequential=sequential
+        ).on("cpu").run(DataLoader(data(), batch_size=7), guard=None)
+        outcomes.append(weights(edited))
+    # nothing before the first layer is edited, so it is measured on the same inputs
+    assert changed(*outcomes) == ["one.weight", "two.weight"]
+
+
+def test_a_pair_of_scales_starts_from_the_model_as_it_came_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, outcomes = trained(), []
+    for tried in ([0.5, 30.0], [30.0]):
+        monkeypatch.setattr("forgetkit.methods.svd_projection.FORGET_SCALES", tuple(tried))
+        edited = Net()
+        edited.load_state_dict(model.state_dict())
+        result = (
+            forget(edited)
+            .classes([2])
+            .using("svd_projection", retain_scale=100.0, sequential=True)
+            .on("cpu")
+            .run(DataLoader(data(), batch_size=7), guard=None)
+        )
+        assert "retain_scale=100, forget_scale=30" in result.notes[-1]
+        outcomes.append(weights(edited))
+    assert changed(*outcomes) == []
 
 
 def test_the_grid_keeps_the_best_pair_of_scales() -> None:
