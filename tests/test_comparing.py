@@ -1,4 +1,4 @@
-"""``compare``: the grid of runs, its folder, its tables, and a restart after SIGKILL."""
+"""``compare``: the grid of runs, its folder and its tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,6 @@ import csv
 import io
 import json
 import os
-import random
-import subprocess
-import sys
-import time
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -31,23 +27,6 @@ from forgetkit.testing.toys import Toy, toy
 
 QUICK = build("lau", {"epochs": 2, "attack_steps": 2})
 STRONG = build("lau", {"attack_steps": 3})
-SCRIPT = """
-import sys
-from forgetkit.comparing import compare
-from forgetkit.method import build
-from forgetkit.testing.toys import ToyCNN, blobs
-import torch
-from torch.utils.data import DataLoader
-
-torch.set_num_threads(1)
-model = ToyCNN()
-model.load_state_dict(torch.load(sys.argv[1]))
-print("begun", flush=True)
-compare(
-    model, DataLoader(blobs(), 32), [3], ["neggrad", "lau", build("lau", {"alpha": 0.2})], 3,
-    test=DataLoader(blobs(seed=1), 64), out=sys.argv[2], device="cpu",
-)
-"""
 
 
 def held_out(problem: Toy) -> DataLoader[tuple[torch.Tensor, ...]]:
@@ -232,7 +211,10 @@ def test_mean_and_deviation_over_seeds_in_three_forms() -> None:
 
 def test_tables_are_written_beside_the_runs(tmp_path: Path) -> None:
     table = Comparison((run_of("a", 0, US=0.5),))
-    assert [file.name for file in table.save(tmp_path)] == ["table.md", "table.csv", "table.tex"]
+    files = table.save(tmp_path)
+    names = [str(file.relative_to(tmp_path)) for file in files]
+    assert names[:4] == ["table.md", "table.csv", "table.tex", "comparison.html"]
+    assert names[4:] == ["pictures/score.svg", "pictures/score.csv"]
     assert (tmp_path / "table.md").read_text(encoding="utf-8") == table.markdown()
     assert json.dumps(table.to_json())
 
@@ -273,7 +255,7 @@ def test_what_cannot_be_run_is_said_before_anything_runs() -> None:
         compare(model, iter(loader), [3], ["lau"])
 
 
-def test_a_launcher_or_a_wrong_device_is_refused_and_leaves_no_folder(
+def test_a_wrong_device_or_a_launch_without_a_folder_is_refused_and_leaves_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem, out = toy("cnn"), tmp_path / "out"
@@ -281,50 +263,6 @@ def test_a_launcher_or_a_wrong_device_is_refused_and_leaves_no_folder(
         compare(problem.model, problem.loader(), [3], ["lau"], out=out, device="nowhere")
     two = Place(torch.device("cpu"), rank=0, world=2)
     monkeypatch.setattr("forgetkit.comparing.grid.choose_place", lambda *_: two)
-    with pytest.raises(BadHyperparameter, match="expected one process, found 2"):
-        compare(problem.model, problem.loader(), [3], ["lau"], out=out)
+    with pytest.raises(BadHyperparameter, match="in which the 2 processes of this launch"):
+        compare(problem.model, problem.loader(), [3], ["lau"])
     assert not out.exists()
-
-
-def started(weights: Path, out: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(weights), str(out)],
-        stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def without_seconds(out: Path) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(io.StringIO((out / "table.csv").read_text("utf-8"))))
-    return [{name: row[name] for name in row if "seconds" not in name} for row in rows]
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments_and_restarted_the_table_is_the_same(tmp_path: Path) -> None:
-    weights, whole, out = tmp_path / "model.pt", tmp_path / "whole", tmp_path / "killed"
-    torch.save(toy("cnn").model.state_dict(), weights)
-    begun = time.perf_counter()
-    with started(weights, whole) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "begun\n"
-        begun = time.perf_counter()
-        assert process.wait() == 0
-    whole_time = time.perf_counter() - begun
-    moments = random.Random(0)  # noqa: S311  no secret
-    killed, finished = 0, set[tuple[str, int]]()
-    for _ in range(4):
-        with started(weights, out) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(moments.uniform(0.05, 0.4) * whole_time)
-            process.kill()
-            killed += process.wait() < 0
-        files = {(f.name, f.stat().st_mtime_ns) for f in (out / "runs").glob("*.json")}
-        assert finished <= files  # nothing that had ended was written a second time
-        finished = files
-    assert killed >= 2
-    with started(weights, out) as process:
-        assert process.wait() == 0
-    files = {(f.name, f.stat().st_mtime_ns) for f in (out / "runs").glob("*.json")}
-    assert finished <= files
-    assert len(files) == 1 + 3 * 3
-    assert without_seconds(out) == without_seconds(whole)

@@ -10,15 +10,18 @@ import typer
 from forgetkit.cli.arguments import (
     Download,
     HeadName,
-    ModelName,
     NumClasses,
     Weights,
-    model_folder,
     parse_classes,
     parse_settings,
 )
+from forgetkit.cli.material import (
+    built_in_material,
+    own_material,
+    refuse_beside_builtin,
+    refuse_without_builtin,
+)
 from forgetkit.cli.output import Json, reports_errors, say, show, show_json
-from forgetkit.cli.run import folder_images, folder_loader
 from forgetkit.errors import BadHyperparameter
 
 if TYPE_CHECKING:
@@ -27,16 +30,36 @@ if TYPE_CHECKING:
 
 @reports_errors
 def benchmark(
-    model: ModelName,
-    data: Annotated[
-        Path, typer.Option(help="Image folder: CLASS/*.png, or train/CLASS and test/CLASS.")
-    ],
     classes: Annotated[
         list[str],
         typer.Option(help="One target: 3, cat, or 3,5 forgotten together. Repeat for more."),
     ],
     methods: Annotated[list[str], typer.Option(help="Names: lau,suli or repeated.")],
     out: Annotated[Path, typer.Option(help="Where runs and tables go; a restart goes on there.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A transformers or timm folder, torchvision/NAME, timm/NAME or "
+            "package.module:factory. With --builtin: resnet or vit, the models of the demo.",
+            show_default=False,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Image folder: CLASS/*.png, or train/CLASS and test/CLASS.")
+    ] = None,
+    builtin: Annotated[
+        str | None,
+        typer.Option(
+            help="digits (bundled) or fashion-mnist, with a small model that is trained once."
+        ),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder that holds Fashion-MNIST's four files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Training images of --builtin; default all.", min=1)
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Runs of each method: seeds 0, 1, ...", min=1)] = 3,
     settings: Annotated[
         list[str] | None,
@@ -57,47 +80,63 @@ def benchmark(
     download: Download = False,
     as_json: Json = False,
 ) -> None:
-    """Run methods x seeds x classes on copies of a model, and write one table."""
+    """Run methods x seeds x classes on copies of a model, and write tables and a page.
+
+    Under `accelerate launch -m forgetkit benchmark ...` the processes share the runs.
+    """
     from forgetkit.comparing import compare
-    from forgetkit.images import preprocessing_of
-    from forgetkit.loading import load_model
+    from forgetkit.engine.place import choose_place
 
     targets = [parse_classes([word]) for word in classes]
     chosen = _methods(methods, settings or [])
-    loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
-    images = folder_images(loaded, model, data, size)
-    held_out = None
-    if validate is not None:
-        held_out = folder_loader(
-            folder_images(loaded, model, validate, size).train, batch_size, workers
+    # Of several processes the first one alone speaks for all.
+    first = choose_place(device, precision, None).rank == 0
+    if builtin is not None:
+        refuse_beside_builtin(
+            {
+                "--data": data, "--validate": validate, "--weights": weights, "--size": size,
+                "--num-classes": num_classes, "--workers": workers, "--download": download,
+            }
+        )  # fmt: skip
+        given = built_in_material(model, builtin, root=root, limit=limit, batch_size=batch_size)
+    else:
+        refuse_without_builtin({"--root": root, "--limit": limit})
+        given = own_material(
+            model,
+            data,
+            validate=validate,
+            weights=weights,
+            num_classes=num_classes,
+            size=size,
+            batch_size=batch_size,
+            workers=workers,
+            download=download,
         )
-    fits = preprocessing_of(loaded, model_folder(model), size)
-    say(f"{len(images.train)} training images, "
-        f"{len(images.test) if images.test else 'no'} test images in {data}")  # fmt: skip
+    if first:
+        say(given.about)
     table = compare(
-        loaded,
-        folder_loader(images.train, batch_size, workers),
+        given.model,
+        given.train,
         targets,
         chosen,
         seeds,
-        test=None if images.test is None else folder_loader(images.test, batch_size, workers),
-        validate=held_out,
+        test=given.test,
+        validate=given.validate,
         out=out,
         device=device,
         precision=precision,
         head=head,
-        setting={
-            "input": f"{fits.size}, crop {fits.crop}, {fits.mean}, {fits.std}",
-            "batch size": str(batch_size),
-        },
+        setting=given.setting,
         retry=retry,
         say=say,
     )
+    if not first:
+        return
     if as_json:
         show_json(table.to_json())
     else:
         show(table)
-    say(f"wrote table.md, table.csv and table.tex in {out}")
+    say(f"wrote table.md, table.csv, table.tex, comparison.html and pictures in {out}")
 
 
 def _methods(names: list[str], settings: list[str]) -> list[Method]:

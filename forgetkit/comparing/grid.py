@@ -19,10 +19,11 @@ from forgetkit.api import forget
 from forgetkit.audit.inputs import digest as model_digest
 from forgetkit.audit.inputs import prints_of
 from forgetkit.comparing.accuracies import Ground, ground_of, score_of
+from forgetkit.comparing.sharing import Task, finish
 from forgetkit.comparing.table import Comparison
 from forgetkit.comparing.written import RunFolder, RunRecord
 from forgetkit.data.loaders import Loader
-from forgetkit.engine.place import choose_place
+from forgetkit.engine.place import Place, alone, choose_place
 from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, ModelError
 from forgetkit.goal import Classes, Goal
 from forgetkit.method import Method, build
@@ -54,8 +55,11 @@ def compare(
     With ``out``, each finished run is a file there; the same call later reads it instead of
     running again, however the first call ended. A run is the same when the model's weights, the
     labels of the data, the method with all its settings, the target, the seed, the kind of
-    device, ``setting`` and the version of forgetkit are; pixels are not compared. One process at
-    a time may use a folder.
+    device, ``setting`` and the version of forgetkit are; pixels are not compared.
+
+    Under ``accelerate launch`` each process makes whole runs on its own device and takes the next
+    one that nobody has begun, so every run is made once; the first process writes the tables. Calls
+    that were started separately share a folder in the same way.
 
     Args:
         model: stays as it is.
@@ -80,7 +84,8 @@ def compare(
 
     Raises:
         UnknownMethod: no method has this name.
-        BadHyperparameter: nothing to run, something is named twice, or several processes.
+        BadHyperparameter: nothing to run, something is named twice, or several processes without
+            ``out``.
         BadTarget: a target does not fit the data.
         DataError: the data cannot be used, or ``out`` was made for another model.
     """
@@ -92,41 +97,30 @@ def compare(
         ground_of(bare, goal, loader, retain=retain, test=test) for goal in map(_goal, targets)
     ]
     _refuse_repeats("targets", [ground.target for ground in grounds])
-    print_of_model = model_digest(prints_of(bare))
     bench = _Bench(bare, loader, retain, validate, device, precision, head)
-    on = bench.place.type  # asked for first: a wrong device or launcher must leave no folder
+    place = bench.place  # asked for first: a wrong device or launcher must leave no folder
+    if out is None and place.world > 1:
+        raise BadHyperparameter(
+            f"out=None: expected a folder, in which the {place.world} processes of this launch "
+            "find each other's runs, found none; pass out="
+        )
+    print_of_model = model_digest(prints_of(bare))
     folder = RunFolder(None if out is None else Path(out), print_of_model)
-    plan: list[tuple[Ground, str, Method | None, int]] = [
-        (ground, ORIGINAL, None, 0) for ground in grounds
-    ] + [
-        (ground, title, method, seed)
-        for seed, ground, (title, method) in itertools.product(numbers, grounds, entries.items())
-    ]
-    done: dict[tuple[str, str, int], RunRecord] = {}
-    for number, (ground, title, method, seed) in enumerate(plan, 1):
-        identity = {
-            "model": print_of_model,
-            "data": ground.digest(),
-            "method": {"method": ORIGINAL} if method is None else method.to_json(),
-            "goal": ground.goal.to_json(),
-            "seed": seed,
-            "setting": {
-                "device": on,
-                "precision": precision or "", "head": head or "", "validate": validate is not None,
-                **(setting or {}),
-            },
-            "version": __version__,
-        }  # fmt: skip
-        name = f"{title}-{ground.target}-seed{seed}"
-        run = folder.find(identity, name)
-        read = run is not None and not (retry and run.error)
-        if run is None or not read:
-            run = dataclasses.replace(bench.run(ground, title, method, seed), identity=identity)
-            folder.keep(run, name)
-        done[ground.target, title, seed] = run
-        if say is not None:
-            how = "read" if read else run.error or f"{run.scores.get('seconds', 0.0):.1f} s"
-            say(f"{number}/{len(plan)} {title}, {ground.target}, seed {seed}: {how}")
+    shared = {
+        "model": print_of_model,
+        "setting": {
+            "device": place.device.type,
+            "precision": precision or "",
+            "head": head or "",
+            "validate": validate is not None,
+            **(setting or {}),
+        },
+        "version": __version__,
+    }
+    tasks = _tasks(grounds, entries, numbers, shared)
+    if retry:
+        _drop_failed(tasks, folder, place)
+    done = finish(tasks, folder, bench.run, say or (lambda _: None), tell_read=place.rank == 0)
     order = [
         (ground.target, title, seed)
         for ground in grounds
@@ -134,9 +128,45 @@ def compare(
         for seed in given
     ]
     table = Comparison(tuple(done[key] for key in order))
-    if out is not None:
-        table.save(out)
+    if out is not None and place.rank == 0:
+        with folder.locked():
+            table.save(out)
     return table
+
+
+def _tasks(
+    grounds: Sequence[Ground],
+    entries: Mapping[str, Method],
+    seeds: Sequence[int],
+    shared: Mapping[str, object],
+) -> list[Task]:
+    """Return what is to be run: the models as they are, then every method with the first seed."""
+    found = []
+    records = [
+        {"data": ground.digest(), "goal": ground.goal.to_json(), **shared} for ground in grounds
+    ]
+    for ground, record in zip(grounds, records, strict=True):
+        identity = {**record, "method": {"method": ORIGINAL}, "seed": 0}
+        found.append(Task(ground, ORIGINAL, None, 0, identity))
+    for seed, (ground, record), (title, method) in itertools.product(
+        seeds, zip(grounds, records, strict=True), entries.items()
+    ):
+        identity = {**record, "method": method.to_json(), "seed": seed}
+        found.append(Task(ground, title, method, seed, identity))
+    return found
+
+
+def _drop_failed(tasks: Sequence[Task], folder: RunFolder, place: Place) -> None:
+    """Remove failed runs before any process begins: one that fails again must not look new."""
+    if place.rank == 0:
+        for task in tasks:
+            run = folder.find(task.identity, task.name)
+            if run is not None and run.error:
+                folder.drop(task.identity, task.name)
+    if place.world > 1:
+        from accelerate import PartialState
+
+        PartialState().wait_for_everyone()
 
 
 @dataclass(frozen=True)
@@ -152,18 +182,13 @@ class _Bench:
     head: str | Sequence[str] | None
 
     @cached_property
-    def place(self) -> torch.device:
-        """Where the runs are computed and measured."""
-        found = choose_place(self.device, self.precision, None)
-        if found.world > 1:
-            raise BadHyperparameter(
-                f"compare(): expected one process, found {found.world}; start it without a "
-                "launcher, and give each process a folder and targets of its own"
-            )
-        return found.device
+    def place(self) -> Place:
+        """Where this process computes and measures, and how many there are."""
+        return choose_place(self.device, self.precision, None)
 
-    def run(self, ground: Ground, title: str, method: Method | None, seed: int) -> RunRecord:
+    def run(self, task: Task) -> RunRecord:
         """Run once on a copy and measure it; a refusal becomes a record without figures."""
+        ground, title, method, seed = task.ground, task.title, task.method, task.seed
         model, stopped, seconds = _copied(self.model), "", 0.0
         record: dict[str, object] = {"method": ORIGINAL}
         if method is not None:
@@ -178,10 +203,11 @@ class _Bench:
                     validation_loader=self.validate,
                     head_name=self.head,
                 ).on(self.device, mixed_precision=self.precision)
-                result = request.run(self.loader, guard=None)
+                with alone():
+                    result = request.run(self.loader, guard=None)
                 record, stopped = result.method.to_json(), result.stopped_because
                 seconds = sum(t for phase, t in result.seconds.items() if phase != "measure")
-            found = ground.accuracies(model.to(self.place))
+            found = ground.accuracies(model.to(self.place.device))
         except ForgetkitError as error:
             return RunRecord(
                 title, record, ground.goal.to_json(), ground.target, seed, error=str(error)

@@ -135,14 +135,22 @@ class Comparison:
         }
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write ``table.md``, ``table.csv`` and ``table.tex`` into a folder; return them."""
-        texts = {"md": self.markdown(), "csv": self.csv(), "tex": self.latex()}
+        """Write tables, page and pictures into a folder.
+
+        Returns:
+            ``table.md``, ``table.csv``, ``table.tex``, ``comparison.html`` and the files of
+            ``pictures/``.
+        """
+        from forgetkit.comparing.page import write_page
+
+        place = Path(folder)
+        place.mkdir(parents=True, exist_ok=True)
         files = []
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        texts = {"md": self.markdown(), "csv": self.csv(), "tex": self.latex()}
         for suffix, text in texts.items():
-            files.append(Path(folder) / f"table.{suffix}")
+            files.append(place / f"table.{suffix}")
             write_whole(files[-1], text)
-        return files
+        return files + write_page(self.runs, self.rows(), place)
 
     def __rich__(self) -> Table:
         """Return one table for a terminal."""

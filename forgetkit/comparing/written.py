@@ -6,9 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from forgetkit.errors import DataError
 
@@ -86,20 +89,23 @@ class RunFolder:
                 "this comparison"
             )
         self._runs.mkdir(parents=True, exist_ok=True)
-        header = path / HEADER
+        with self.locked():
+            self._open(path / HEADER, model)
+
+    def _open(self, header: Path, model: str) -> None:
         if not header.exists():
             if any(self._runs.glob("*.json")):
                 raise DataError(
-                    f"out={str(path)!r}: expected {HEADER} beside the runs, found runs without it; "
-                    "put it back, or name another folder"
+                    f"out={str(self.path)!r}: expected {HEADER} beside the runs, found runs "
+                    "without it; put it back, or name another folder"
                 )
             write_whole(header, json.dumps({"schema": SCHEMA, "model": model}, indent=2) + "\n")
         found = _read(header)
         if found.get("schema") != SCHEMA or found.get("model") != model:
             raise DataError(
-                f"out={str(path)!r}: expected runs of this model (SHA-256 {model[:12]}...), found "
-                f"a folder made for another one ({str(found.get('model'))[:12]}...); name another "
-                "folder, or load the model that it was made for"
+                f"out={str(self.path)!r}: expected runs of this model (SHA-256 {model[:12]}...), "
+                f"found a folder made for another one ({str(found.get('model'))[:12]}...); name "
+                "another folder, or load the model that it was made for"
             )
 
     @property
@@ -128,6 +134,44 @@ class RunFolder:
         if self.path is not None:
             text = json.dumps(asdict(run), indent=2, allow_nan=False)
             write_whole(self._file(run.identity, name), text + "\n")
+
+    def drop(self, identity: Mapping[str, object], name: str) -> None:
+        """Remove a run, so that it is made again."""
+        if self.path is not None:
+            self._file(identity, name).unlink(missing_ok=True)
+
+    @contextmanager
+    def claim(self, identity: Mapping[str, object], name: str) -> Iterator[bool]:
+        """Yield whether this process may make the run now, because no other one is at it.
+
+        The system gives a claim back when its process ends, however it ends: no claim outlives a
+        kill, and none has to be cleared away by hand.
+        """
+        if self.path is None:
+            yield True
+            return
+        file = self._file(identity, name).with_suffix(".lock")
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            with suppress(PermissionError):  # Windows keeps a file that is open
+                file.unlink(missing_ok=True)
+            lock.release()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let one process at a time write what belongs to the whole folder."""
+        if self.path is None:
+            yield
+            return
+        with FileLock(self.path / "runs" / ".lock"):
+            yield
 
     def _file(self, identity: Mapping[str, object], name: str) -> Path:
         short = re.sub(r"[^A-Za-z0-9=.,_-]+", "-", name)[:80].strip("-.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 Precision: TypeAlias = Literal["no", "bf16", "fp16"]
 PRECISIONS = ("no", "bf16", "fp16")
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,19 @@ def moved_inputs(inputs: Inputs, device: torch.device, dtype: torch.dtype | None
     return {name: one(value) for name, value in inputs.items()}
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Let a process of a launch make runs of its own inside the block, on its own device.
+
+    Without it the processes of a launch share the samples of one run, and each waits for all.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
 def choose_place(
     device: torch.device | str | None,
     mixed_precision: str | None,
@@ -109,6 +124,15 @@ def choose_place(
     Raises:
         BadHyperparameter: an unknown precision or device, or a conflict with ``accelerator``.
     """
+    place = _chosen(device, mixed_precision, accelerator)
+    return replace(place, rank=0, world=1) if _ALONE.get() else place
+
+
+def _chosen(
+    device: torch.device | str | None,
+    mixed_precision: str | None,
+    accelerator: Accelerator | None,
+) -> Place:
     if mixed_precision is not None and mixed_precision not in PRECISIONS:
         raise BadHyperparameter(
             f"on(mixed_precision={mixed_precision!r}): expected one of {', '.join(PRECISIONS)}; "

@@ -5,26 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from forgetkit.audit.evidence import Missing
 from forgetkit.errors import DataError
-from forgetkit.report.drawing import (
-    PALETTE,
-    Picture,
-    inline,
-    legend_above,
-    sheet,
-    short,
-    soft_grid,
-    style,
-)
+from forgetkit.report.bars import bars_figure
+from forgetkit.report.drawing import Picture, inline
 from forgetkit.report.page import Drawn, environment, place_of
 from forgetkit.report.pictures import radar
 from forgetkit.report.record import GROUPS, Entry, Record, mapping_in, number_in, read_record
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 SETS = {
     "retain": "kept, training", "forget": "forgotten, training", "test_retain": "kept, test",
@@ -77,33 +65,6 @@ def write_comparison(
     return page
 
 
-def accuracy_figure(table: Mapping[str, Mapping[str, float]]) -> Figure:
-    """Draw accuracies by set, one bar a record.
-
-    Args:
-        table: by name of the record, then by words for the set.
-    """
-    sets = list(dict.fromkeys(words for row in table.values() for words in row))
-    thick = 0.8 / len(table)
-    with style():
-        figure, (axes,) = sheet(height=1.0 + len(sets) * (0.15 + 0.13 * len(table)))
-        for place, (name, row) in enumerate(table.items()):
-            known = [at for at, words in enumerate(sets) if words in row]
-            axes.barh(
-                [at + (place - (len(table) - 1) / 2) * thick for at in known],
-                [row[sets[at]] for at in known], thick * 0.9, label=short(name),
-                color=PALETTE[place % len(PALETTE)], hatch=("", "////", "....", "xx")[place % 4],
-                linewidth=0,
-            )  # fmt: skip
-        axes.set_yticks(range(len(sets)), sets)
-        axes.invert_yaxis()
-        axes.set_xlim(0, 1)
-        axes.set_xlabel("accuracy")
-        soft_grid(axes, "x")
-        legend_above(figure, axes, columns=3)
-    return figure
-
-
 def _draw(records: Sequence[Record]) -> Drawn:
     pictures: list[Picture] = []
     left_out: dict[str, str] = {}
@@ -138,7 +99,7 @@ def _accuracy(records: Sequence[Record]) -> Picture:
             f"{name}: " + ", ".join(f"{words} {share:.0%}" for words, share in row.items())
             for name, row in table.items()
         ),
-        accuracy_figure(table), ("name", "set", "accuracy"),
+        bars_figure(table, "accuracy"), ("name", "set", "accuracy"),
         [(name, words, share) for name, row in table.items() for words, share in row.items()],
     )  # fmt: skip
 

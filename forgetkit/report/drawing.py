@@ -65,14 +65,21 @@ class Picture:
         """The drawing as an SVG document, drawn once."""
         return svg_of(self.figure)
 
+    @property
+    def numbers(self) -> str:
+        """What was drawn, as CSV."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        return text.getvalue()
+
     def write(self, folder: Path) -> None:
         """Write ``slug.svg`` and ``slug.csv``."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.slug}.svg").write_text(self.svg, encoding="utf-8")
-        with (folder / f"{self.slug}.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(self.columns)
-            writer.writerows(self.rows)
+        for suffix, text in (("svg", self.svg), ("csv", self.numbers)):
+            with (folder / f"{self.slug}.{suffix}").open("w", newline="", encoding="utf-8") as file:
+                file.write(text)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""``forgetkit benchmark`` on an image folder."""
+"""``forgetkit benchmark`` on an image folder and on the built-in models and data."""
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import TypeAlias
 import pytest
 import torch
 from typer.testing import Result
+
+from forgetkit.benchmark.train import TrainRecipe
+from forgetkit.demo.contenders import CONTENDERS
 
 Invoke: TypeAlias = Callable[..., Result]
 
@@ -36,7 +40,8 @@ def test_it_writes_tables_and_a_second_call_reads_the_runs(
     assert record["rows"][1]["mean"]["D_tf"] == 0.0
     assert record["rows"][1]["target"] == "classes 2 (red)"
     assert sorted(file.name for file in out.iterdir()) == [
-        "comparison.json", "runs", "table.csv", "table.md", "table.tex",
+        "comparison.html", "comparison.json", "pictures", "runs", "table.csv", "table.md",
+        "table.tex",
     ]  # fmt: skip
     assert "24 training images, 12 test images" in first.stderr
     assert "5/5 neggrad (epochs=1), classes 2 (red), seed 1" in first.stderr
@@ -103,3 +108,65 @@ def test_a_folder_of_another_model_is_refused(
     done = invoke("benchmark", name, "--weights", weights, *few, *place)
     assert done.exit_code == 2
     assert "made for another one" in done.stderr
+
+
+def write_fashion(folder: Path, count: int) -> None:
+    """Write Fashion-MNIST's four files with few images, each class of one brightness."""
+    folder.mkdir()
+    labels = torch.arange(10, dtype=torch.uint8).repeat(count)
+    images = (25 * labels).repeat_interleave(28 * 28)
+    for part in ("train", "t10k"):
+        # The fourth byte of the header is the number of dimensions, four bytes for each follow.
+        for name, values, dimensions in (("images-idx3", images, 3), ("labels-idx1", labels, 1)):
+            text = bytes([0, 0, 8, dimensions]) + bytes(4 * dimensions) + bytes(values.tolist())
+            (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(text))
+
+
+def test_the_built_in_model_is_trained_once_and_kept(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path / "cache"))
+    write_fashion(tmp_path / "fashion", 12)
+    recipe = TrainRecipe(epochs=1, lr=0.01, optimizer="sgd", weight_decay=0.0, batch_size=40)
+    for contender in CONTENDERS:
+        monkeypatch.setitem(contender.recipes, "fashion-mnist", recipe)
+    command = [
+        "benchmark", "vit", "--builtin", "fashion-mnist", "--root", tmp_path / "fashion",
+        "--limit", "100", "--classes", "3", "--methods", "lau", "--seeds", "1", "--device", "cpu",
+    ]  # fmt: skip
+    first = invoke(*command, "--out", tmp_path / "a", "--json")
+    assert first.exit_code == 0, first.output
+    assert "vit trained on 100 images of fashion-mnist, 120 test images" in first.stderr
+    (kept,) = (tmp_path / "cache").rglob("*.safetensors")
+    assert kept.name == "fashion-mnist-100-demo-vit-e1-all.safetensors"
+    before = kept.stat().st_mtime_ns
+    again = invoke(*command, "--out", tmp_path / "b", "--json")
+    assert kept.stat().st_mtime_ns == before
+    found = [json.loads(done.stdout)["runs"] for done in (first, again)]
+    assert [run["target"] for run in found[0]] == ["classes 3 (Dress)"] * 2
+    for run in (*found[0], *found[1]):
+        del run["scores"]["seconds"]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ([], "MODEL: expected a model and an image folder, found no model"),
+        (["a-model"], "--data: expected a model and an image folder, found no folder"),
+        (["--builtin", "cifar"], "--builtin cifar: expected one of digits, fashion-mnist"),
+        (["vgg", "--builtin", "digits"], "MODEL vgg: expected one of resnet, vit"),
+        (["--builtin", "fashion-mnist"], "found no --root"),
+        (["--builtin", "digits", "--data", "images"], "--data: expected it beside a model"),
+        (["--builtin", "digits", "--size", "8"], "--size: expected it beside a model"),
+        (["a-model", "--data", "images", "--limit", "5"], "--limit: expected it beside --builtin"),
+    ],
+)
+def test_own_and_built_in_data_do_not_mix(
+    invoke: Invoke, tmp_path: Path, more: list[str], says: str
+) -> None:
+    out = tmp_path / "out"
+    done = invoke("benchmark", *more, "--classes", "3", "--methods", "lau", "--out", out)
+    assert done.exit_code == 2, done.output
+    assert says in done.stderr
+    assert not out.exists()

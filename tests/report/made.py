@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetkit.audit.evidence import Evidence, Role, Subject, collect, split_view
+from forgetkit.comparing import RunRecord
 from forgetkit.data.sets import StoredSet
 from forgetkit.testing import toy
 from forgetkit.types import SampleSet
@@ -94,3 +95,21 @@ def evidence(kind: str = "cnn", *, head_masked: bool = False) -> Evidence:
     return Evidence(
         subjects, given, "classes", (GONE,), 4, head_masked=head_masked, device=cpu, seed=0
     )
+
+
+def methods_runs() -> tuple[RunRecord, ...]:
+    """Return runs of a comparison: two targets, three rows, one of which failed once."""
+    identity = {"model": "0" * 64, "version": "1", "setting": {"device": "cpu"}}
+    first = {"D_r": 99.0, "D_f": 98.0, "D_tr": 92.0, "D_tf": 94.0, "US": 0.46, "seconds": 0.0}
+    runs = []
+    for target in ("classes 3 (Dress)", "classes 5, 8"):
+        runs.append(RunRecord("original", {}, {}, target, 0, first, identity=identity))
+        for seed in range(2):
+            scores = {
+                "D_r": 95.0, "D_f": 2.0 * seed, "D_tr": 90.0, "D_tf": 4.0 * seed,
+                "US": 0.93 - 0.02 * seed, "seconds": 2.0 + seed,
+            }  # fmt: skip
+            runs.append(RunRecord("lau", {"method": "lau", "alpha": 0.5}, {}, target, seed, scores))
+            failed = RunRecord("a <b> | c", {}, {}, target, seed, error="it broke at <step> 3")
+            runs.append(RunRecord("a <b> | c", {}, {}, target, 0, scores) if not seed else failed)
+    return tuple(runs)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 from headless import Browser, find_browser, running
-from made import evidence, record
+from made import evidence, methods_runs, record
 
+from forgetkit.comparing import Comparison
 from forgetkit.report import write_comparison, write_report
 
 pytestmark = [
@@ -31,12 +32,13 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {
         "report": write_report(record(), folder / "one", evidence()),
         "comparison": write_comparison([record("lau"), record("suli")], folder / "several"),
+        "methods": Comparison(methods_runs()).save(folder / "methods")[3],
     }
 
 
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("name", ["report", "comparison"])
+@pytest.mark.parametrize("name", ["report", "comparison", "methods"])
 def test_the_page_fits_asks_for_nothing_and_has_no_errors(
     browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool, tmp_path: Path
 ) -> None:

@@ -22,13 +22,16 @@ STYLES = ("-", "--", ":", "-.")
 FEWEST = 3
 
 
-def radar_figure(polygons: Mapping[str, Sequence[float | None]]) -> Figure:
+def radar_figure(
+    polygons: Mapping[str, Sequence[float | None]], names: Sequence[str] = AXES
+) -> Figure:
     """Draw polygons; a missing axis is a gap in the line, never 0.
 
     Args:
         polygons: by name, one value in [0, 1] an axis or ``None``.
+        names: of the axes.
     """
-    angles = [2 * math.pi * i / len(AXES) for i in range(len(AXES))]
+    angles = [2 * math.pi * i / len(names) for i in range(len(names))]
     with style():
         figure, (axes,) = sheet(height=4.5, polar=True)
         axes.set_theta_offset(math.pi / 2)  # type: ignore[attr-defined]  # polar axes
@@ -42,7 +45,7 @@ def radar_figure(polygons: Mapping[str, Sequence[float | None]]) -> Figure:
             )  # fmt: skip
         axes.set_ylim(0, 1)
         axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", ".5", "", "1"], color=GRID)
-        axes.set_xticks(angles, AXES)
+        axes.set_xticks(angles, names)
         axes.tick_params(axis="x", pad=11)
         axes.grid(visible=True, color=GRID, alpha=0.4, linewidth=0.6)
         axes.spines[:].set_color(GRID)

@@ -1,0 +1,39 @@
+"""Compare methods on a toy model; started alone, forked, or with ``accelerate launch``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from forgetkit.comparing import Comparison, compare
+from forgetkit.method import build
+from forgetkit.testing import Toy, toy
+
+SEEDS = 3
+METHODS = (
+    build("neggrad", {"epochs": 2}),
+    build("lau", {"attack_steps": 2}),
+    build("random_label", {"epochs": 2}),
+)
+RUNS = 1 + SEEDS * len(METHODS)
+
+
+def compared(problem: Toy, out: Path) -> Comparison:
+    """Make the table of this script."""
+    rank = os.environ.get("RANK", "0")
+    return compare(
+        problem.model, problem.loader(), [3], METHODS, SEEDS,
+        test=DataLoader(problem.test, 64), out=out, device="cpu",
+        say=lambda line: print(f"{rank}: {line}", flush=True),  # noqa: T201
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    table = compared(toy("cnn"), Path(sys.argv[1]))
+    Path(sys.argv[2] + os.environ.get("RANK", "")).write_text(
+        json.dumps(table.to_json()), encoding="utf-8"
+    )
