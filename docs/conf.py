@@ -7,11 +7,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tables import write_pages
+import metric_pages
+import tables
 
 import forgetkit
 
-write_pages()
+tables.write_pages()
+metric_pages.write_pages()
 
 project = "forgetkit"
 author = "The forgetkit authors"

@@ -8,10 +8,15 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from forgetkit.fields import bounds_of
 from forgetkit.method import Method, all_methods
+
+if TYPE_CHECKING:
+    from forgetkit.metric import Metric
 
 ROOT = Path(__file__).parent.parent
 GENERATED = Path(__file__).parent / "_generated"
@@ -55,10 +60,6 @@ def method_page(method: type[Method]) -> str:
     for name, values in card.presets.items():
         text = ", ".join(f"{key}={value!r}" for key, value in values.items())
         facts.append((f'preset "{name}"', f"`{text}`"))
-    settings = [
-        (entry.name, entry.default, bounds_of(entry).describe(), bounds_of(entry).about)
-        for entry in dataclasses.fields(method)
-    ]
     example = f'forget(model).{_goal_call(card.goals[0])}.using("{card.slug}").run(loader)'
     return "\n".join(
         [
@@ -70,9 +71,7 @@ def method_page(method: type[Method]) -> str:
             example,
             "```",
             "",
-            "| | |",
-            "| --- | --- |",
-            *(f"| {name} | {_cell(text)} |" for name, text in facts),
+            *facts_table(facts),
             "",
             "## What it does",
             "",
@@ -80,36 +79,53 @@ def method_page(method: type[Method]) -> str:
             inspect.cleandoc(method.__doc__ or ""),
             "```",
             "",
-            "## Settings",
-            "",
-            "| setting | default | accepted | meaning |",
-            "| --- | --- | --- | --- |",
-            *(
-                f"| `{name}` | `{default}` | {_cell(accepted)} | {_cell(about)} |"
-                for name, default, accepted, about in settings
-            ),
+            *settings_section(method),
             "",
         ]
     )
 
 
+def facts_table(facts: Iterable[tuple[str, str]]) -> list[str]:
+    """Return the lines of a table of names and texts without a head."""
+    return ["| | |", "| --- | --- |", *(f"| {name} | {cell(text)} |" for name, text in facts)]
+
+
+def settings_section(kind: type[Method | Metric]) -> list[str]:
+    """Return the lines of the section on a method's or a metric's hyper-parameters."""
+    lines = ["## Settings", "", "| setting | default | accepted | meaning |", "| --- " * 4 + "|"]
+    for entry in dataclasses.fields(kind):
+        accepted, about = bounds_of(entry).describe(), bounds_of(entry).about
+        lines.append(f"| `{entry.name}` | `{entry.default}` | {cell(accepted)} | {cell(about)} |")
+    return lines
+
+
 def write_pages() -> None:
-    """Write the generated pages of the documentation, and remove those of methods long gone."""
-    folder = GENERATED / "methods"
-    folder.mkdir(parents=True, exist_ok=True)
-    pages = {f"{method.card.slug}.md": method_page(method) for method in all_methods()}
-    for stale in folder.glob("*.md"):
-        if stale.name not in pages:
-            stale.unlink()
-    for name, text in pages.items():
-        _write_if_new(folder / name, text)
-    _write_if_new(
-        GENERATED / "methods.md",
+    """Write the pages of all methods and their list."""
+    write_folder(
+        "methods",
+        {method.card.slug: method_page(method) for method in all_methods()},
         "# Methods\n\nF is a forward pass over one sample, FB a forward and backward pass; D_f is "
-        "the forget set, D_r the retain set.\n\n"
-        + methods_table(pages=True)
-        + "\n\n```{toctree}\n:hidden:\n:glob:\n\nmethods/*\n```\n",
+        "the forget set, D_r the retain set.\n\n" + methods_table(pages=True),
     )
+
+
+def write_folder(name: str, pages: Mapping[str, str], index: str) -> None:
+    """Write a folder of generated pages and the page that lists them.
+
+    Args:
+        name: of the folder; the list is the page of the same name beside it.
+        pages: texts by file name without suffix; files of other names are removed.
+        index: text of the list, to which the table of contents is added.
+    """
+    folder = GENERATED / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in folder.glob("*.md"):
+        if stale.stem not in pages:
+            stale.unlink()
+    for stem, text in pages.items():
+        _write_if_new(folder / f"{stem}.md", text)
+    contents = f"```{{toctree}}\n:hidden:\n:glob:\n\n{name}/*\n```"
+    _write_if_new(GENERATED / f"{name}.md", f"{index}\n\n{contents}\n")
 
 
 def readme_with_table(text: str) -> str:
@@ -128,7 +144,8 @@ def _goal_call(goal: str) -> str:
     }[goal]
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Return a text that fits into one cell of a Markdown table."""
     return re.sub(r"\s+", " ", text).replace("|", "\\|")
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from torch.utils.data import DataLoader, TensorDataset
@@ -103,8 +103,9 @@ def check_the_demo(printed: str) -> None:
         assert forgotten[1] >= before[1] - 0.5
 
 
-def load_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+def load_pages(name: str) -> ModuleType:
+    """Return one of the files that write pages, as Sphinx would import it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -114,18 +115,55 @@ def load_tables() -> ModuleType:
 
 def test_the_readme_lists_the_registered_methods() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert load_tables().readme_with_table(text) == text, "run: python docs/tables.py"
+    assert load_pages("tables").readme_with_table(text) == text, "run: python docs/tables.py"
 
 
 def test_a_method_page_shows_card_docstring_and_settings() -> None:
     from forgetkit.method import find
 
-    page = load_tables().method_page(find("lau"))
+    page = load_pages("tables").method_page(find("lau"))
     assert "# Layer Attack Unlearning (`lau`)" in page
     assert 'forget(model).classes([3]).using("lau").run(loader)' in page
     assert "c = argmax T(A) outside the forgotten classes" in page
     assert "| `alpha` | `0.5` | a number in [0, 1] |" in page
     assert "KL(target \\|\\| student)" in page
+
+
+def test_a_metric_page_shows_card_definition_verdict_and_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from forgetkit.metric import find_metric
+
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    page = load_pages("metric_pages").metric_page(find_metric("mia_loss"))
+    assert page.startswith("# Membership inference from losses (`mia_loss`)\n")
+    assert "| range and unit | [0, 1], area under the ROC curve |" in page
+    assert "| source | [Lyu et al. 2025, IJCAI (SULI); " in page
+    assert "```{code-block} text\nAUC = P(l < l') + P(l = l') / 2, " in page
+    assert "forgetting score \\|accuracy - 0.5\\|" in page
+    assert "**Verdict.** `residual` when the AUC is surely above" in page
+    assert "from forgetkit.metrics.mia_loss import MiaLoss\n" in page
+    assert '[MiaLoss(protocol="ten-fold")]' in page
+    assert "| `resamples` | `1000` | an integer in [10, 100000] |" in page
+
+
+def test_every_metric_has_a_page_whose_use_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``result.audit`` is replaced by what it does first: it finds or takes each metric."""
+    from forgetkit.metric import Metric, all_metrics, find_metric
+
+    class Result:
+        def audit(self, *_: object, metrics: list[str | Metric], **__: object) -> SimpleNamespace:
+            (one,) = metrics
+            found = one if isinstance(one, Metric) else find_metric(one)()
+            return SimpleNamespace(findings=[found.finding(None, verdict="not run")])
+
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    pages = load_pages("metric_pages")
+    index = pages.index_page()
+    names = {"result": Result(), "loader": None, "test_loader": None, "retrained": None}
+    for metric in all_metrics():
+        assert f"(metrics/{metric.card.slug}.md)" in index
+        exec(pages.example(metric), dict(names))  # noqa: S102
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
