@@ -1,4 +1,4 @@
-"""Compare methods on a toy model; started alone, forked, or with ``accelerate launch``."""
+"""Compare methods on a toy model; started alone, by a launcher, or forked by another script."""
 
 from __future__ import annotations
 

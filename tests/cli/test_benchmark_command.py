@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -170,3 +177,47 @@ def test_own_and_built_in_data_do_not_mix(
     assert done.exit_code == 2, done.output
     assert says in done.stderr
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_command_killed_and_given_again_ends_with_the_same_table(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    command = [
+        "benchmark", name, "--weights", weights, "--data", colours, "--classes", "red",
+        "--methods", "lau,neggrad,random_label", "--seeds", "4", "--device", "cpu", "--out",
+    ]  # fmt: skip
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    root = Path(__file__).parents[2]
+    places = (tmp_path, root, root / "adapters")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "forgetkit", *map(str, command), str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ":".join(map(str, places))},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("1/13"):
+                break
+        time.sleep(random.Random(0).uniform(0, 0.2))  # noqa: S311  no secret
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    finished = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.json")}
+    assert 1 <= len(finished) < 13
+    for folder in (out, whole):
+        done = invoke(*command, folder)
+        assert done.exit_code == 0, done.output
+    assert finished == {file: file.stat().st_mtime_ns for file in finished}
+    assert len(list((out / "runs").glob("*.json"))) == 13
+    first, second = (
+        [
+            {key: row[key] for key in row if "seconds" not in key}
+            for row in csv.DictReader((folder / "table.csv").read_text("utf-8").splitlines())
+        ]
+        for folder in (out, whole)
+    )
+    assert first == second
