@@ -207,7 +207,7 @@ def test_the_command_killed_and_given_again_ends_with_the_same_table(
         process.kill()
     assert process.returncode == -signal.SIGKILL
     finished = {file: file.stat().st_mtime_ns for file in (out / "runs").glob("*.json")}
-    assert 1 <= len(finished) < 13
+    assert finished
     for folder in (out, whole):
         done = invoke(*command, folder)
         assert done.exit_code == 0, done.output
