@@ -180,7 +180,7 @@ def evidence(
     )
     _show(f"{evidence_markdown(found)}\n\n{verdicts(found)}\n")
     whole, name = _limited(data, root, None)
-    _show(evidence_markdown(member_evidence("vgg", whole, name, level=level, device=device)))
+    _show(evidence_markdown(member_evidence(model, whole, name, level=level, device=device)))
 
 
 @app.command()

@@ -26,7 +26,7 @@ METHODS = ("lau", "suli", "scrub")
 KEPT, TESTS = 1000, 2000
 """Samples of D_r and of the test set that an audit looks at."""
 
-MEMBERS, OVERTRAINED = 1000, 40
+MEMBERS, OVERTRAINED = 300, 100
 """Training images and epochs of the model that memorises."""
 
 
@@ -95,7 +95,7 @@ def member_evidence(
     recipe = replace(RECIPES[name], epochs=OVERTRAINED, shift=0, flip=False)
     models = [
         trained(
-            name, replace(data, train=part), f"{data_name}-part{number}", seed=number,
+            name, replace(data, train=part), f"{data_name}-{MEMBERS}-part{number}", seed=number,
             recipe=recipe, device=device,
         )[0]
         for number, part in enumerate(parts)
@@ -103,7 +103,7 @@ def member_evidence(
     found: dict[str, Audit] = {}
     attacks = [metric.card.slug for metric in all_metrics() if metric.card.group == "attack"]
     for title, model in (("over-trained", models[0]), ("never saw them", models[1])):
-        file = _file(f"{data_name}-{name}-members-{title.replace(' ', '_')}-{device}")
+        file = _file(f"{data_name}-{name}-{MEMBERS}-{title.replace(' ', '_')}-{level}-{device}")
         if not file.exists():
             audit(
                 model, forget=_loader(parts[0].where(torch.arange(MEMBERS // 2))),
