@@ -14,6 +14,7 @@ from forgetkit.benchmark.zoo import BUILDERS, MODEL_NAMES
 
 if TYPE_CHECKING:
     from forgetkit.benchmark.store import Setting
+    from forgetkit.benchmark.train import TrainRecipe
 
 app = typer.Typer(help="The tables of the docs, made again.", no_args_is_help=True)
 
@@ -40,6 +41,7 @@ def table(
     seeds: Seeds = 3,
     label: Annotated[int, typer.Option(help="class to forget")] = 3,
     limit: Limit = None,
+    epochs: Epochs = None,
     every: Annotated[bool, typer.Option("--every", help="a row for every method")] = False,
     without: Annotated[list[str] | None, typer.Option(help="methods to leave out")] = None,
     minutes: Annotated[float | None, typer.Option(help="begin no run after so long")] = None,
@@ -57,7 +59,7 @@ def table(
     for name in model or MODEL_NAMES:
         rows = class_table(
             name, pair, named, label=label, seeds=range(seeds), entries=entries, device=device,
-            minutes=minutes,
+            minutes=minutes, recipe=_recipe(name, epochs),
         )  # fmt: skip
         _show(f"\n{name}, {named}, class {label} ({pair.train.classes[label]})\n")
         _show(markdown(rows))
@@ -162,6 +164,7 @@ def evidence(
     method: Methods = None,
     label: Annotated[int, typer.Option(help="class to forget")] = 3,
     limit: Limit = None,
+    epochs: Epochs = None,
     level: Annotated[str, typer.Option(help="quick, standard or full")] = "full",
     device: Device = "cpu",
 ) -> None:
@@ -176,8 +179,9 @@ def evidence(
 
     pair, named = _limited(data, root, limit)
     found = class_evidence(
-        model, pair, named, label=label, methods=method or METHODS, level=level, device=device
-    )
+        model, pair, named, label=label, methods=method or METHODS, level=level, device=device,
+        recipe=_recipe(model, epochs),
+    )  # fmt: skip
     _show(f"{evidence_markdown(found)}\n\n{verdicts(found)}\n")
     whole, name = _limited(data, root, None)
     _show(evidence_markdown(member_evidence(model, whole, name, level=level, device=device)))
@@ -219,13 +223,19 @@ def _setting(
 ) -> Setting:
     """Return model and data of a table, cut down and trained as long as asked for."""
     from forgetkit.benchmark.store import Setting
+
+    recipe = _recipe(model, epochs)
+    pair, name = _limited(data, root, limit)
+    return Setting(model, BUILDERS[model], recipe, pair, name, device)
+
+
+def _recipe(model: str, epochs: int | None) -> TrainRecipe:
+    """Return how to train a model, as long as asked for."""
     from forgetkit.benchmark.train import RECIPES
 
     if model not in BUILDERS:
         raise typer.BadParameter(f"expected {', '.join(BUILDERS)}, found {model}")
-    recipe = RECIPES[model] if epochs is None else replace(RECIPES[model], epochs=epochs)
-    pair, name = _limited(data, root, limit)
-    return Setting(model, BUILDERS[model], recipe, pair, name, device)
+    return RECIPES[model] if epochs is None else replace(RECIPES[model], epochs=epochs)
 
 
 if __name__ == "__main__":

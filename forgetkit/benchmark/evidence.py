@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from forgetkit.api import forget
 from forgetkit.audit.record import GROUPS, Audit, between, number
 from forgetkit.audit.run import audit
 from forgetkit.benchmark.datasets import Pair, TensorImages
-from forgetkit.benchmark.train import RECIPES, cache_root, trained
+from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
 from forgetkit.method import find
 from forgetkit.metric import Finding, all_metrics
 
@@ -39,6 +40,7 @@ def class_evidence(
     methods: Sequence[str] = METHODS,
     level: str = "full",
     device: str = "cpu",
+    recipe: TrainRecipe | None = None,
 ) -> dict[str, Audit]:
     """Return one audit of the original model, one a method, and one of a retrained model.
 
@@ -53,18 +55,20 @@ def class_evidence(
         methods: slugs, each at its defaults.
         level: of the audits.
         device: where to compute.
+        recipe: how models are trained; default ``RECIPES[name]``.
     """
-    original = trained(name, data, data_name, device=device)[0]
-    reference = trained(name, data, data_name, without=(label,), device=device)[0]
+    recipe = recipe or RECIPES[name]
+    train = partial(trained, name, data, data_name, recipe=recipe, device=device)
+    original, reference = train()[0], train(without=(label,))[0]
     kept = data.train.where(data.train.targets != label)
     found: dict[str, Audit] = {}
     for title in ("original", *methods, "retrained"):
-        file = _file(f"{data_name}-{name}-class{label}-{title}-{level}-{device}")
+        file = _file(f"{data_name}-{name}-e{recipe.epochs}-class{label}-{title}-{level}-{device}")
         if not file.exists():
             start = time.perf_counter()
             model: nn.Module
             if title == "retrained":
-                model = trained(name, data, data_name, seed=1, without=(label,), device=device)[0]
+                model = train(seed=1, without=(label,))[0]
             else:
                 model = copy.deepcopy(original)
             if title in methods:

@@ -22,7 +22,7 @@ from forgetkit.adapting import adapt
 from forgetkit.api import forget
 from forgetkit.benchmark.datasets import Pair
 from forgetkit.benchmark.scoring import CountedReads, FeatureData, Head, logits_on, scores
-from forgetkit.benchmark.train import RECIPES, cache_root, trained
+from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
 from forgetkit.method import all_cards, find
 
 COLUMNS = ("D_r", "D_f", "D_tr", "D_tf", "US", "JS_tr", "JS_tf", "seconds", "reads_f", "reads_r")
@@ -87,13 +87,15 @@ class Bench:
         data_name: goes into the cache's file names.
         label: the class to forget.
         device: where to compute.
+        recipe: how both models are trained.
     """
 
     name: str
     data: Pair
     data_name: str
     label: int
-    device: str = "cpu"
+    device: str
+    recipe: TrainRecipe
 
     @cached_property
     def features(self) -> FeatureData:
@@ -108,7 +110,10 @@ class Bench:
     def model(self, *, retrained: bool = False) -> tuple[nn.Module, float]:
         """Return the original or the retrained model and its training time in seconds."""
         without = (self.label,) if retrained else ()
-        return trained(self.name, self.data, self.data_name, without=without, device=self.device)
+        return trained(
+            self.name, self.data, self.data_name, without=without, recipe=self.recipe,
+            device=self.device,
+        )  # fmt: skip
 
 
 def run_entry(entry: Entry, bench: Bench, seed: int) -> dict[str, float]:
@@ -152,14 +157,16 @@ def class_table(
     entries: Sequence[Entry] = ENTRIES,
     device: str = "cpu",
     minutes: float | None = None,
+    recipe: TrainRecipe | None = None,
 ) -> list[dict[str, Any]]:
     """Return one record a row: mean and standard deviation over seeds.
 
     Every single run is written to the cache when it ends; a second call goes on where the first
     one stopped. All rows get their first seed before any gets its second. After ``minutes`` no
-    further run is begun, and a row without any is left out.
+    further run is begun, and a row without any is left out. Models are trained by ``recipe``, or
+    by the one of their name in ``RECIPES``.
     """
-    bench = Bench(name, data, data_name, label, device)
+    bench = Bench(name, data, data_name, label, device, recipe or RECIPES[name])
     begun = time.perf_counter()
     runs: dict[str, list[dict[str, float]]] = {entry.title: [] for entry in entries}
     for number, seed in enumerate(seeds):
@@ -216,5 +223,5 @@ def _run_file(entry: Entry, bench: Bench, seed: int) -> Path:
         f"{entry.method}-{options or 'default'}-{entry.loader}-class{bench.label}-s{seed}"
         f"-{bench.device}"
     )
-    folder = f"{bench.data_name}-{bench.name}-e{RECIPES[bench.name].epochs}-runs"
+    folder = f"{bench.data_name}-{bench.name}-e{bench.recipe.epochs}-runs"
     return cache_root() / "benchmark" / folder / f"{stem}.json"

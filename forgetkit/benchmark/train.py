@@ -43,7 +43,7 @@ class TrainRecipe:
 
 RECIPES = {
     "resnet18": TrainRecipe(epochs=10, lr=0.1, optimizer="sgd", weight_decay=5e-4, shift=1),
-    "vit": TrainRecipe(epochs=10, lr=2e-3, optimizer="adamw", weight_decay=0.05, shift=1),
+    "vit": TrainRecipe(epochs=24, lr=2e-3, optimizer="adamw", weight_decay=0.05, shift=1),
     "vgg": TrainRecipe(epochs=10, lr=0.05, optimizer="sgd", weight_decay=5e-4, shift=1),
     "allcnn": TrainRecipe(epochs=10, lr=0.05, optimizer="sgd", weight_decay=5e-4, shift=1),
 }
