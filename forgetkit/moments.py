@@ -79,6 +79,42 @@ class Cut:
         cut = padded.unfold(2, spans[0], self.stride[0]).unfold(3, spans[1], self.stride[1])
         return cut[..., :: self.dilation[0], :: self.dilation[1]]
 
+    def places(self, inputs: Tensor) -> tuple[int, int]:
+        """Return how many patches there are, down and across."""
+        left, right, top, bottom = self.padding
+        sizes = (inputs.shape[-2] + top + bottom, inputs.shape[-1] + left + right)
+        down, across = (
+            (size - d * (k - 1) - 1) // s + 1
+            for size, k, s, d in zip(sizes, self.kernel, self.stride, self.dilation, strict=True)
+        )
+        return down, across
+
+    def patches(self, inputs: Tensor, image: Tensor, place: Tensor) -> Tensor:
+        """Return some of the patches, (rows, channels, kh, kw), reading no other pixel.
+
+        Args:
+            inputs: (images, channels, height, width).
+            image: (rows,) which image.
+            place: (rows,) which patch of it, counted along rows.
+        """
+        across = self.places(inputs)[1]
+        starts = (place // across, place % across)
+        before = (self.padding[2], self.padding[0])
+        down, right = (
+            start[:, None] * s - b + d * torch.arange(k, device=start.device)
+            for start, s, b, d, k in zip(
+                starts, self.stride, before, self.dilation, self.kernel, strict=True
+            )
+        )
+        high, wide = inputs.shape[2:]
+        outside = ((down < 0) | (down >= high))[:, :, None] | ((right < 0) | (right >= wide))[
+            :, None
+        ]
+        rows = down.clamp(0, high - 1)[:, :, None]
+        columns = right.clamp(0, wide - 1)[:, None]
+        found = inputs.permute(0, 2, 3, 1)[image[:, None, None], rows, columns]
+        return found.masked_fill_(outside[..., None], 0.0).permute(0, 3, 1, 2)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -264,8 +300,7 @@ def _growing(two: torch.Size, three: torch.Size) -> int | None:
 def _count(inputs: Tensor, cut: Cut | None) -> int:
     if cut is None:
         return inputs.numel() // max(inputs.shape[-1], 1)
-    views = cut.views(inputs)
-    return views.shape[0] * views.shape[2] * views.shape[3]
+    return (inputs.shape[0] if inputs.ndim == 4 else 1) * math.prod(cut.places(inputs))
 
 
 def _repeated(example: Inputs, copies: int) -> Inputs:
@@ -472,13 +507,11 @@ class Accumulator:
             if len(image):
                 yield flat[image.to(flat.device), place.to(flat.device)][None]
             return
-        views = call.cut.views(inputs)
-        area, across = views.shape[2] * views.shape[3], views.shape[3]
+        area = math.prod(call.cut.places(inputs))
         image, place = self._chosen(layer.taken / layer.places, repeats * area)
         if len(image):
-            image = (image * repeats + place // area).to(views.device)
-            place = (place % area).to(views.device)
-            rows = views[image, :, place // across, place % across]
+            image = (image * repeats + place // area).to(inputs.device)
+            rows = call.cut.patches(inputs, image, (place % area).to(inputs.device))
             yield rearrange(rows, "n (g c) kh kw -> g n (c kh kw)", g=call.cut.groups)
 
     def _chosen(self, share: float, places: int) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from forgetkit.moments import (
     SHARE_OF_FORWARD,
     Accumulator,
+    Cut,
     Layer,
     Moments,
     keys_of,
@@ -345,3 +346,26 @@ def test_thinning_keeps_to_its_budget() -> None:
     assert twice < rows
     cheap = {"one": Layer(8, 1, None, 5, 0)}
     assert thinned(cheap, {"one": 1000}, double=True) == cheap  # all rows fit
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1)])
+@pytest.mark.parametrize("padding", [(0, 0, 0, 0), (1, 2, 3, 0)])
+def test_single_patches_are_those_that_padding_and_cutting_give(
+    stride: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int, int, int]
+) -> None:
+    inputs = torch.randn(3, 2, 9, 8)
+    cut = Cut((3, 2), stride, dilation, padding, groups=1)
+    every = cut.views(inputs)
+    down, across = cut.places(inputs)
+    assert (down, across) == tuple(every.shape[2:4])
+    image, place = torch.arange(3).repeat_interleave(down * across), torch.arange(down * across)
+    found = cut.patches(inputs, image, place.repeat(3))
+    assert torch.equal(found, every.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
+
+
+def test_a_pixel_that_is_not_a_number_stays_out_of_the_padding() -> None:
+    inputs = torch.full((1, 1, 2, 2), torch.nan)
+    cut = Cut((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups=1)
+    found = cut.patches(inputs, torch.zeros(1, dtype=torch.int64), torch.zeros(1).long())
+    assert torch.equal(found.isnan(), torch.tensor([[[[0, 0, 0], [0, 1, 1], [0, 1, 1]]]]).bool())

@@ -21,6 +21,7 @@ from forgetkit.engine.measuring import SetAccuracy, measure
 from forgetkit.engine.modes import evaluating, set_update_mode
 from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
+from forgetkit.engine.remembering import Remembered
 from forgetkit.engine.run import Run
 from forgetkit.engine.session import (
     Storage,
@@ -178,6 +179,7 @@ class Execution:
         for parameter in self._model.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
         sets = self._prepared.sets
+        accuracy = Remembered(self._model, partial(self._measured, storage))
         if self._guard is not None:
             sets, self._watched = self._watch_slice()
         run = self._run = Run(
@@ -195,13 +197,13 @@ class Execution:
             autocast=self._place.autocast,
             own_precision=lambda: self._own_precision(storage),
             logits_of=partial(logits_of, output_choice=self._request.output),
-            measure=partial(self._accuracy, storage),
+            measure=accuracy,
             validation=self._prepared.validation.get("validation_retain"),
             initial=self._request.initial,
         )
         try:
             with self._clock("measure"):
-                measured_before = self._measure(storage)
+                measured_before = self._measure(accuracy)
             start = self._reading(measured_before)
             target = run.target = self._target(measured_before)
             edited = kept if not self._head_only else dict(editable)
@@ -212,13 +214,13 @@ class Execution:
             ):
                 goal_target = target if target is not None else self._fallback_target(start)
                 self._best = BestState(edited, start, goal_target, self._guard.budget)
-            outcome = self._change(storage, run)
+            outcome = self._change(accuracy, run)
             if self._best is not None:
                 self._best.restore()
             if self._place.world > 1 and not self._head_only:
                 self._average_buffers()
             with self._clock("measure"):
-                measured_after = self._measure(storage)
+                measured_after = self._measure(accuracy)
             undone = None
             if self._guard is not None:
                 undone = verdict(self._guard, start, self._reading(measured_after))
@@ -237,7 +239,7 @@ class Execution:
             return self._prepared.sets, kept.take(rows.sort().values)
         return hold_out(self._prepared.sets, self._guard, generator)
 
-    def _change(self, storage: Storage, run: Run) -> Outcome:
+    def _change(self, accuracy: Remembered, run: Run) -> Outcome:
         """Let the method change the weights."""
         method = self._method
         if method.card.fresh:
@@ -264,7 +266,7 @@ class Execution:
                 run,
                 self._place,
                 update_mode=self._update_mode,
-                watch=lambda: self._observe(storage),
+                watch=lambda: self._observe(accuracy),
                 accumulate=self._request.accumulate,
                 refresh=self._prepared.random_inputs,
             ).train()
@@ -273,7 +275,7 @@ class Execution:
                 method.finish(run)
             if self._best is not None:  # states from before the finish are not results
                 self._best.drop()
-                self._observe(storage)
+                self._observe(accuracy)
         if outcome.clipped:
             outcome.stopped_because += f"; the gradient was clipped in {outcome.clipped} steps"
         return outcome
@@ -301,22 +303,23 @@ class Execution:
     def _own_precision(self, storage: Storage) -> AbstractContextManager[None]:
         return storage.in_own_precision() if storage.halved else nullcontext()
 
-    def _measure(self, storage: Storage) -> dict[str, SetAccuracy]:
+    def _measure(self, accuracy: Remembered) -> dict[str, SetAccuracy]:
         run = self._active()
         sets: dict[str, SampleSet] = {"forget": run.images.forget}
         if self._watched is not None and "validation_retain" not in self._prepared.validation:
             sets["retain"] = self._watched
         sets |= {name: s for name, s in self._prepared.validation.items() if len(s) > 0}
-        with self._own_precision(storage):
-            measured = {name: self._measured(samples) for name, samples in sets.items()}
-            wanted = run.images.forget.new_labels
-            if wanted is not None:
-                measured["new_labels"] = self._measured(run.images.forget, wanted)
-            return measured
+        measured = {name: accuracy(samples) for name, samples in sets.items()}
+        wanted = run.images.forget.new_labels
+        if wanted is not None:
+            measured["new_labels"] = accuracy(run.images.forget, wanted)
+        return measured
 
-    def _measured(self, samples: SampleSet, labels: Tensor | None = None) -> SetAccuracy:
+    def _measured(
+        self, storage: Storage, samples: SampleSet, labels: Tensor | None = None
+    ) -> SetAccuracy:
         run = self._active()
-        with evaluating(self._model):
+        with self._own_precision(storage), evaluating(self._model):
             return measure(
                 run.working(samples),
                 run.logits,
@@ -325,20 +328,15 @@ class Execution:
                 labels=labels,
             )
 
-    def _accuracy(self, storage: Storage, samples: SampleSet, labels: Tensor | None) -> float:
-        with self._own_precision(storage):
-            return self._measured(samples, labels).accuracy
-
-    def _observe(self, storage: Storage) -> dict[str, float]:
+    def _observe(self, accuracy: Remembered) -> dict[str, float]:
         """Measure what the history shows after an epoch, and offer the state to the guard."""
-        with self._own_precision(storage):
-            forget = self._measured(self._active().images.forget)
-            row = {"forget_accuracy": forget.accuracy}
-            kept: float | None = None
-            watched = self._watched or self._prepared.validation.get("validation_retain")
-            if watched is not None and len(watched) > 0:
-                kept = self._measured(watched).accuracy
-                row["retain_accuracy"] = kept
+        forget = accuracy(self._active().images.forget)
+        row = {"forget_accuracy": forget.accuracy}
+        kept: float | None = None
+        watched = self._watched or self._prepared.validation.get("validation_retain")
+        if watched is not None and len(watched) > 0:
+            kept = accuracy(watched).accuracy
+            row["retain_accuracy"] = kept
         remembered = forget.accuracy
         if self._prepared.sets.forget.new_labels is not None:
             remembered = self._active().forget_accuracy()

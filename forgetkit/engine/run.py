@@ -18,6 +18,7 @@ from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import Place, moved_inputs
+from forgetkit.engine.remembering import Measure
 from forgetkit.errors import DataError
 from forgetkit.fresh import reset_weights
 from forgetkit.goal import Goal
@@ -67,7 +68,7 @@ class Run:
         autocast: Callable[[], AbstractContextManager[object]],
         own_precision: Callable[[], AbstractContextManager[None]],
         logits_of: Callable[[object], Tensor],
-        measure: Callable[[SampleSet, Tensor | None], float],
+        measure: Measure,
         validation: SampleSet | None,
         initial: Mapping[str, Tensor] | Callable[[], nn.Module] | None,
     ) -> None:
@@ -254,12 +255,12 @@ class Run:
 
     def accuracy(self, samples: SampleSet, labels: Tensor | None = None) -> float:
         """Return the live model's accuracy on a set in eval mode, against its labels or others."""
-        return self._measure(samples, labels)
+        return self._measure(samples, labels).accuracy
 
     def forget_accuracy(self) -> float:
         """Return what ``Seen.forget_accuracy`` would be at this moment."""
         wanted = self.images.forget.new_labels
-        found = self._measure(self.images.forget, wanted)
+        found = self._measure(self.images.forget, wanted).accuracy
         return found if wanted is None else 1.0 - found
 
     def snapshot(self) -> Snapshot:

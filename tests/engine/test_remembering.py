@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from forgetkit import forget
+from forgetkit.data.sets import StoredSet
+from forgetkit.engine.measuring import SetAccuracy
+from forgetkit.engine.remembering import Remembered
+from forgetkit.testing import toy
+from forgetkit.types import SampleSet
+
+
+class Reads(Dataset[tuple[Tensor, int]]):
+    """Counts how often a sample is read."""
+
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.images, self.targets, self.read = images, targets, 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.read += 1
+        return self.images[index], int(self.targets[index])
+
+
+def asked(model: nn.Module) -> tuple[Remembered, list[SampleSet]]:
+    """Return what remembers, and the sets that were really measured."""
+    measured: list[SampleSet] = []
+
+    def measure(samples: SampleSet, labels: Tensor | None) -> SetAccuracy:
+        measured.append(samples)
+        return SetAccuracy(float(len(measured)), 0.0, len(samples) + (labels is not None), {})
+
+    return Remembered(model, measure), measured
+
+
+def some_set() -> StoredSet:
+    return StoredSet(torch.zeros(4, 2), torch.zeros(4, dtype=torch.int64))
+
+
+def test_a_set_is_measured_once_at_the_same_weights() -> None:
+    remembered, measured = asked(nn.Linear(2, 2))
+    first, second, labels = some_set(), some_set(), torch.zeros(4)
+    assert remembered(first) == remembered(first)
+    assert remembered(first) != remembered(second)
+    assert remembered(first, labels) != remembered(first)
+    assert remembered(first, labels) == remembered(first, labels)
+    assert len(measured) == 3
+
+
+def test_every_way_to_write_a_weight_or_a_statistic_counts() -> None:
+    linear = nn.Linear(2, 2)
+    model = nn.Sequential(linear, nn.BatchNorm1d(2)).train()
+    remembered, measured = asked(model)
+    kept = some_set()
+
+    def step(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.zero_grad()
+        model(torch.randn(4, 2)).square().sum().backward()
+        optimizer.step()
+
+    def write() -> None:
+        with torch.no_grad():
+            linear.bias.copy_(torch.ones(2))
+
+    remembered(kept)
+    for change in (
+        lambda: step(torch.optim.SGD(model.parameters(), 0.1)),
+        lambda: step(torch.optim.Adam(model.parameters(), 0.1, foreach=True)),
+        lambda: model(torch.randn(4, 2)),
+        write,
+    ):
+        before = len(measured)
+        change()
+        remembered(kept)
+        assert len(measured) == before + 1
+
+
+def test_nothing_is_remembered_where_writes_are_not_counted() -> None:
+    with torch.inference_mode():
+        model = nn.Linear(2, 2)
+    remembered, measured = asked(model)
+    kept = some_set()
+    remembered(kept)
+    remembered(kept)
+    assert len(measured) == 2
+
+
+def test_a_run_reads_the_forget_set_no_more_than_its_weights_change() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    data = Reads(images[labels == 3], labels[labels == 3])
+    request = forget(some.model).classes([3]).using("neggrad", epochs=2, lr=1e-6).on("cpu")
+    result = request.run(DataLoader(data, batch_size=64), guard=None)
+    assert len(result.history) == 2
+    # before; two epochs, each with a step's reading and one that measures; the last one is "after"
+    assert data.read < 5.5 * len(data)  # and a few samples by which the model is tried
+    assert result.after["forget"].accuracy == result.history[-1]["forget_accuracy"]
