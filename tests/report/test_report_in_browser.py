@@ -30,7 +30,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     return {
-        "report": write_report(record(), folder / "one", evidence()),
+        "report": write_report(record(), folder / "one", evidence("vit")),
         "comparison": write_comparison([record("lau"), record("suli")], folder / "several"),
         "methods": Comparison(methods_runs()).save(folder / "methods")[3],
     }

@@ -43,7 +43,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_report(record(), tmp_path_factory.mktemp("report"), evidence())
+    return write_report(record(), tmp_path_factory.mktemp("report"), evidence("vit"))
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing(page: Path) -> None:

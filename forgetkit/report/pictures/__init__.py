@@ -19,6 +19,7 @@ from forgetkit.report.pictures import (
     relearning,
     relevance,
     roc,
+    rollout,
 )
 from forgetkit.report.record import Record
 
@@ -33,6 +34,7 @@ PICTURES: dict[str, Draw] = {
     "How fast the class comes back": relearning.picture,
     "Features before and after": embedding.picture,
     "What speaks for the forgotten class": relevance.picture,
+    "Where attention goes": rollout.picture,
     "Likeness of the layers by depth": cka.depth,
     "Layers before against layers after": cka.maps,
     "Confusion of the test samples": confusion.matrices,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetkit.adapting import logits_of
-from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.audit.evidence import Evidence, Missing, Subject
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.report.drawing import Picture, sheet, style
 from forgetkit.report.record import Record
-from forgetkit.types import Inputs
+from forgetkit.types import Batch, Inputs
 from forgetkit.view import ModelView
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def relevance_maps(
     Raises:
         Missing: no layer has positions.
     """
-    images = _pixels(inputs)
+    images = pixels(inputs)
     layers: list[_Layer] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -170,19 +170,11 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
     del record
     if evidence is None:
         raise Missing("needs the models and images, which are at hand only during an audit")
+    batch = a_few(evidence)
     before, after = evidence.subject("original"), evidence.subject("unlearned")
-    samples = evidence.samples("forget")
-    if len(samples) == 0 or samples.labels.ndim != 1:
-        raise Missing("needs forget samples with one class each")
-    generator = torch.Generator().manual_seed(evidence.seed)
-    rows = torch.randperm(len(samples), generator=generator)[:SHOWN].sort().values
-    batch = next(iter(samples.take(rows).batches(SHOWN)))
     labels = batch.labels.to(evidence.device)
     maps = []
     for subject in (before, after):
-        parameter = next((p for p in subject.model.parameters() if p.is_floating_point()), None)
-        dtype = None if parameter is None else parameter.dtype
-        inputs = moved_inputs(batch.inputs, evidence.device, dtype)
         view = subject.view
         # A masked row has no gradient: the map would be blank by construction.
         head = before.view if evidence.head_masked else None
@@ -195,24 +187,63 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
                 return head.head(view.features(asked))
             return logits_of(model(asked) if isinstance(asked, Tensor) else model(**asked))
 
+        inputs = placed(batch.inputs, subject, evidence)
         maps.append(relevance_maps(subject.model, inputs, labels, answer))
+    borrowed = " The head before reads the features after." if evidence.head_masked else ""
+    return compared(
+        "relevance", "What speaks for the forgotten class", "Grad-CAM of the true class", batch,
+        (maps[0], maps[1]), f"1 means that the model still looks at the same place.{borrowed}",
+    )  # fmt: skip
+
+
+def a_few(evidence: Evidence) -> Batch:
+    """Return the forget samples that pictures show.
+
+    Raises:
+        Missing: there are none with one class each.
+    """
+    samples = evidence.samples("forget")
+    if len(samples) == 0 or samples.labels.ndim != 1:
+        raise Missing("needs forget samples with one class each")
+    generator = torch.Generator().manual_seed(evidence.seed)
+    rows = torch.randperm(len(samples), generator=generator)[:SHOWN].sort().values
+    return next(iter(samples.take(rows).batches(SHOWN)))
+
+
+def placed(inputs: Inputs, subject: Subject, evidence: Evidence) -> Inputs:
+    """Return inputs on the device of the audit, in the type that the model computes in."""
+    parameter = next((p for p in subject.model.parameters() if p.is_floating_point()), None)
+    return moved_inputs(inputs, evidence.device, None if parameter is None else parameter.dtype)
+
+
+def compared(
+    slug: str, title: str, what: str, batch: Batch, maps: tuple[Tensor, Tensor], reading: str
+) -> Picture:
+    """Return the picture of maps before and after, with their overlap and correlation in numbers.
+
+    Args:
+        slug: file name.
+        title: what it shows.
+        what: the kind of map.
+        batch: the samples.
+        maps: before and after, (samples, height, width) each.
+        reading: how to read the overlap.
+    """
     first, second = maps
     numbers = [
         (int(batch.index[i]), int(batch.labels[i]), overlap(first[i], second[i]),
-         correlation(first[i], second[i])) for i in range(len(rows))
+         correlation(first[i], second[i])) for i in range(len(batch))
     ]  # fmt: skip
     mean = sum(row[2] for row in numbers) / len(numbers)
     known = [row[3] for row in numbers if row[3] is not None]
     told = f"The strongest {TOP:.0%} of the pixels overlap by {mean:.2f} (IoU)"
     told += f", correlation {sum(known) / len(known):.2f}" if known else ""
-    borrowed = " The head before reads the features after." if evidence.head_masked else ""
     return Picture(
-        "relevance", "What speaks for the forgotten class",
-        f"Grad-CAM of the true class on {len(rows)} forget samples, one colour scale a sample. "
-        f"{told}; 1 means that the model still looks at the same place.{borrowed}",
+        slug, title,
+        f"{what} on {len(numbers)} forget samples, one colour scale a sample. {told}; {reading}",
         f"Images with maps before and after. {told}",
         relevance_figure(
-            list(_pixels(batch.inputs).float()), list(first), list(second),
+            list(pixels(batch.inputs).float()), list(first), list(second),
             [f"sample {row[0]}" for row in numbers],
         ),
         ("sample", "label", "iou", "correlation"),
@@ -230,15 +261,20 @@ def _layer(output: Tensor, count: int) -> _Layer | None:
         return layer if min(layer.grid(output).shape[-2:]) > 1 else None
     if output.ndim != 3:
         return None
-    tokens = output.shape[1]
+    square = patch_grid(output.shape[1])
+    return None if square is None else _Layer(output, *square)
+
+
+def patch_grid(tokens: int) -> tuple[int, int] | None:
+    """Return how many tokens stand before the patches, and how many patches make a row."""
     for prefix in PREFIXES:
         side = math.isqrt(max(tokens - prefix, 0))
         if side > 1 and side * side == tokens - prefix:
-            return _Layer(output, prefix, side)
+            return prefix, side
     return None
 
 
-def _pixels(inputs: Inputs) -> Tensor:
+def pixels(inputs: Inputs) -> Tensor:
     """Return the images among the inputs.
 
     Raises:
