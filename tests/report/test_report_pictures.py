@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -101,6 +104,38 @@ def test_both_panels_of_the_embedding_share_their_axes() -> None:
     places = np.array([[row[3], row[4]] for row in found.rows], dtype=float)
     moved = np.linalg.norm(places[:half] - places[half:], axis=1)
     assert np.median(moved) < 0.05 * np.ptp(places)
+
+
+def test_umap_is_fitted_before_and_places_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake:
+        def __init__(self, **options: object) -> None:
+            self.options = options
+
+        def fit(self, features: np.ndarray) -> Fake:
+            self.embedding_ = features[:, :2]
+            return self
+
+        def transform(self, features: np.ndarray) -> np.ndarray:
+            return -features[:, :2]
+
+    module = types.ModuleType("umap")
+    module.UMAP = Fake  # type: ignore[attr-defined]  # a module is empty to the type checker
+    module.__spec__ = importlib.machinery.ModuleSpec("umap", None)
+    monkeypatch.setitem(sys.modules, "umap", module)
+    features = np.random.default_rng(0).normal(size=(12, 3))
+    found = embedding.UMAP.planar(features, 0)
+    assert np.allclose(found, np.concatenate([features[:6, :2], -features[6:, :2]]))
+    drawn = embedding.picture(read_record(record()), evidence())
+    assert drawn.caption.startswith("UMAP of")
+    monkeypatch.delitem(sys.modules, "umap")
+
+
+def test_umap_itself_lays_twins_on_each_other() -> None:
+    pytest.importorskip("umap", reason="needs umap-learn, an optional extra")
+    features = np.random.default_rng(0).normal(size=(30, 4)) + 8.0 * np.eye(4)[np.arange(30) % 3]
+    found = embedding.UMAP.planar(np.concatenate([features, features]), 0)
+    moved = np.linalg.norm(found[:30] - found[30:], axis=1)
+    assert np.median(moved) < 0.1 * np.ptp(found)
 
 
 def test_the_embedding_keeps_its_budget_and_balances_classes() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,7 +75,7 @@ def embedding_figure(
 
 
 def picture(record: Record, evidence: Evidence | None) -> Picture:
-    """Fit t-SNE to the features of both models at once and draw it.
+    """Lay out the features of both models on common axes and draw them.
 
     Raises:
         Missing: a model, its features or the forget samples are not at hand, or too few.
@@ -97,7 +100,8 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
     both = torch.cat([features[role][rows] for role in roles]).double().numpy()
     if not np.isfinite(both).all():
         raise Missing("needs finite features, and some are NaN or infinity")
-    places = planar(both, evidence.seed)
+    layout = UMAP if find_spec("umap") is not None else TSNE
+    places = layout.planar(both, evidence.seed)
     labels, gone = labels[rows], gone[rows]
     purity = {role: _purity(features[role][rows], labels, gone) for role in roles}
     before, after = purity["original"], purity["unlearned"]
@@ -109,8 +113,8 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
     panels = (("before", places[:half]), ("after", places[half:]))
     return Picture(
         "embedding", "Features before and after",
-        f"t-SNE of {half} samples, fitted to both models at once, so that both panels share their "
-        f"axes; crosses: {MEANING['forget']}; dots: {MEANING[other]}. Distances between groups "
+        f"{layout.name} of {half} samples, {layout.fitted}, so that both panels share their axes; "
+        f"crosses: {MEANING['forget']}; dots: {MEANING[other]}. Distances between groups "
         f"mean nothing.{told} An unseen class forms a group too: compare with a retrained model.",
         f"Two scatter plots of features.{told}",
         embedding_figure(
@@ -123,21 +127,68 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
     )  # fmt: skip
 
 
-def planar(features: np.ndarray, seed: int) -> np.ndarray:
-    """Return t-SNE positions (samples, 2) of features (samples, width), by way of PCA to 50."""
-    from sklearn.decomposition import PCA
+def tsne(features: np.ndarray, seed: int) -> np.ndarray:
+    """Return t-SNE positions (samples, 2) of features (samples, width), all fitted at once."""
     from sklearn.manifold import TSNE
 
     count, width = features.shape
-    if width > COMPONENTS and count > COMPONENTS:
-        features = PCA(COMPONENTS, random_state=seed).fit_transform(features)
-    if not features.std(axis=0).any():  # every model answers the same: one point
-        return np.zeros((count, 2))
-    start = "pca" if width > 1 else "random"
     fitted = TSNE(
-        perplexity=min(30.0, (count - 1) / 3), init=start, random_state=seed, n_jobs=1
-    ).fit_transform(features)
+        perplexity=min(30.0, (count - 1) / 3), init="pca" if width > 1 else "random",
+        random_state=seed, n_jobs=1,
+    ).fit_transform(features)  # fmt: skip
     return np.asarray(fitted, dtype=np.float64)
+
+
+def umap(features: np.ndarray, seed: int) -> np.ndarray:
+    """Return UMAP positions (samples, 2) of features (samples, width).
+
+    The first half is fitted; the second is placed into that map, each sample by its neighbours.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImportWarning)  # of its parametric form, not used here
+        from umap import UMAP
+
+    half = len(features) // 2
+    fitted = UMAP(
+        n_neighbors=min(15, half - 1), min_dist=0.1, random_state=seed, n_jobs=1
+    ).fit(features[:half])  # fmt: skip
+    placed = [fitted.embedding_, fitted.transform(features[half:])]
+    return np.concatenate(placed).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way to bring features into a plane.
+
+    Args:
+        name: in captions.
+        fitted: to what it is fitted, in captions.
+        place: maps features (samples, width) and a seed to positions (samples, 2).
+    """
+
+    name: str
+    fitted: str
+    place: Callable[[np.ndarray, int], np.ndarray]
+
+    def planar(self, features: np.ndarray, seed: int) -> np.ndarray:
+        """Return positions (samples, 2) by way of PCA to 50.
+
+        Args:
+            features: (samples, width), those of the original model before those of the other.
+            seed: of every random choice.
+        """
+        from sklearn.decomposition import PCA
+
+        count, width = features.shape
+        if width > COMPONENTS and count > COMPONENTS:
+            features = PCA(COMPONENTS, random_state=seed).fit_transform(features)
+        if not features.std(axis=0).any():  # every model answers the same: one point
+            return np.zeros((count, 2))
+        return self.place(features, seed)
+
+
+TSNE = Layout("t-SNE", "fitted to both models at once", tsne)
+UMAP = Layout("UMAP", "fitted to the original model, into which the other was placed", umap)
 
 
 def _balanced(labels: Tensor, gone: Tensor, budget: int, seed: int) -> Tensor:
