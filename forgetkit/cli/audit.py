@@ -55,6 +55,10 @@ def audit(
         Level, typer.Option(help="quick trains nothing, standard trains probes, full takes long.")
     ] = Level.quick,
     full: Annotated[bool, typer.Option("--full", help="The same as --level full.")] = False,
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(help="Run this check instead of all of the level. Repeatable."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for audit.json and audit.md.")] = None,
     report: Annotated[
         Path | None, typer.Option(help="An .html page to write, with pictures.")
@@ -100,6 +104,7 @@ def audit(
         original=before,
         reference=[loaded(name) for name in reference or ()] or None,
         level="full" if full else level.value,
+        metrics=metrics or None,
         device=device,
         seed=seed,
         head=head,

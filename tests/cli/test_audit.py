@@ -141,3 +141,19 @@ def test_what_cannot_be_used_is_one_sentence(
     assert "Traceback" not in other.stderr
     level = invoke("audit", name, "--level", "deep", *words(colours))
     assert level.exit_code == 2
+
+
+def test_only_the_checks_that_were_named_are_run(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path]
+) -> None:
+    name, weights = factory
+    asked = ("audit", name, "--weights", weights)
+    done = invoke(
+        *asked, "--metrics", "accuracy", "--metrics", "layer_distance", *words(colours, "--json")
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["findings"]
+    assert {finding["slug"] for finding in found} == {"accuracy", "layer_distance"}
+    wrong = invoke(*asked, "--metrics", "acuracy", *words(colours))
+    assert wrong.exit_code == 2
+    assert "accuracy" in wrong.stderr
