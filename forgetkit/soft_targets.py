@@ -47,11 +47,12 @@ class SoftTargets(FullNetwork, StopsEarly):
 
     def setup(self, run: Run) -> State:
         """Compute the targets of D_f, (N_f, K), unless the loader augments at random."""
-        self._aim(run)
-        if not _repeats(run.forget):
-            return {}
-        labels = run.forget.labels.to(run.device)
-        return {"targets": self.targets(run.predictions(run.forget), labels, run)}
+        self.aim(run)
+        return self.fixed(run.predictions(run.forget), run) if repeats(run.forget) else {}
+
+    def fixed(self, logits: Tensor, run: Run) -> State:
+        """Return the targets that the logits of all of D_f make, (N_f, K), as the run's state."""
+        return {"targets": self.targets(logits, run.forget.labels.to(run.device), run)}
 
     def blocked(self, logits: Tensor, labels: Tensor, run: Run) -> Tensor:
         """Return the classes that the targets lose, (batch, classes) booleans."""
@@ -75,7 +76,7 @@ class SoftTargets(FullNetwork, StopsEarly):
             return known[batch.index.to(known.device)]
         return self.targets(run.original_logits(batch), batch.labels, run)
 
-    def _aim(self, run: Run) -> None:
+    def aim(self, run: Run) -> None:
         """Let the run stop at ``reference``; say so when single samples have nothing to stop at."""
         if self.reference is not None:
             run.target = self.reference
@@ -87,7 +88,7 @@ class SoftTargets(FullNetwork, StopsEarly):
             )
 
 
-def _repeats(samples: SampleSet) -> bool:
+def repeats(samples: SampleSet) -> bool:
     """Return whether a sample gives the same tensors each time it is read."""
     few = samples.take(torch.arange(min(2, len(samples))))
     first, again = (next(iter(few.batches(2))).inputs for _ in range(2))

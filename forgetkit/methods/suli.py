@@ -14,7 +14,7 @@ from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import accuracy as hits
 from forgetkit.masked_targets import current_divergence, entropy, in_layers, target_divergence
 from forgetkit.method import Card, Facts, Pair, Pass, Seen, State, register
-from forgetkit.soft_targets import SoftTargets
+from forgetkit.soft_targets import SoftTargets, repeats
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
@@ -120,8 +120,9 @@ class SULI(SoftTargets):
 
     def setup(self, run: Run) -> State:
         """Measure the entropy of each sample, (N_f,), and its target under the original weights."""
+        self.aim(run)
         logits = run.predictions(run.forget)
-        state = dict(super().setup(run))
+        state = dict(self.fixed(logits, run)) if repeats(run.forget) else {}
         if self.teacher == "current":
             state["targets"] = torch.zeros_like(logits)  # each layer writes its own
         known = float(hits(logits, run.forget.labels.to(logits.device)).mean())
