@@ -25,6 +25,9 @@ Limit: TypeAlias = Annotated[
     int | None, typer.Option(help="training images; models are trained on exactly these")
 ]
 Epochs: TypeAlias = Annotated[int | None, typer.Option(help="epochs of training the models")]
+Plain: TypeAlias = Annotated[
+    bool, typer.Option("--plain", help="train without shifts and flips: samples are memorised")
+]
 Seeds: TypeAlias = Annotated[int, typer.Option(help="number of seeds")]
 ModelName: TypeAlias = Annotated[str, typer.Option(help="resnet18, vit, vgg or allcnn")]
 Sizes: TypeAlias = Annotated[list[int] | None, typer.Option(help="numbers of samples")]
@@ -76,12 +79,13 @@ def instances(
     seeds: Seeds = 1,
     limit: Limit = None,
     epochs: Epochs = None,
+    plain: Plain = False,
     device: Device = "cpu",
 ) -> None:
     """Forget random training samples with every method for samples."""
     from forgetkit.benchmark.instances import SIZES, instance_markdown, instance_table
 
-    setting = _setting(model, data, root, limit, epochs, device)
+    setting = _setting(model, data, root, limit, epochs, device, plain=plain)
     rows = instance_table(
         setting, sizes=size or SIZES, methods=method, label=label, seeds=range(seeds)
     )
@@ -99,6 +103,7 @@ def relabel(
     requests: Annotated[int, typer.Option(help="requests of 8 samples in sequence")] = 16,
     limit: Limit = None,
     epochs: Epochs = None,
+    plain: Plain = False,
     device: Device = "cpu",
 ) -> None:
     """Correct the labels of random samples, at once and in a sequence of requests."""
@@ -110,7 +115,7 @@ def relabel(
         relabel_table,
     )
 
-    setting = _setting(model, data, root, limit, epochs, device)
+    setting = _setting(model, data, root, limit, epochs, device, plain=plain)
     methods = method or METHODS
     rows = relabel_table(setting, sizes=size or SIZES, methods=methods, seeds=range(seeds))
     _show(relabel_markdown(rows) + "\n")
@@ -127,12 +132,13 @@ def depoison(
     seeds: Seeds = 1,
     limit: Limit = None,
     epochs: Epochs = None,
+    plain: Plain = False,
     device: Device = "cpu",
 ) -> None:
     """Flip labels within pairs of classes, train on them, and undo the effect."""
     from forgetkit.benchmark.depoison import CURES, SHARES, depoison_markdown, depoison_table
 
-    setting = _setting(model, data, root, limit, epochs, device)
+    setting = _setting(model, data, root, limit, epochs, device, plain=plain)
     cures = [cure for cure in CURES if not method or cure.method in method]
     rows = depoison_table(setting, shares=share or SHARES, cures=cures, seeds=range(seeds))
     _show(depoison_markdown(rows))
@@ -147,12 +153,13 @@ def incremental(
     requests: Annotated[int, typer.Option(help="requests in sequence")] = 4,
     limit: Limit = None,
     epochs: Epochs = None,
+    plain: Plain = False,
     device: Device = "cpu",
 ) -> None:
     """Forget in several requests from one file of statistics, no retained sample at hand."""
     from forgetkit.benchmark.incremental import incremental_markdown, incremental_table
 
-    setting = _setting(model, data, root, limit, epochs, device)
+    setting = _setting(model, data, root, limit, epochs, device, plain=plain)
     _show(incremental_markdown(incremental_table(setting, size=size, requests=requests)))
 
 
@@ -219,12 +226,21 @@ def _limited(data: str, root: Path | None, limit: int | None) -> tuple[Pair, str
 
 
 def _setting(
-    model: str, data: str, root: Path | None, limit: int | None, epochs: int | None, device: str
+    model: str,
+    data: str,
+    root: Path | None,
+    limit: int | None,
+    epochs: int | None,
+    device: str,
+    *,
+    plain: bool,
 ) -> Setting:
     """Return model and data of a table, cut down and trained as long as asked for."""
     from forgetkit.benchmark.store import Setting
 
     recipe = _recipe(model, epochs)
+    if plain:
+        recipe = recipe.plain()
     pair, name = _limited(data, root, limit)
     return Setting(model, BUILDERS[model], recipe, pair, name, device)
 

@@ -96,7 +96,7 @@ def member_evidence(
     """
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     parts = [data.train.where(rows) for rows in order[: 3 * MEMBERS].split(MEMBERS)]
-    recipe = replace(RECIPES[name], epochs=OVERTRAINED, shift=0, flip=False)
+    recipe = replace(RECIPES[name], epochs=OVERTRAINED).plain()
     models = [
         trained(
             name, replace(data, train=part), f"{data_name}-{MEMBERS}-part{number}", seed=number,

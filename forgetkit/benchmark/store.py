@@ -49,7 +49,7 @@ class Setting:
     @property
     def key(self) -> str:
         """Names model, data and recipe."""
-        return f"{self.data_name}-{self.model_name}-e{self.recipe.epochs}"
+        return f"{self.data_name}-{self.model_name}-{self.recipe.name}"
 
     @property
     def held_out(self) -> TensorImages:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,15 @@ class TrainRecipe:
     batch_size: int = 128
     shift: int = 2
     flip: bool = True
+
+    def plain(self) -> TrainRecipe:
+        """Return the recipe without augmentation, by which samples are learnt by heart."""
+        return replace(self, shift=0, flip=False)
+
+    @property
+    def name(self) -> str:
+        """What goes into the names of files."""
+        return f"e{self.epochs}" + ("" if self.shift or self.flip else "-plain")
 
 
 RECIPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -295,3 +296,12 @@ def test_an_unknown_model_is_refused() -> None:
     done = CliRunner().invoke(app, ["instances", "--data", "digits", "--model", "alexnet"])
     assert done.exit_code != 0
     assert "vgg" in done.output
+
+
+def test_a_model_trained_without_augmentation_is_another_one_in_the_cache(
+    setting: Setting,
+) -> None:
+    augmented = replace(setting, recipe=replace(RECIPE, epochs=7))
+    memorised = replace(setting, recipe=augmented.recipe.plain())
+    assert (memorised.recipe.shift, memorised.recipe.flip) == (0, False)
+    assert (augmented.key, memorised.key) == ("digits-160-vgg-e7", "digits-160-vgg-e7-plain")
