@@ -151,6 +151,7 @@ def incremental(
     model: ModelName = "vgg",
     size: Annotated[int, typer.Option(help="samples a request")] = 1000,
     requests: Annotated[int, typer.Option(help="requests in sequence")] = 4,
+    preset: Annotated[str | None, typer.Option(help="of pgu: paper or code")] = None,
     limit: Limit = None,
     epochs: Epochs = None,
     plain: Plain = False,
@@ -160,7 +161,9 @@ def incremental(
     from forgetkit.benchmark.incremental import incremental_markdown, incremental_table
 
     setting = _setting(model, data, root, limit, epochs, device, plain=plain)
-    _show(incremental_markdown(incremental_table(setting, size=size, requests=requests)))
+    settings = {} if preset is None else {"preset": preset}
+    rows = incremental_table(setting, size=size, requests=requests, hyperparameters=settings)
+    _show(incremental_markdown(rows))
 
 
 @app.command()

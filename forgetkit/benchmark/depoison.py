@@ -100,6 +100,7 @@ def depoison_table(
 ) -> list[dict[str, Any]]:
     """Return one row for each share and cure, mean and deviation over seeds.
 
+    Methods may stop by one half of the test set; ``D_test`` is measured on the other.
     ``D_f true`` is the accuracy on the poisoned images at their true labels. PGU gets statistics of
     the whole poisoned training set, collected beforehand, and no retained sample; methods that need
     D_r get the clean rest.
@@ -117,7 +118,7 @@ def depoison_table(
             told = "-".join(f"{k}={v}" for k, v in sorted(cure.hyperparameters.items()))
             runs = [
                 setting.run(
-                    f"depoison{share:g}-{cure.method}-{told or 'default'}-s{seed}",
+                    f"depoison{share:g}-validated-{cure.method}-{told or 'default'}-s{seed}",
                     partial(_run, setting, cure, share, seed),
                 )
                 for seed in seeds
@@ -144,7 +145,7 @@ def _run(setting: Setting, cure: Cure, share: float, seed: int) -> Record:
         seconds = _cure(setting, model, cure, poison, seed)
     wrong = poison.train.where(poison.positions)
     return {
-        "D_test": setting.accuracy(model, setting.data.test),
+        "D_test": setting.accuracy(model, setting.measured),
         "D_f true": setting.accuracy(model, wrong, poison.true_labels),
         "seconds": seconds,
     }
@@ -160,6 +161,7 @@ def _cure(setting: Setting, model: nn.Module, cure: Cure, poison: Poisoned, seed
             settings["statistics"] = str(file)
         method = build(cure.method, settings)
         request = forget(model).using(method).seed(seed).on(setting.device)
+        request = request.validate(setting.loader(setting.held_out))
         if "retain" in method.needs:
             request = request.depoison(poison.positions.tolist())
             loader = setting.loader(poison.train)
