@@ -161,7 +161,7 @@ def _cure(setting: Setting, model: nn.Module, cure: Cure, poison: Poisoned, seed
             settings["statistics"] = str(file)
         method = build(cure.method, settings)
         request = forget(model).using(method).seed(seed).on(setting.device)
-        request = request.validate(setting.loader(setting.held_out))
+        request = request.validate(setting.loader(setting.few_held_out))
         if "retain" in method.needs:
             request = request.depoison(poison.positions.tolist())
             loader = setting.loader(poison.train)

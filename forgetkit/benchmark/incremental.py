@@ -65,7 +65,7 @@ def incremental_table(
     settings = dict(hyperparameters or {})
     told = "-".join(f"{name}={value}" for name, value in sorted(settings.items())) or "default"
     found = setting.run(
-        f"incremental{requests}x{size}-pgu-{told}-s{seed}",
+        f"incremental{requests}x{size}-validated-pgu-{told}-s{seed}",
         partial(_sequence, setting, settings, requests, size, seed),
     )
     rows = []
@@ -97,7 +97,7 @@ def _sequence(
                 now = order[(number - 1) * size : number * size]
                 loader = setting.loader(train.where(now))
                 request = forget(model).instances().using("pgu", statistics=str(file), **settings)
-                request = request.retain(Forbidden()).validate(setting.loader(setting.held_out))
+                request = request.retain(Forbidden()).validate(setting.loader(setting.few_held_out))
                 start = time.perf_counter()
                 result = request.seed(seed + number).on(setting.device).run(loader, guard=None)
                 Statistics.load(file).without(result, loader).save(file)

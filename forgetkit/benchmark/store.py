@@ -25,6 +25,8 @@ from forgetkit.errors import ForgetkitError
 Record: TypeAlias = dict[str, float]
 Row: TypeAlias = Mapping[str, Any]
 
+FEW = 1000
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -55,6 +57,11 @@ class Setting:
     def held_out(self) -> TensorImages:
         """The half of the test set on which methods may stop."""
         return self.data.test.where(torch.arange(len(self.data.test)) % 2 == 1)
+
+    @property
+    def few_held_out(self) -> TensorImages:
+        """A thousand of them, for methods that look after every pass over a few samples."""
+        return self.held_out.where(torch.arange(len(self.held_out)) < FEW)
 
     @property
     def measured(self) -> TensorImages:
