@@ -40,7 +40,7 @@ from forgetkit.types import Inputs
 Forward = Callable[[Inputs], object]
 """Calls the model on a batch as the loader gives it; the output is not used."""
 
-SHARE_OF_FORWARD = 0.3
+SHARE_OF_FORWARD = 0.18
 """Multiplications that thinned products may cost, relative to those of the layers themselves; the
 rest of the allowed 0.5 is left for cutting patches and for writing sums."""
 
@@ -89,8 +89,8 @@ class Cut:
         )
         return down, across
 
-    def patches(self, inputs: Tensor, image: Tensor, place: Tensor) -> Tensor:
-        """Return some of the patches, (rows, channels, kh, kw), reading no other pixel.
+    def pixels(self, inputs: Tensor, image: Tensor, place: Tensor) -> Pixels:
+        """Return where some of the patches lie.
 
         Args:
             inputs: (images, channels, height, width).
@@ -110,10 +110,32 @@ class Cut:
         outside = ((down < 0) | (down >= high))[:, :, None] | ((right < 0) | (right >= wide))[
             :, None
         ]
-        rows = down.clamp(0, high - 1)[:, :, None]
-        columns = right.clamp(0, wide - 1)[:, None]
-        found = inputs.permute(0, 2, 3, 1)[image[:, None, None], rows, columns]
-        return found.masked_fill_(outside[..., None], 0.0).permute(0, 3, 1, 2)
+        rows, columns = down.clamp(0, high - 1), right.clamp(0, wide - 1)
+        return Pixels(
+            image[:, None, None], rows[:, :, None], columns[:, None], outside[..., None]
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Places of patches in a batch of images.
+
+    Args:
+        image: (rows, 1, 1) which image.
+        down: (rows, kh, 1) rows of pixels.
+        right: (rows, 1, kw) columns of pixels.
+        outside: (rows, kh, kw, 1) whether the pixel is padding.
+    """
+
+    image: Tensor
+    down: Tensor
+    right: Tensor
+    outside: Tensor
+
+    def of(self, inputs: Tensor) -> Tensor:
+        """Return the patches, (rows, channels, kh, kw), reading no other pixel."""
+        found = inputs.permute(0, 2, 3, 1)[self.image, self.down, self.right]
+        return found.masked_fill_(self.outside, 0.0).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -426,6 +448,7 @@ class Accumulator:
         self._upper: dict[str, Tensor] = {}
         self._draws = (torch.empty(0), torch.empty(0))
         self._rows: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
+        self._patches: dict[tuple[object, ...], Pixels] = {}
         self._thin = any(layer.taken is not None for layer in layers.values())
         self._moments = Moments(dict(layers), rows=dict.fromkeys(layers, 0))
 
@@ -444,7 +467,7 @@ class Accumulator:
             self._draws = (
                 draws.uniform(0, "moments", keys), draws.uniform(0, "moments/start", keys)
             )  # fmt: skip
-            self._rows = {}
+            self._rows, self._patches = {}, {}
         with _Watch(self._names, self._see):
             forward(inputs)
 
@@ -507,12 +530,20 @@ class Accumulator:
             if len(image):
                 yield flat[image.to(flat.device), place.to(flat.device)][None]
             return
-        area = math.prod(call.cut.places(inputs))
-        image, place = self._chosen(layer.taken / layer.places, repeats * area)
-        if len(image):
-            image = (image * repeats + place // area).to(inputs.device)
-            rows = call.cut.patches(inputs, image, (place % area).to(inputs.device))
+        pixels = self._pixels(call.cut, layer.taken / layer.places, repeats, inputs)
+        if len(pixels.image):
+            rows = pixels.of(inputs)
             yield rearrange(rows, "n (g c) kh kw -> g n (c kh kw)", g=call.cut.groups)
+
+    def _pixels(self, cut: Cut, share: float, repeats: int, inputs: Tensor) -> Pixels:
+        """Return where the chosen patches lie; layers of one geometry share them."""
+        key = (cut, share, repeats, inputs.shape[2:], inputs.device)
+        if key not in self._patches:
+            area = math.prod(cut.places(inputs))
+            image, place = self._chosen(share, repeats * area)
+            image = (image * repeats + place // area).to(inputs.device)
+            self._patches[key] = cut.pixels(inputs, image, (place % area).to(inputs.device))
+        return self._patches[key]
 
     def _chosen(self, share: float, places: int) -> tuple[Tensor, Tensor]:
         """Return image and position of each row to keep.

@@ -360,12 +360,12 @@ def test_single_patches_are_those_that_padding_and_cutting_give(
     down, across = cut.places(inputs)
     assert (down, across) == tuple(every.shape[2:4])
     image, place = torch.arange(3).repeat_interleave(down * across), torch.arange(down * across)
-    found = cut.patches(inputs, image, place.repeat(3))
+    found = cut.pixels(inputs, image, place.repeat(3)).of(inputs)
     assert torch.equal(found, every.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
 
 
 def test_a_pixel_that_is_not_a_number_stays_out_of_the_padding() -> None:
     inputs = torch.full((1, 1, 2, 2), torch.nan)
     cut = Cut((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups=1)
-    found = cut.patches(inputs, torch.zeros(1, dtype=torch.int64), torch.zeros(1).long())
+    found = cut.pixels(inputs, torch.zeros(1, dtype=torch.int64), torch.zeros(1).long()).of(inputs)
     assert torch.equal(found.isnan(), torch.tensor([[[[0, 0, 0], [0, 1, 1], [0, 1, 1]]]]).bool())

@@ -110,7 +110,7 @@ def neggrad_over_bare_loop(images: int = 2048, repeats: int = 3) -> Ratio:
     return Ratio(title, statistics.median(seconds[1:]), bare, "at most 1.05")
 
 
-def statistics_over_forward(images: int = 10000, repeats: int = 1) -> Ratio:
+def statistics_over_forward(images: int = 30000, repeats: int = 1) -> Ratio:
     """Compare the collection of PGU's moments with a forward pass over the same images."""
     loader = DataLoader(_images(images), batch_size=BATCH)
     model = build_resnet18(10).eval()
@@ -133,4 +133,4 @@ def method_ratios(*, quick: bool = False, repeats: int = 3) -> Iterator[Ratio]:
     for name, found in attack_speed_on_small_models(repeats).items():
         title = f"ADV images all at once over one at a time: {name}"
         yield Ratio(title, found.together, found.one_by_one, "at most 0.33")
-    yield statistics_over_forward(512 if quick else 10000, 1)
+    yield statistics_over_forward(512 if quick else 30000, 1)

@@ -196,7 +196,7 @@ def all_ratios(*, quick: bool = False, repeats: int = 3) -> Iterator[Ratio]:
         repeats,
     )
     yield finetune_over_bare_loop(repeats)
-    yield full_over_partial_pgd(repeats)
+    yield full_over_partial_pgd(1)  # minutes a call
     yield lau_over_inference(
         "LAU, whole run, over one inference pass on D_f: ResNet-50 at 224 px",
         resnet50(num_classes=1000),
