@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -40,7 +40,7 @@ from forgetkit.types import Inputs
 Forward = Callable[[Inputs], object]
 """Calls the model on a batch as the loader gives it; the output is not used."""
 
-SHARE_OF_FORWARD = 0.18
+SHARE_OF_FORWARD = 0.25
 """Multiplications that thinned products may cost, relative to those of the layers themselves; the
 rest of the allowed 0.5 is left for cutting patches and for writing sums."""
 
@@ -445,6 +445,7 @@ class Accumulator:
         self._names = {id(weights[name]): name for name in layers}
         self._dtype = torch.float64 if double else torch.float32
         self._kept: dict[str, list[Tensor]] = {name: [] for name in layers}
+        self._waiting = dict.fromkeys(layers, 0)
         self._upper: dict[str, Tensor] = {}
         self._draws = (torch.empty(0), torch.empty(0))
         self._rows: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
@@ -491,16 +492,23 @@ class Accumulator:
             return
         if layer.dense and call.cut is not None:
             call = replace(call, cut=call.cut.dense())
-        with torch.autocast(call.inputs.device.type, enabled=False):
+        with self._exact(call.inputs.device.type):
             parts = self._all(call) if layer.taken is None else self._some(call, layer)
             for rows in parts:
                 self._moments.rows[call.name] += rows.shape[1]
                 self._kept[call.name].append(rows)
-                waiting = sum(part.shape[1] for part in self._kept[call.name])
+                self._waiting[call.name] += rows.shape[1]
+                waiting = self._waiting[call.name]
                 if waiting >= _BUFFERED or waiting * layer.width * layer.groups >= _LARGEST:
                     self._multiply(call.name)
                 elif _share_memory(rows, call.inputs):  # which the model may overwrite
                     self._kept[call.name][-1] = rows.clone()
+
+    @staticmethod
+    def _exact(device: str) -> AbstractContextManager[object]:
+        """Return a context without autocast; entering one costs, so none where it is off."""
+        on = torch.is_autocast_enabled(device)
+        return torch.autocast(device, enabled=False) if on else nullcontext()
 
     @staticmethod
     def _all(call: _Call) -> Iterator[Tensor]:
@@ -532,8 +540,8 @@ class Accumulator:
             return
         pixels = self._pixels(call.cut, layer.taken / layer.places, repeats, inputs)
         if len(pixels.image):
-            rows = pixels.of(inputs)
-            yield rearrange(rows, "n (g c) kh kw -> g n (c kh kw)", g=call.cut.groups)
+            rows = pixels.of(inputs).reshape(len(pixels.image), call.cut.groups, -1)
+            yield rows.transpose(0, 1)
 
     def _pixels(self, cut: Cut, share: float, repeats: int, inputs: Tensor) -> Pixels:
         """Return where the chosen patches lie; layers of one geometry share them."""
@@ -584,6 +592,7 @@ class Accumulator:
                     else:
                         target += left @ rows[:, :, first:]
         waiting.clear()
+        self._waiting[name] = 0
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
