@@ -167,6 +167,26 @@ def incremental(
 
 
 @app.command()
+def settings(
+    method: Annotated[str, typer.Argument(help="lau, pgu or suli")],
+    data: Data = "fashion-mnist",
+    root: Root = None,
+    model: ModelName = "resnet18",
+    images: Annotated[int, typer.Option(help="training images at hand")] = 6000,
+    label: Annotated[list[int] | None, typer.Option(help="classes to forget; default all")] = None,
+    limit: Limit = None,
+    epochs: Epochs = None,
+    device: Device = "cpu",
+) -> None:
+    """Forget classes in turn with the variants of one method, on the model of ``table``."""
+    from forgetkit.benchmark.settings import Study, settings_markdown, settings_table
+
+    chosen = _setting(model, data, root, limit, epochs, device, plain=False)
+    labels = label or range(chosen.data.num_classes)
+    _show(settings_markdown(settings_table(Study(chosen, images), method, labels)))
+
+
+@app.command()
 def evidence(
     data: Data = "fashion-mnist",
     root: Root = None,
