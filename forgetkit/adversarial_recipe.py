@@ -12,10 +12,10 @@ from typing_extensions import Self
 
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
 from forgetkit.fields import bounded, choice, interval
-from forgetkit.losses import blocked_classes, bounded_ascent, cross_entropy
+from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Facts, Pair, Pass, State
 from forgetkit.pixels import gathered, packed, pixel_range, pixels_of, unpacked
-from forgetkit.recipe import FullNetwork, StopsEarly
+from forgetkit.recipe import Ascends, FullNetwork, StopsEarly
 from forgetkit.relabelling import reject_contradictions
 from forgetkit.types import Batch, Terms
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgainstAdversaries(FullNetwork, StopsEarly):
+class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     """Forget while images that an attack made from D_f keep the labels it pushed them to.
 
         L = w_f L_UL over D_f + w_a CE(z, target) over D_adv
@@ -56,9 +56,6 @@ class AgainstAdversaries(FullNetwork, StopsEarly):
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
-    max_norm: float | None = bounded(
-        5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
-    )
 
     def tuned(self, facts: Facts) -> Self:
         """Fill in the number of adversarial images: min(200, 2 K) for K classes."""
@@ -136,9 +133,10 @@ class AgainstAdversaries(FullNetwork, StopsEarly):
 
     def unlearning(self, forget: Batch, run: Run) -> Tensor:
         """Return L_UL: minus the loss at the old labels, or the loss at the new ones."""
-        logits, wanted = run.logits(forget), run.forget.new_labels
+        wanted = run.forget.new_labels
         if wanted is None:
-            return bounded_ascent(logits, forget.labels)
+            return self.ascent(forget, run)
+        logits = run.logits(forget)
         return cross_entropy(logits, wanted[forget.index.cpu()].to(logits.device))
 
 

@@ -51,7 +51,7 @@ def affine_sign_attack(
     return attacked
 
 
-def escape(logits: Tensor, labels: Tensor) -> Tensor:
+def escape(logits: Tensor, labels: Tensor, blocked: Tensor | None = None) -> Tensor:
     """Return logsumexp of the other classes minus the own logit, (batch,).
 
     CE is log(1 + exp(escape)), so both grow together and their gradients are parallel; this one
@@ -60,9 +60,12 @@ def escape(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (batch, classes).
         labels: (batch,) class indices to move away from.
+        blocked: (batch, classes) boolean; classes that must not be reached, the own one at least;
+            ``None`` is the own one alone.
     """
     own = functional.one_hot(labels, logits.shape[1]).bool()
-    return logits.masked_fill(own, -torch.inf).logsumexp(dim=1) - logits[own]
+    closed = own if blocked is None else blocked
+    return logits.masked_fill(closed, -torch.inf).logsumexp(dim=1) - logits[own]
 
 
 def sign_attack(
@@ -73,6 +76,7 @@ def sign_attack(
     step: float,
     steps: int,
     project: Callable[[Tensor], Tensor],
+    blocked: Tensor | None = None,
 ) -> Tensor:
     """Attack inputs or features through autograd: untargeted sign ascent on cross-entropy.
 
@@ -85,6 +89,8 @@ def sign_attack(
         step: length of a step per coordinate; epsilon.
         steps: number of steps; n.
         project: maps moved inputs back into what is allowed.
+        blocked: (batch, classes) boolean; classes that must not be reached, the own one at least;
+            ``None`` is the own one alone.
 
     Returns:
         The attacked inputs, detached.
@@ -93,7 +99,7 @@ def sign_attack(
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
         with torch.enable_grad():
-            gain = escape(logits_of(attacked).float(), labels).sum()
+            gain = escape(logits_of(attacked).float(), labels, blocked).sum()
             (gradient,) = torch.autograd.grad(gain, attacked)
         attacked = project(attacked.detach() + step * gradient.sign())
     return attacked.detach()

@@ -27,12 +27,17 @@ def bounded_ascent(logits: Tensor, labels: Tensor) -> Tensor:
     Ascent on cross-entropy is unbounded; a sample whose loss exceeds 2 log K + 5 nats gets weight
     zero (K classes), which keeps the run finite. The mean stays over the whole batch.
     """
+    return capped_ascent(logits, labels)[0]
+
+
+def capped_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """Return ``bounded_ascent`` and how many samples were beyond the cap."""
     if len(labels) == 0:
-        return logits.sum() * 0.0
+        return logits.sum() * 0.0, 0
     each = per_sample_loss(logits, labels)
     choices = 2 if labels.ndim == 2 else logits.shape[1]
-    cap = 2 * math.log(choices) + 5
-    return -(each * (each.detach() <= cap)).mean()
+    within = each.detach() <= 2 * math.log(choices) + 5
+    return -(each * within).mean(), len(labels) - int(within.sum())
 
 
 def kl_divergence(target_probs: Tensor, log_probs: Tensor) -> Tensor:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from forgetkit.fields import bounded, choice
+from forgetkit.fields import bounded, choice, flag
+from forgetkit.losses import capped_ascent, cross_entropy
 from forgetkit.method import Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from forgetkit.engine.run import Run
+    from forgetkit.types import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,31 @@ class FullNetwork(Trained):
         ("frozen", "train"),
         "running statistics of normalisation layers: frozen, or batch statistics and updates",
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascends(Trained):
+    """A trained method that climbs the cross-entropy of D_f, which has no upper bound (rule R5).
+
+    Name it before the other bases: of fields that several bases have, the first one's counts.
+    """
+
+    max_norm: float | None = bounded(
+        5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
+    )
+    cap: bool = flag(
+        default=True, about="give samples whose loss exceeds 2 log K + 5 nats no weight"
+    )
+
+    def ascent(self, batch: Batch, run: Run) -> Tensor:
+        """Return minus the mean cross-entropy, and count what was capped in the history."""
+        logits = run.logits(batch)
+        if not self.cap:
+            return -cross_entropy(logits, batch.labels)
+        lost, beyond = capped_ascent(logits, batch.labels)
+        if beyond:
+            run.count("capped", run.counts.get("capped", 0.0) + beyond)
+        return lost
 
 
 @dataclass(frozen=True, kw_only=True)

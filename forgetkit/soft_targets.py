@@ -29,9 +29,10 @@ class SoftTargets(FullNetwork, StopsEarly):
 
     removed: str = choice(
         "auto",
-        ("auto", "argmax"),
+        ("auto", "label", "argmax"),
         "what the targets lose: auto is the sample's label, and for a class goal every forgotten "
-        "class; argmax is the predicted class, for data whose labels are not to be trusted",
+        "class; label is the sample's label alone, so that several classes may be poured into each "
+        "other; argmax is the predicted class, for data whose labels are not to be trusted",
     )
     epsilon: float = bounded(0.0, 0.0, 0.99, "probability that a target keeps for what it loses")
     temperature: float = bounded(
@@ -58,6 +59,8 @@ class SoftTargets(FullNetwork, StopsEarly):
         """Return the classes that the targets lose, (batch, classes) booleans."""
         if self.removed == "argmax":
             return membership(logits.argmax(dim=1), run.num_classes)
+        if self.removed == "label":
+            return membership(labels, run.num_classes)
         return blocked_classes(labels, run.forget_classes, run.num_classes)
 
     def targets(self, logits: Tensor, labels: Tensor, run: Run) -> Tensor:

@@ -244,6 +244,11 @@ class Run:
             reset_weights(twin, self._initial)
         return twin.eval().requires_grad_(requires_grad=False)
 
+    @property
+    def starts_known(self) -> bool:
+        """Whether ``fresh_twin`` has the given weights of one network, not newly drawn ones."""
+        return self._initial is not None and not callable(self._initial)
+
     @torch.no_grad()
     def predictions(self, samples: SampleSet) -> Tensor:
         """Return the live model's logits on a set in eval mode, (samples, classes), float32.

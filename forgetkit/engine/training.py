@@ -295,15 +295,15 @@ class Loop:
         self._place.mean_gradients(trained)
         with torch.no_grad():
             self._method.gradients(self._run)
-        if self._method.max_norm is not None:
-            norm = nn.utils.clip_grad_norm_(trained, self._method.max_norm)
-            self._outcome.clipped += int(norm > self._method.max_norm)
         parameters = self._run.parameters
-        kept = {name: parameters[name].detach().clone() for name in self._masks}
         for name, mask in self._masks.items():
             grad = parameters[name].grad
             if grad is not None:
                 grad.mul_(mask)
+        if self._method.max_norm is not None:  # of what moves: the mask comes first
+            norm = nn.utils.clip_grad_norm_(trained, self._method.max_norm)
+            self._outcome.clipped += int(norm > self._method.max_norm)
+        kept = {name: parameters[name].detach().clone() for name in self._masks}
         self._scaler.step(self._optimizer)
         self._scaler.update()
         with torch.no_grad():  # momentum and weight decay move masked weights inside the step

@@ -57,10 +57,11 @@ class Adv(AgainstAdversaries):
         },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
+            "cap": {"lr": 0.5, "max_norm": None, "epochs": 5, "balance": "sum"},
             "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
         },
         presets={
-            "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None},
+            "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None, "cap": False},
             "code": {
                 "attack_radius": 4.0,
                 "balance": "size",
@@ -68,6 +69,7 @@ class Adv(AgainstAdversaries):
                 "bn": "train",
                 "epochs": 1000,
                 "max_norm": None,
+                "cap": False,
             },
         },
     )

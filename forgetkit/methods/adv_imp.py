@@ -68,10 +68,17 @@ class AdvImp(AgainstAdversaries):
             "": {"lr": 0.0005, "max_norm": 0.01},
             "importance_weight": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
             "importance": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
+            "cap": {"lr": 0.5, "max_norm": None, "epochs": 5, "balance": "sum"},
             "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
         },
         presets={
-            "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None},
+            "paper": {
+                "attack_radius": 0.4,
+                "balance": "sum",
+                "importance_weight": 2.0,  # Eq. 7 has no factor of a half
+                "cap": False,
+                "max_norm": None,
+            },
             "code": {
                 "attack_radius": 4.0,
                 "balance": "size",
@@ -80,6 +87,7 @@ class AdvImp(AgainstAdversaries):
                 "bn": "train",
                 "epochs": 1000,
                 "max_norm": None,
+                "cap": False,
             },
         },
     )

@@ -51,7 +51,8 @@ class Amun(FullNetwork):
 
     Differences: the first radius is not published, it is 0.05 here, with every channel scaled to
         [0, 1]; the attack leaves the predicted class, which is the label for all that the model
-        has learned.
+        has learned; normalisation statistics are frozen, so that neighbours made by an attack do
+        not enter them (``bn="train"`` lets them in).
     """
 
     card: ClassVar[Card] = Card(

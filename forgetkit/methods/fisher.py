@@ -55,7 +55,6 @@ class Fisher(Method):
         source="Golatkar et al. 2020, CVPR",
         link="https://arxiv.org/abs/1911.04933",
         about="Adds noise to weights, much where the retained data do not need them.",
-        masks_head=True,
         keeps=0.50,  # published: about 40 points of retain accuracy lost
         presets={
             "paper": {

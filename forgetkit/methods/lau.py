@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional
 from forgetkit.attacks import affine_sign_attack, projection, sign_attack
 from forgetkit.fields import bounded, choice, flag, interval
 from forgetkit.losses import blocked_classes, kl_divergence
-from forgetkit.method import Card, Pair, State, register
+from forgetkit.method import Card, Pair, Seen, State, register
 from forgetkit.recipe import StopsEarly
 from forgetkit.types import Terms
 from forgetkit.view import effective_affine
@@ -47,6 +47,8 @@ class LAU(StopsEarly):
         ``attack_radius`` or ``attack_clamp`` is given; the stop rule looks at all of D_f after
         every batch; several classes may be forgotten at once, then none of them can be a target;
         momentum is 0.9, the paper names it for training only (``preset="paper"`` turns it off).
+        With several classes the run ends when no sample is read as any of them. What ``share``
+        draws is all that is read, trained on and measured, as if the rest were not at hand.
     """
 
     card: ClassVar[Card] = Card(
@@ -65,7 +67,16 @@ class LAU(StopsEarly):
             "": {"lr": 0.0003, "batch_size": 16},
             "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 10},
         },
-        presets={"paper": {"momentum": 0.0}},
+        presets={
+            "paper": {"momentum": 0.0},
+            "code": {
+                "attack_steps": 40,
+                "attack_step": 0.4,
+                "attack_radius": 0.3,
+                "attack_clamp": (0.0, 1.0),
+                "kd_reduction": "mean",
+            },
+        },
     )
 
     alpha: float = bounded(0.5, 0.0, 1.0, "weight of the distillation term; alpha in Eq. 7")
@@ -106,11 +117,20 @@ class LAU(StopsEarly):
                 "their class, so retained images of these classes fall too; use a full-network "
                 "method for single samples"
             )
+        if self.share < 1.0:
+            run.log(
+                f"lau: share={self.share:g} drew {len(run.forget)} samples of D_f; its accuracies "
+                "are of these alone"
+            )
         return {}
 
     def start_epoch(self, run: Run) -> State:
         """Attack the whole bank with the head as it stands; return the teacher's logits, (N, K)."""
         attacked = self._attack_images(run) if self.attack == "full" else self._attack_features(run)
+        labels = run.forget.labels.to(attacked.device)
+        blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
+        failed = blocked.gather(1, attacked.argmax(dim=1, keepdim=True))
+        run.count("failed_attacks", float(failed.float().mean()))
         return {"teacher": attacked}
 
     def loss(self, batch: Pair, run: Run) -> Terms:
@@ -146,6 +166,14 @@ class LAU(StopsEarly):
             if parameter.ndim == 1
         }
 
+    def checked(self, seen: Seen, run: Run) -> str | None:
+        """Stop when no sample is read as any forgotten class, its own or another one."""
+        if len(run.forget_classes) > 1 and seen.forget_accuracy <= (run.target or 0.0):
+            gone = torch.tensor(run.forget_classes, device=run.device)
+            inside = torch.isin(run.predictions(run.forget).argmax(dim=1), gone)
+            seen = replace(seen, forget_accuracy=float(inside.float().mean()))
+        return super().checked(seen, run)
+
     def softened(self, scores: Tensor) -> Tensor:
         """Return what softmax turns into the soft target Q, from scores (batch, classes)."""
         return (scores.softmax(dim=1) if self.double_softmax else scores) / self.temperature
@@ -167,19 +195,20 @@ class LAU(StopsEarly):
             if not isinstance(features, Tensor):
                 raise TypeError("features are one tensor")
             features, labels = features.to(run.device), rows.labels.to(run.device)
+            blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
             if affine is not None:
                 flat = rearrange(features, "batch ... -> batch (...)")
                 attacked = affine_sign_attack(
                     flat,
                     *affine,
                     labels,
-                    blocked_classes(labels, run.forget_classes, run.num_classes),
+                    blocked,
                     step=self.attack_step,
                     steps=self.attack_steps,
                     project=projection(flat, self.attack_radius, self.attack_clamp),
                 ).view_as(features)
             else:
-                attacked = self._through_autograd(features, run.head, labels)
+                attacked = self._through_autograd(features, run.head, labels, blocked)
             logits.append(run.head(attacked))
         return torch.cat(logits)
 
@@ -190,11 +219,14 @@ class LAU(StopsEarly):
             if not isinstance(rows.inputs, Tensor):
                 raise TypeError("attack='full' needs images as one tensor; use attack='partial'")
             images, labels = rows.inputs.to(run.device), rows.labels.to(run.device)
-            attacked = self._through_autograd(images, run.logits_from_inputs, labels)
+            blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
+            attacked = self._through_autograd(images, run.logits_from_inputs, labels, blocked)
             logits.append(run.logits_from_inputs(attacked).float())
         return torch.cat(logits)
 
-    def _through_autograd(self, start: Tensor, logits_of: object, labels: Tensor) -> Tensor:
+    def _through_autograd(
+        self, start: Tensor, logits_of: object, labels: Tensor, blocked: Tensor
+    ) -> Tensor:
         if not callable(logits_of):
             raise TypeError("the attacked function must be callable")
         return sign_attack(
@@ -204,4 +236,5 @@ class LAU(StopsEarly):
             step=self.attack_step,
             steps=self.attack_steps,
             project=projection(start, self.attack_radius, self.attack_clamp),
+            blocked=blocked,
         )

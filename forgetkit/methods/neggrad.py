@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from forgetkit.fields import bounded
-from forgetkit.losses import bounded_ascent
 from forgetkit.method import Card, Pair, register
-from forgetkit.recipe import FullNetwork, StopsEarly
+from forgetkit.recipe import Ascends, FullNetwork, StopsEarly
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class NegGrad(FullNetwork, StopsEarly):
+class NegGrad(Ascends, FullNetwork, StopsEarly):
     """Undo training by ascending the loss on D_f.
 
         L = -CE(z, y) over D_f
@@ -28,9 +27,9 @@ class NegGrad(FullNetwork, StopsEarly):
     Source: Golatkar et al., CVPR 2020 (as a baseline); optimiser of Cha et al., "Learning to
         Unlearn", AAAI 2024, https://arxiv.org/abs/2301.11578.
 
-    Differences: clipping and the cap are this library's choice (``max_norm=None`` turns clipping
-        off, as do the presets, which are those of Cha et al.); normalisation statistics are
-        frozen.
+    Differences: clipping and the cap are this library's choice (``max_norm=None`` and
+        ``cap=False`` turn them off, as do the presets, which are those of Cha et al.); the history
+        counts what was ``capped``; normalisation statistics are frozen.
     """
 
     card: ClassVar[Card] = Card(
@@ -49,17 +48,19 @@ class NegGrad(FullNetwork, StopsEarly):
         rank={"instances": 8},
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
         presets={
-            "paper": {"batch_size": 32, "epochs": 100, "max_norm": None},
+            "paper": {"batch_size": 32, "epochs": 100, "max_norm": None, "cap": False},
             "code": {
                 "batch_size": 32,
                 "epochs": 1000,
                 "weight_decay": 1e-4,
                 "bn": "train",
                 "max_norm": None,
+                "cap": False,
             },
         },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
+            "cap": {"lr": 0.5, "max_norm": None, "epochs": 3},
             "check_every": {"lr": 0.02, "epochs": 10, "batch_size": 8},
         },
     )
@@ -68,12 +69,9 @@ class NegGrad(FullNetwork, StopsEarly):
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     batch_size: int | None = bounded(64, 1, 65536, "samples a step")
-    max_norm: float | None = bounded(
-        5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
-    )
 
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return minus the cross-entropy on forget samples."""
         if batch.forget is None:
             raise TypeError("neggrad steps over the forget set")
-        return {"forget": bounded_ascent(run.logits(batch.forget), batch.forget.labels)}
+        return {"forget": self.ascent(batch.forget, run)}

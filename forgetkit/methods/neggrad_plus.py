@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, ClassVar
 from typing_extensions import Self
 
 from forgetkit.fields import bounded
-from forgetkit.losses import bounded_ascent, cross_entropy
+from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Facts, Pair, Steps, register
-from forgetkit.recipe import FullNetwork
+from forgetkit.recipe import Ascends, FullNetwork
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @register
 @dataclass(frozen=True, kw_only=True)
-class NegGradPlus(FullNetwork):
+class NegGradPlus(Ascends, FullNetwork):
     """Climb the loss on D_f while the loss on D_r is held down.
 
         L = alpha CE(z, y) over a batch of D_r - (1 - alpha) CE(z, y) over a batch of D_f
@@ -49,7 +49,10 @@ class NegGradPlus(FullNetwork):
         link="https://arxiv.org/abs/2302.09880",
         about="Climbs the loss on what is forgotten and descends on what is kept, step by step.",
         toy={"retain_weight": 0.7, "lr": 0.1, "epochs": 6, "batch_size": 32},
-        probe={"": {"retain_weight": 0.7, "batch_size": 32, "max_norm": 0.1, "lr": 0.05}},
+        probe={
+            "": {"retain_weight": 0.7, "batch_size": 32, "max_norm": 0.1, "lr": 0.05},
+            "cap": {"retain_weight": 0.2, "lr": 1.0, "max_norm": None, "epochs": 3},
+        },
         presets={
             "small": {"retain_weight": 0.95, "epochs": 10},
             "large": {"retain_weight": 0.9999, "epochs": 5},
@@ -65,9 +68,6 @@ class NegGradPlus(FullNetwork):
     lr: float | None = bounded(0.01, 0.0, 10.0, "step size of the optimiser")
     momentum: float = bounded(0.0, 0.0, 0.999, "momentum of SGD, first beta of Adam")
     batch_size: int | None = bounded(64, 1, 65536, "samples of each set a step")
-    max_norm: float | None = bounded(
-        5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
-    )
 
     @property
     def steps(self) -> Steps:
@@ -88,6 +88,5 @@ class NegGradPlus(FullNetwork):
         kept = cross_entropy(run.logits(batch.retain), batch.retain.labels)
         terms = {"retain": self.retain_weight * kept}
         if batch.forget is not None:
-            lost = bounded_ascent(run.logits(batch.forget), batch.forget.labels)
-            terms["forget"] = (1 - self.retain_weight) * lost
+            terms["forget"] = (1 - self.retain_weight) * self.ascent(batch.forget, run)
         return terms

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from forgetkit.curvature import fisher_diagonal
+from forgetkit.errors import BadHyperparameter
 from forgetkit.fields import bounded, choice
 from forgetkit.fisher_noise import noise, noise_variance
 from forgetkit.kernel import removal_by_kernel, removal_by_products, removal_scale
@@ -69,7 +70,7 @@ class NTK(Method):
         1.0,
         0.0,
         1000.0,
-        "multiplies the move; None computes it from the weights given to `.fresh(...)`",
+        "multiplies the move; None computes it from the initial state dict given to `.fresh(...)`",
         optional=True,
     )
     retain_samples: int | None = bounded(
@@ -131,6 +132,12 @@ class NTK(Method):
     def _scale(self, run: Run, delta: Tensor, weights: Tensor) -> float:
         if self.scale is not None:
             return self.scale
+        if not run.starts_known:
+            raise BadHyperparameter(
+                "ntk: scale=None computes the scale from the very weights that training started "
+                "from, expected them as a state dict in .fresh(state), found none; pass it, or "
+                "keep scale=1.0"
+            )
         initial = dict(run.fresh_twin().named_parameters())
         moved = {name: p.detach() - initial[name].to(p) for name, p in run.parameters.items()}
         scale = removal_scale(delta, flat(moved).to(weights) - weights)

@@ -70,7 +70,9 @@ class PGU(Trained):
         paper's share of their roots (``preset="paper"``); the printed sign of the entropy
         contradicts the text, which is followed; rows follow each layer's own stride and dropout is
         off (``preset="code"`` has patches at every place, and dropout); negative eigenvalues count
-        as 0. Other optimisers than SGD, and weight decay, have the weights' whole displacement
+        as 0. For single samples the gap is that of this request's D_f, not of all forgotten so far,
+        and what validation accuracy was lost since the start counts as gap, too.
+        Other optimisers than SGD, and weight decay, have the weights' whole displacement
         projected. ``mask`` cuts single weights out of a projected gradient and so gives the
         protection up.
     """

@@ -5,15 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 
 from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, cross_entropy
-from forgetkit.method import Card, Need, Pair, State, Steps, register
+from forgetkit.method import Card, Need, Pair, Pass, Seen, State, register
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forgetkit.engine.run import Run
 
 
@@ -35,7 +38,8 @@ def wrong_labels(draws: Tensor, blocked: Tensor) -> Tensor:
 class RandomLabel(FullNetwork, StopsEarly):
     """Give each forget sample one wrong label, drawn once, and train on it.
 
-        L = CE(z, y') over D_f [+ CE(z, y) over D_r],  y' uniform over the allowed classes
+        L = CE(z, y') over D_f, or CE over D_f with y' and D_r with y joined in one set;
+        y' uniform over the allowed classes
 
     A class goal draws from the retained classes only, an instance goal from all but the sample's
     own. The draw belongs to the sample: it does not depend on the batch order.
@@ -43,7 +47,8 @@ class RandomLabel(FullNetwork, StopsEarly):
     Source: Golatkar et al., CVPR 2020 (as a baseline); optimiser of Cha et al., AAAI 2024.
 
     Differences: some codes draw the true label too and draw anew each epoch; here it is excluded
-        and drawn once. ``retain="mix"`` adds retained samples with their true labels.
+        and drawn once. ``retain="mix"`` joins retained samples with their true labels;
+        ``preset="mix"`` does so with the optimiser of the SSD repository.
     """
 
     card: ClassVar[Card] = Card(
@@ -59,6 +64,15 @@ class RandomLabel(FullNetwork, StopsEarly):
         about="Trains the forget set towards labels drawn at random.",
         keeps=0.30,
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
+        presets={
+            "mix": {
+                "retain": "mix",
+                "optimizer": "adam",
+                "lr": 1e-4,
+                "epochs": 3,
+                "batch_size": 128,
+            },
+        },
         probe={"": {"lr": 1e-5}, "check_every": {"lr": 0.015, "epochs": 10}},
     )
 
@@ -73,25 +87,31 @@ class RandomLabel(FullNetwork, StopsEarly):
         """D_f, and D_r for the mix."""
         return ("forget", "retain") if self.retain == "mix" else ("forget",)
 
-    @property
-    def steps(self) -> Steps:
-        """D_f drives the epoch; with the mix both sets do."""
-        return "both" if self.retain == "mix" else "forget"
-
     def setup(self, run: Run) -> State:
         """Draw one wrong label per forget sample, (N_f,)."""
         labels = run.forget.labels
         draws = run.uniform("random_label", run.forget.positions)
         blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
-        return {"labels": wrong_labels(draws, blocked)}
+        wrong = wrong_labels(draws, blocked)
+        return {"labels": torch.cat([wrong, run.retain.labels]) if self._mixes else wrong}
+
+    @property
+    def _mixes(self) -> bool:
+        return self.retain == "mix"
+
+    def passes(self, run: Run) -> Sequence[Pass]:
+        """Return one pass over D_f, or over D_f and D_r in one shuffled set."""
+        joined = run.joined(run.forget, run.retain) if self._mixes else None
+        return (Pass("forget", forget=joined),)
 
     def loss(self, batch: Pair, run: Run) -> Terms:
-        """Return the cross-entropy towards the drawn labels, and on retained samples if mixed."""
+        """Return the cross-entropy towards the drawn labels, of D_r its own."""
         forget = batch.forget
         if forget is None:
             raise TypeError("random_label steps over the forget set")
-        wrong = run.state["labels"][forget.index].to(forget.labels.device)
-        terms = {"forget": cross_entropy(run.logits(forget), wrong)}
-        if batch.retain is not None:
-            terms["retain"] = cross_entropy(run.logits(batch.retain), batch.retain.labels)
-        return terms
+        wanted = run.state["labels"][forget.index].to(forget.labels.device)
+        return {"forget": cross_entropy(run.logits(forget), wanted)}
+
+    def checked(self, seen: Seen, run: Run) -> str | None:
+        """Stop when a class is gone; single samples are trained on for all epochs."""
+        return None if run.goal.kind == "instances" else super().checked(seen, run)

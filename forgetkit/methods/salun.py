@@ -34,7 +34,8 @@ class SalUn(FullNetwork):
 
     Differences: weights outside the mask keep their bits: until February 2026 weight decay and
         momentum moved them in the authors' code. There the random labels are drawn anew each epoch
-        and can be the true ones; here neither.
+        and can be the true ones; here neither. Normalisation statistics are frozen (train mode
+        there): one of the two passes of an epoch sees D_f alone.
     """
 
     card: ClassVar[Card] = Card(

@@ -76,6 +76,7 @@ class SULI(SoftTargets):
         presets={
             "paper": {
                 "lr": 1e-4, "layers": 2, "epochs": 10, "teacher": "original", "rollback": False,
+                "removed": "label",
             },
             "code": {
                 "lr": 1e-4, "chunk_size": 500, "epochs": 10, "teacher": "current", "bn": "train",

@@ -350,13 +350,16 @@ def test_presets_and_alias() -> None:
     paper = build("adv_imp", {"preset": "paper"})
     assert isinstance(paper, AdvImp)
     assert (paper.attack_radius, paper.balance, paper.importance) == (0.4, "sum", "sample")
+    assert paper.importance_weight == 2.0  # the pull is halved, Eq. 7 is not
     code = build("iwu", {"preset": "code", "importance_weight": 10.0})
     assert isinstance(code, AdvImp)
     assert (code.attack_radius, code.balance, code.importance) == (4.0, "size", "batch")
     assert (code.weight_decay, code.bn, code.importance_weight) == (1e-4, "train", 10.0)
     for slug in ("adv", "correct", "neggrad"):
         for preset in ("paper", "code"):
-            assert getattr(build(slug, {"preset": preset}), "max_norm", 1.0) is None
+            chosen = build(slug, {"preset": preset})
+            assert getattr(chosen, "max_norm", 1.0) is None
+            assert getattr(chosen, "cap", False) is False
 
 
 @pytest.mark.slow

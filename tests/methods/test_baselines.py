@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import forget
 from forgetkit.draws import uniform
 from forgetkit.losses import blocked_classes, bounded_ascent
+from forgetkit.method import find
 from forgetkit.methods.linear_filtration import filtration_matrix
 from forgetkit.methods.random_label import wrong_labels
 from forgetkit.testing import TOYS, toy
@@ -97,19 +98,85 @@ def test_random_labels_belong_to_the_sample() -> None:
     assert not torch.equal(drawn, uniform(7, "other", positions))
 
 
-def test_random_label_mix_keeps_more() -> None:
+@pytest.mark.parametrize("kind", TOYS)
+def test_random_label_mix_keeps_more(kind: str) -> None:
     lost = {}
     for retain in ("none", "mix"):
-        some = toy("vit")
-        kept = some.accuracy(some.test, [0, 1, 2])
-        request = (
-            forget(some.model)
-            .classes([3])
-            .using("random_label", retain=retain, lr=0.02, epochs=20, batch_size=16)
-        )
+        some = toy(kind)
+        kept = some.accuracy(some.test, [0, 1, 2, 3])
+        asked = {"retain": retain, "lr": 0.01, "epochs": 10, "batch_size": 16}
+        request = forget(some.model).instances(range(0, 240, 6)).using("random_label", **asked)
         request.on("cpu").run(some.loader(), guard=None)
-        lost[retain] = kept - some.accuracy(some.test, [0, 1, 2])
-    assert lost["mix"] <= lost["none"]
+        lost[retain] = kept - some.accuracy(some.test, [0, 1, 2, 3])
+    assert lost["mix"] < lost["none"] - 0.2
+
+
+def test_random_label_mix_reads_each_sample_once_an_epoch() -> None:
+    some = toy("cnn")
+    asked = {"preset": "mix", "lr": 0.0, "epochs": 2, "batch_size": 60}
+    request = forget(some.model).instances([0, 1, 2]).using("random_label", **asked)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    assert [row["steps"] for row in result.history] == [4.0, 8.0]  # 240 samples, 60 a step
+    images, labels = some.train.tensors
+    model = toy("cnn").model.eval()
+    with torch.no_grad():
+        each = nn.functional.cross_entropy(model(images), labels, reduction="none")
+    # three wrong labels of 240 cannot weigh half of the loss
+    assert result.history[0]["loss"] < float(each.mean()) + 0.5
+
+
+@pytest.mark.parametrize("slug", ["random_label", "initial_label"])
+def test_single_samples_are_relabelled_for_all_epochs(slug: str) -> None:
+    some = toy("cnn")
+    asked = {"lr": 0.05, "epochs": 8, "batch_size": 4, "check_every": 1}
+    some_of_a_class = (some.train.tensors[1] == 3).nonzero()[:4, 0].tolist()
+    request = forget(some.model).instances(some_of_a_class).using(slug, **asked)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    assert any(row["forget_accuracy"] == 0.0 for row in result.history[:-1])
+    assert len(result.history) == 8
+    assert "all 8 epochs" in result.stopped_because
+
+
+def test_the_cap_can_be_turned_off_and_is_counted() -> None:
+    losses, capped = {}, {}
+    for cap in (True, False):
+        some = toy("cnn")
+        asked = {"cap": cap, "lr": 0.05, "epochs": 1, "batch_size": 5}
+        request = forget(some.model).instances(range(180, 240)).using("neggrad", **asked)
+        result = request.on("cpu").run(some.loader(), guard=None)
+        losses[cap] = result.after["forget"].loss
+        capped[cap] = sum(row.get("capped", 0.0) for row in result.history)
+    assert losses[False] > losses[True]
+    assert capped[True] > 0
+    assert capped[False] == 0
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_finetune_does_not_raise_the_retain_loss(kind: str) -> None:
+    some = toy(kind)
+    images, labels = (tensor[some.train.tensors[1] != 3] for tensor in some.train.tensors)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return float(nn.functional.cross_entropy(some.model.eval()(images), labels))
+
+    before = loss()
+    request = forget(some.model).classes([3]).using("finetune", epochs=3, lr=0.01)
+    request.on("cpu").run(some.loader(), guard=None)
+    assert loss() <= before
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_retrain_never_learns_the_class_and_learns_the_others(kind: str) -> None:
+    some = toy(kind)
+    kept = some.accuracy(some.test, [0, 1, 2])
+    card = find("retrain").card
+    settings = {**card.toy, **(card.toy_vit if kind == "vit" else {})}
+    request = forget(some.model).classes([3]).using("retrain", **settings)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    assert result.after["forget"].accuracy == 0.0
+    assert some.accuracy(some.test, [3]) == 0.0
+    assert some.accuracy(some.test, [0, 1, 2]) > 0.9 * kept
 
 
 def test_finetune_with_lr_zero_changes_nothing() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from forgetkit import forget
 from forgetkit.engine.run import Run
-from forgetkit.method import Facts, Pair, build
+from forgetkit.method import Facts, Pair, State, build
 from forgetkit.methods.delete import Delete
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
@@ -161,3 +162,29 @@ def test_step_size_follows_the_kind_of_network() -> None:
     wide = Facts("classes", forget_size=5000, retain_size=0, num_classes=10, transformer=True)
     assert Delete().tuned(wide).lr == 5e-5
     assert build("delete", {"preset": "code"}).hyperparameters()["bn"] == "train"
+
+
+class Kept(Delete):
+    """Shows the targets."""
+
+    seen: ClassVar[list[Tensor]] = []
+
+    def setup(self, run: Run) -> State:
+        """Keep what the run distils."""
+        state = super().setup(run)
+        self.seen.append(state["targets"].clone())
+        return state
+
+
+def test_the_label_alone_may_be_removed() -> None:
+    for removed in ("auto", "label"):
+        some = toy("cnn")
+        request = forget(some.model).classes([2, 3]).using(Kept(removed=removed, epochs=1))
+        request.on("cpu").run(some.loader(), guard=None)
+    every, own = Kept.seen
+    labels = some.train.tensors[1]
+    gone = labels[(labels == 2) | (labels == 3)][:, None]
+    assert float(own.gather(1, gone).abs().max()) == 0.0
+    assert float(own.gather(1, 5 - gone).max()) > 0.0
+    assert float(every[:, 2:].abs().max()) == 0.0
+    assert build("delete", {"preset": "code"}).to_json()["removed"] == "label"

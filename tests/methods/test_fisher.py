@@ -129,3 +129,11 @@ def test_statistics_of_normalisation_stay() -> None:
     moved = changed(start, weights(some.model))
     assert moved
     assert not [name for name in moved if "running" in name or "num_batches" in name]
+
+
+def test_a_run_is_not_taken_for_a_masked_head() -> None:
+    some = toy("cnn")
+    request = forget(some.model).instances([0, 3, 7]).using("fisher", strength=1e-9)
+    result = request.on("cpu").run(some.loader(), guard=None)
+    assert not result.head_masked
+    assert result.after["forget"].accuracy == result.before["forget"].accuracy

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.attacks import affine_sign_attack, projection, sign_attack
 from forgetkit.losses import blocked_classes, kl_divergence
+from forgetkit.method import build
 from forgetkit.methods.lau import LAU
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
@@ -70,6 +73,19 @@ def test_autograd_attack_equals_the_closed_form() -> None:
         project=lambda moved: moved,
     )
     assert torch.allclose(ours, theirs)
+
+
+def test_autograd_attack_avoids_every_forgotten_class() -> None:
+    features, weight, bias, _ = random_head(11)
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    blocked = blocked_classes(labels, (0, 1, 2), 5)
+    closed_form = partial(affine_sign_attack, step=0.6, steps=4, project=lambda moved: moved)
+    autograd = partial(sign_attack, step=0.6, steps=4, project=lambda moved: moved)
+    ours = closed_form(features, weight, bias, labels, blocked)
+    theirs = autograd(features, lambda m: m @ weight.T + bias, labels, blocked=blocked)
+    alone = autograd(features, lambda m: m @ weight.T + bias, labels)
+    assert torch.allclose(ours, theirs)
+    assert not torch.allclose(ours, alone)
 
 
 def test_whole_bank_and_per_batch_attacks_are_identical() -> None:
@@ -228,3 +244,58 @@ def test_two_classes_are_not_poured_into_each_other() -> None:
     gone = torch.isin(labels, torch.tensor([1, 3]))
     predicted = some.model.eval()(images[gone]).argmax(dim=1)
     assert not torch.isin(predicted, torch.tensor([1, 3])).any()
+
+
+class Swapped(nn.Module):
+    """Reads class 0 as 1 and 1 as 0, so that no forget sample is ever right."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Identity()
+        self.fc = nn.Linear(4, 4)
+        with torch.no_grad():
+            self.fc.weight.copy_(4 * torch.eye(4)[[1, 0, 2, 3]])
+            self.fc.bias.zero_()
+
+    def forward(self, points: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(points))
+        return logits
+
+
+def test_wrong_answers_among_the_forgotten_classes_do_not_count_as_forgotten() -> None:
+    labels = torch.arange(4).repeat_interleave(20)
+    points = torch.eye(4)[labels] + 0.1 * torch.randn(80, 4, generator=torch.manual_seed(0))
+    model = Swapped()
+    loader = DataLoader(TensorDataset(points, labels), batch_size=16)
+    request = forget(model).classes([0, 1]).using("lau", lr=0.1).on("cpu")
+    result = request.run(loader, guard=None)
+    assert result.before["forget"].accuracy == 0.0
+    assert (model(points[labels < 2]).argmax(dim=1) >= 2).all()
+    assert (model(points[labels >= 2]).argmax(dim=1) == labels[labels >= 2]).all()
+
+
+def test_history_has_the_share_of_failed_attacks() -> None:
+    shares = {}
+    for steps in (1, 20):
+        some = toy("cnn")
+        method = LAU(attack_steps=steps, attack_step=1e-4 if steps == 1 else 0.6, epochs=1)
+        request = forget(some.model).classes([3]).using(method).on("cpu")
+        shares[steps] = request.run(some.forget_loader(), guard=None).history[0]["failed_attacks"]
+    assert shares[1] > 0.5  # a step too short to leave the class
+    assert shares[20] == 0.0
+
+
+def test_presets() -> None:
+    assert build("lau", {"preset": "paper"}) == LAU(momentum=0.0)
+    code = build("lau", {"preset": "code"})
+    assert isinstance(code, LAU)
+    assert (code.attack_steps, code.attack_step, code.attack_radius) == (40, 0.4, 0.3)
+    assert (code.attack_clamp, code.kd_reduction) == ((0.0, 1.0), "mean")
+
+
+def test_a_share_says_that_its_figures_are_of_the_drawn_samples() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("lau", share=0.1).on("cpu")
+    result = request.run(some.forget_loader(), guard=None)
+    assert any("drew 6 samples" in note for note in result.notes)
+    assert result.before["forget"].samples == 6

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.errors import BadHyperparameter, ForgetkitError
+from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 
 START = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
@@ -91,3 +92,16 @@ def test_one_retained_sample_is_enough_but_none_is_refused() -> None:
     assert float(moved(retain_samples=1).abs().max()) > 0.0
     with pytest.raises(ForgetkitError, match="retain"):
         forget(Linear()).instances(range(5)).using("ntk").on("cpu").run(loader(), guard=None)
+
+
+@pytest.mark.parametrize("fresh", [None, "factory"])
+def test_a_scale_needs_the_weights_that_training_started_from(fresh: str | None) -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).instances([0, 3])
+    if fresh:
+        request = request.fresh(lambda: toy("cnn").model)
+    request = request.using("ntk", scale=None, retain_samples=20).on("cpu")
+    with pytest.raises(BadHyperparameter, match="state dict"):
+        request.run(some.loader(), guard=None)
+    assert changed(weights(some.model), before) == []

@@ -136,3 +136,15 @@ def test_an_epoch_is_a_forget_step_then_a_retain_step() -> None:
     assert torch.allclose(model.fc.weight, values[0], atol=1e-6)
     assert torch.allclose(model.fc.bias, values[1], atol=1e-6)
     assert result.history[-1]["steps"] == 4
+
+
+def test_clipping_is_of_the_weights_that_may_move() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    asked = {"mask": 0.02, "max_norm": 0.1, "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    request = forget(some.model).instances(range(180, 240))
+    request = request.using("neggrad", epochs=1, batch_size=60, cap=False, **asked)
+    request.on("cpu").run(some.loader(), guard=None)
+    after = weights(some.model)
+    moved = sum(float((after[name] - before[name]).double().square().sum()) for name in before)
+    assert moved**0.5 == pytest.approx(0.1, rel=1e-3)

@@ -214,7 +214,9 @@ def test_settings_that_follow_the_request() -> None:
     assert SULI(lr=1.0, layers=3).tuned(single) == SULI(lr=1.0, layers=3)
     code = build("suli", {"preset": "code"})
     assert code == SULI(lr=1e-4, chunk_size=500, epochs=10, teacher="current", bn="train")
-    assert build("suli", {"preset": "paper"}) == SULI(lr=1e-4, layers=2, epochs=10, rollback=False)
+    assert build("suli", {"preset": "paper"}) == SULI(
+        lr=1e-4, layers=2, epochs=10, rollback=False, removed="label"
+    )
 
 
 def test_single_samples_stop_at_the_accuracy_of_unseen_ones() -> None:
