@@ -44,9 +44,8 @@ STUDIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "pgu": {
         "default: energy, 0.95": {},
         "energy, 0.90": {"gamma": 0.90},
-        "energy, 0.99": {"gamma": 0.99},
+        "energy, 0.80": {"gamma": 0.80},
         "roots, 0.90 (paper)": {"spectrum": "sigma", "gamma": 0.90},
-        "roots, 0.95": {"spectrum": "sigma", "gamma": 0.95},
     },
     "suli": {
         "default: original teacher": {},

@@ -242,7 +242,9 @@ def test_a_relabel_run_stops_when_every_new_label_is_known() -> None:
 
 
 def test_a_preset_is_overridden_by_what_is_given() -> None:
-    with pytest.raises(BadHyperparameter, match="expected preset to be one of paper, code, found 'x'"):
+    with pytest.raises(
+        BadHyperparameter, match="expected preset to be one of paper, code, found 'x'"
+    ):
         build("lau", {"preset": "x"})
     assert build("lau", {"preset": "paper"}).hyperparameters()["momentum"] == 0.0
     made = build("lau", {"preset": "paper", "momentum": 0.5, "alpha": 0.4}).hyperparameters()

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import Result, Statistics, forget
 from forgetkit.errors import BadHyperparameter
 from forgetkit.method import build
+from forgetkit.methods.pgu import PATIENCE
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.toys import Exploding
 from forgetkit.testing.trace import changed, weights
@@ -383,7 +384,7 @@ def test_wrong_labels_are_left_for_a_decided_other_class() -> None:
         effective = weight @ outside + weight @ region @ scaling @ region.T
         features = literal.one(inputs[rows]).relu()
         logits = features @ effective.T + literal.two.bias
-        loss = literal_loss(logits, labels[rows], 0.1, 0.2, others=True)
+        loss = literal_loss(logits, labels[rows], 0.1, 3.0, others=True)
         gradients = torch.autograd.grad(loss, [literal.one.weight, weight, scaling])
         rate = 0.2 * (0.05 / 0.2) ** (epoch / 2)
         with torch.no_grad():
@@ -413,8 +414,8 @@ def test_depoisoning_keeps_the_epoch_with_the_best_validation() -> None:
     )
     seen = [row["retain_accuracy"] for row in result.history]
     assert result.after["validation_retain"].accuracy == pytest.approx(max(seen))
-    assert "has not risen for 5 epochs" in result.stopped_because
-    assert len(seen) == seen.index(max(seen)) + 6
+    assert f"has not risen for {PATIENCE} epochs" in result.stopped_because
+    assert len(seen) == seen.index(max(seen)) + PATIENCE + 1
 
 
 class Digits(nn.Module):
