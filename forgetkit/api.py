@@ -196,6 +196,7 @@ class Request:
             The result; its ``model`` is the object that came in.
 
         Raises:
+            BadHyperparameter: the guard is something else.
             ForgetkitError: bad input, or a run that broke; the model is as it was.
         """
         from forgetkit.engine.execution import execute
@@ -217,6 +218,11 @@ class Request:
                     "out for the default guard"
                 )
             guard = Guard()
+        if guard is not None and not isinstance(guard, Guard):
+            raise BadHyperparameter(
+                f"run(guard={guard!r}): expected a Guard or None, found {type(guard).__name__}; "
+                "write guard=Guard(budget=0.02) for a loss of two points, guard=None for no guard"
+            )
         return execute(self, loader, guard)
 
     def _aimed(self, goal: Goal) -> Request:

@@ -43,6 +43,10 @@ class DataError(ForgetkitError, ValueError):
     """Batches, labels or data sets that cannot be used."""
 
 
+class MissingFile(DataError, FileNotFoundError):
+    """A file that was named is not there."""
+
+
 class UnlearningFailed(ForgetkitError, RuntimeError):
     """The run broke; the model holds the weights it came in with."""
 

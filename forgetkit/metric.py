@@ -33,8 +33,9 @@ class MetricCard:
         slug: registered name, lower case with underscores.
         title: the name in the literature.
         group: part of the report that it belongs to.
-        level: the smallest level of an audit that runs it: ``"quick"`` trains nothing,
-            ``"standard"`` trains probes, ``"full"`` needs reference models or much time.
+        level: the smallest level of an audit that runs it: ``"quick"`` fits no more than probes on
+            extracted features, ``"standard"`` trains copies of the model, ``"full"`` needs
+            reference models or much time.
         range: accepted values in words, with the unit.
         good: which values are good, in words.
         bad: one sentence: what a bad value means to whoever asked for the deletion.

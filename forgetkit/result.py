@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from forgetkit.engine.measuring import SetAccuracy
+from forgetkit.errors import PatchMismatch
 from forgetkit.goal import Goal
 from forgetkit.losses import unlearning_score
 from forgetkit.method import Method
@@ -152,6 +153,8 @@ class Result:
         from forgetkit.adapting import unwrap
         from forgetkit.audit.run import audit
 
+        if not self.rolled_back:
+            self._require_edit("audit")
         original = copy.deepcopy(unwrap(self.model))
         if self.patch.names:
             self.patch.revert(original)
@@ -184,24 +187,53 @@ class Result:
             The files that were written.
 
         Raises:
+            PatchMismatch: the model does not hold what the run left: it was rolled back, undone or
+                changed since.
             ModelError: the directory holds files of something else.
         """
         from forgetkit.saving import save_model
 
+        self._require_edit("save")
         return save_model(self.model, directory, card=self.card(), changed=self.patch.names)
 
     def push_to_hub(self, name: str) -> str:
-        """Upload the model with a card that says what was forgotten; return its address."""
+        """Upload the model with a card that says what was forgotten; return its address.
+
+        Raises:
+            PatchMismatch: as for ``save``.
+        """
         from forgetkit.saving import push_to_hub
 
+        self._require_edit("push_to_hub")
         return push_to_hub(self.model, name, card=self.card())
+
+    def _require_edit(self, what: str) -> None:
+        """Refuse to pass weights off as the outcome of this run that are not."""
+        from forgetkit.adapting import unwrap
+
+        if self.rolled_back:
+            raise PatchMismatch(
+                f"{what}(): expected a run that stands, found one that was rolled back "
+                f"({self.stopped_because}), so the model is the one that came in; run again with "
+                "other settings, or save the model itself"
+            )
+        if not self.patch.names:
+            return
+        state = self.patch.state_of(unwrap(self.model))
+        if state != "after":
+            found = "one that was undone" if state == "before" else "one that was changed since"
+            raise PatchMismatch(
+                f"{what}(): expected the model as the run left it, found {found}, so the figures "
+                "of this run are not its own; run again, or use the result of the last run"
+            )
 
     def card(self) -> str:
         """Return the Markdown model card of the edited model."""
         from forgetkit.model_card import model_card
 
+        undone = {"rolled back": self.stopped_because} if self.rolled_back else {}
         return model_card(
-            dict(self.patch.request),
+            {**self.patch.request, **undone},
             {name: measured.to_json() for name, measured in self.before.items()},
             {name: measured.to_json() for name, measured in self.after.items()},
             LIMITS,

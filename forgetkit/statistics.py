@@ -24,7 +24,8 @@ from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sets import read_chunks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
-from forgetkit.errors import BadHyperparameter, DataError, ModelError
+from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
+from forgetkit.method import Method
 from forgetkit.moments import (
     Accumulator,
     Cut,
@@ -171,6 +172,7 @@ class Statistics:
 
         Raises:
             PatchMismatch: the model was changed again after the run.
+            DataError: the loader holds another number of samples to forget than that of the run.
             ModelError: the statistics belong to another architecture.
         """
         from forgetkit.adapting import unwrap
@@ -187,6 +189,12 @@ class Statistics:
             sets = split(
                 loader, result.goal, num_classes=2**31, forget_classes=result.forget_classes
             )
+            forgotten = result.samples.get("forget", len(sets.forget))
+            if type(result.method).choose is Method.choose and forgotten != len(sets.forget):
+                raise DataError(
+                    f"without(): expected the loader of the run, which forgot {forgotten} samples, "
+                    f"found {len(sets.forget)} of them in this one; pass the loader of that run"
+                )
             batches = (batch.inputs for batch in sets.forget.batches())
             part = self.part(before, batches, _forward(before))
         return self._less(part)
@@ -262,12 +270,12 @@ class Statistics:
         """Read statistics; no code in the file is ever run.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            MissingFile: there is no such file.
             DataError: the file holds something else, or is damaged.
         """
         source = Path(path)
         if not source.is_file():
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"path {source}: expected a file of statistics, found none; make it with "
                 "Statistics.collect(model, loader).save(path)"
             )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgetkit.errors import DataError
+from forgetkit.errors import DataError, MissingFile
 from forgetkit.metric import Finding, MetricCard
 
 if TYPE_CHECKING:
@@ -176,13 +176,14 @@ class Audit:
         """Read a record that ``save`` wrote.
 
         Raises:
-            FileNotFoundError: there is no such file.
+            MissingFile: there is no such file.
             DataError: it holds something else.
         """
         source = Path(path)
         if not source.is_file():
-            raise FileNotFoundError(
-                f"path {source} is expected to be an audit's record; none there"
+            raise MissingFile(
+                f"path {source} is expected to be an audit's record; none there; pass the file "
+                "that Audit.save() wrote"
             )
         try:
             record = json.loads(source.read_text(encoding="utf-8"))

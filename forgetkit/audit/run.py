@@ -103,7 +103,7 @@ def audit(
     if level not in LEVELS:
         raise BadHyperparameter(
             f"audit(level={level!r}): expected one of {', '.join(LEVELS)}, found {level!r}; "
-            '"quick" trains nothing'
+            '"quick" fits no more than probes on extracted features'
         )
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
         raise BadHyperparameter(
@@ -428,6 +428,11 @@ def _measured(metric: Metric, evidence: Evidence) -> Finding:
 def _chosen(level: str, metrics: Sequence[str | Metric] | None) -> list[Metric]:
     if metrics is None:
         return [one() for one in all_metrics() if RANK[one.card.level] <= RANK[level]]
+    if isinstance(metrics, (str, Metric)):
+        raise BadHyperparameter(
+            f"audit(metrics={metrics!r}): expected a list of names or metrics, found a single one; "
+            f"write metrics=[{metrics!r}]"
+        )
     found = [one if isinstance(one, Metric) else find_metric(one)() for one in metrics]
     slugs = [metric.card.slug for metric in found]
     if len(set(slugs)) < len(slugs) or not found:

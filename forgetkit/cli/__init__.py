@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,6 +38,9 @@ def _main(
     ] = False,
 ) -> None:
     """Hold the options that come before a command."""
+    # A console script has its own folder on the path; package.module:factory means the user's.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     # Other libraries' bars for steps that take milliseconds would bury the command's own lines.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

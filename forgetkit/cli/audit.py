@@ -52,7 +52,10 @@ def audit(
         typer.Option(help="Trained without the classes: a MODEL, or a state dict. Repeatable."),
     ] = None,
     level: Annotated[
-        Level, typer.Option(help="quick trains nothing, standard trains probes, full takes long.")
+        Level,
+        typer.Option(
+            help="quick fits probes on features at most, standard relearns, full takes long."
+        ),
     ] = Level.quick,
     full: Annotated[bool, typer.Option("--full", help="The same as --level full.")] = False,
     metrics: Annotated[

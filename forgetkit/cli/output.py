@@ -26,6 +26,25 @@ Json: TypeAlias = Annotated[
 ]
 
 
+OPTIONS = {
+    ", or allow_download=True, or untrained=True to look at the architecture": ", or --download",
+    ", or untrained=True to look at the architecture": "",
+    "allow_download=True": "--download",
+    "state_dict=...": "--weights FILE",
+    "state_dict=": "--weights ",
+    "state_dict": "--weights FILE",
+    "num_classes": "--num-classes",
+}
+"""What arguments of Python calls are named on the command line; longer ones first."""
+
+
+def _as_options(message: str) -> str:
+    """Name options instead of arguments in the message of an error."""
+    for argument, option in OPTIONS.items():
+        message = message.replace(argument, option)
+    return message
+
+
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Turn a refused request into one red sentence on standard error and exit status 2."""
 
@@ -34,7 +53,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             command(*args, **kwargs)
         except (ForgetkitError, FileNotFoundError) as error:
-            Console(stderr=True, soft_wrap=True).print(Text(str(error), style="red"))
+            Console(stderr=True, soft_wrap=True).print(Text(_as_options(str(error)), style="red"))
             raise typer.Exit(FAILED) from error
         except BrokenPipeError:  # the reader of a pipe has gone, for instance `| head`
             sys.stderr.close()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias, cast
 
 import torch
 from torch import nn
@@ -26,15 +27,18 @@ from forgetkit.data.loaders import Loader
 from forgetkit.engine.place import Place, alone, choose_place
 from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, ModelError
 from forgetkit.goal import Classes, Goal
+from forgetkit.listed import as_list
 from forgetkit.method import Method, build
 
 ORIGINAL = "original"
+Target: TypeAlias = int | str | Sequence[int | str] | Goal
+"""A class, classes that are forgotten together, or a goal."""
 
 
 def compare(
     model: nn.Module,
     loader: Loader,
-    targets: Sequence[int | str | Sequence[int | str] | Goal],
+    targets: Sequence[Target],
     methods: Sequence[str | Method],
     seeds: int | Sequence[int] = 3,
     *,
@@ -93,8 +97,10 @@ def compare(
     numbers = _seeds(seeds)
     bare = unwrap(model)
     _copied(bare)
+    asked = as_list("targets", targets, "what is forgotten in turn", "targets=[3, 5]")
     grounds = [
-        ground_of(bare, goal, loader, retain=retain, test=test) for goal in map(_goal, targets)
+        ground_of(bare, _goal(target), loader, retain=retain, test=test)
+        for target in cast("list[Target]", asked)
     ]
     _refuse_repeats("targets", [ground.target for ground in grounds])
     bench = _Bench(bare, loader, retain, validate, device, precision, head)
@@ -231,7 +237,7 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _goal(target: int | str | Sequence[int | str] | Goal) -> Goal:
+def _goal(target: Target) -> Goal:
     if isinstance(target, Goal):
         if target.kind not in ("classes", "instances"):
             raise BadTarget(

@@ -16,7 +16,7 @@ from forgetkit.adapting import logits_of
 from forgetkit.data.loaders import Loader
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
-from forgetkit.engine.guard import BestState, Guard, Reading, hold_out, verdict
+from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
 from forgetkit.engine.measuring import SetAccuracy, measure
 from forgetkit.engine.modes import evaluating, set_update_mode
 from forgetkit.engine.place import Place, Precision, choose_place
@@ -163,8 +163,6 @@ class Execution:
             checks.check_untied(candidates, self._prepared.view.tied)
         else:
             candidates = dict(self._model.named_parameters())
-        if self._method.card.fresh:
-            return candidates
         return checks.editable_parameters(candidates, self._method)
 
     def _inside(
@@ -201,6 +199,8 @@ class Execution:
             validation=self._prepared.validation.get("validation_retain"),
             initial=self._request.initial,
         )
+        if self._guard is not None and self._watched is None:
+            run.log(UNWATCHED)
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
@@ -239,12 +239,30 @@ class Execution:
             return self._prepared.sets, kept.take(rows.sort().values)
         return hold_out(self._prepared.sets, self._guard, generator)
 
+    def _reset(self, run: Run) -> None:
+        """Draw every weight anew; frozen ones stay, as the caller asked for by freezing them."""
+        frozen = {
+            name: parameter.detach().clone()
+            for name, parameter in self._model.named_parameters()
+            if not parameter.requires_grad
+        }
+        reset_weights(self._model, self._request.initial)
+        live = dict(self._model.named_parameters())
+        with torch.no_grad():
+            for name, value in frozen.items():
+                live[name].copy_(value)
+        if frozen:
+            run.log(
+                f"{self._method.card.slug}: {len(frozen)} frozen tensors were not drawn anew: "
+                f"{', '.join(sorted(frozen)[:4])}; what they know of the forget set stays"
+            )
+
     def _change(self, accuracy: Remembered, run: Run) -> Outcome:
         """Let the method change the weights."""
         method = self._method
         if method.card.fresh:
             with self._clock("reset"):
-                reset_weights(self._model, self._request.initial)
+                self._reset(run)
         with self._clock("setup"), torch.no_grad(), evaluating(self._model):
             run.state = method.setup(run)
         if self._best is not None and run.target is not None:

@@ -17,6 +17,11 @@ from forgetkit.types import SampleSet, Sets
 class Guard:
     """What a run may cost before it is undone.
 
+    Watched are the retained samples of ``.validate``, else a slice of the retain set, on which then
+    nothing trains. A run is undone when their accuracy falls by more than ``budget``, and when
+    nothing was forgotten: the accuracy on the forget set did not fall and its loss did not rise.
+    Without any retained sample at hand nothing is watched, and a note of the result says so.
+
     Args:
         budget: largest loss of accuracy on retained samples, as a fraction.
         share: part of the retain set that is held out and watched.
@@ -43,6 +48,11 @@ class Guard:
                 "pass guard=None to watch nothing"
             )
 
+
+UNWATCHED = (
+    "guard: no retained sample is at hand, so what this run costs was not watched; pass the whole "
+    "training set, .retain(loader) or .validate(loader), or guard=None if that is meant"
+)
 
 FEWEST = 16
 """A held-out slice smaller than this measures nothing; then all retained samples are watched."""

@@ -197,6 +197,7 @@ class LAU(StopsEarly):
             features, labels = features.to(run.device), rows.labels.to(run.device)
             blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
             if affine is not None:
+                features = features.to(affine[0].dtype)
                 flat = rearrange(features, "batch ... -> batch (...)")
                 attacked = affine_sign_attack(
                     flat,

@@ -76,8 +76,8 @@ class PGU(Trained):
         benchmarks), and an end by validation waits for 20 epochs. For single samples the gap is
         that of this request's D_f, not of all forgotten so far, and what validation accuracy was
         lost since the start counts as gap, too. Other optimisers than SGD, and weight decay, have
-        the weights' whole displacement projected. ``mask`` cuts single weights out of a projected gradient and so gives the
-        protection up.
+        the weights' whole displacement projected. ``mask`` cuts single weights out of a projected
+        gradient and so gives the protection up.
     """
 
     card: ClassVar[Card] = Card(

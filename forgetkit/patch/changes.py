@@ -129,7 +129,9 @@ class Turn:
         cure = (
             "Load the weights that the patch was made from."
             if self.forward
-            else "Revert the patches that were applied after this one first, newest first."
+            else "Revert the patches that were applied after this one first, newest first. If the "
+            "model was trained, cast to another precision or run in train mode since (running "
+            "statistics move), load weights that were saved right after the edit."
         )
         return PatchMismatch(
             f"{where} is expected to hold exactly the weights {held} this edit "

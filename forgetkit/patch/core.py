@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from forgetkit.checkpoint import beside, open_checkpoint, write_checkpoint
-from forgetkit.errors import PatchMismatch
+from forgetkit.errors import MissingFile, PatchMismatch
 from forgetkit.fingerprint import (
     TensorBits,
     from_bits,
@@ -187,11 +187,14 @@ class Patch:
 
         Raises:
             PatchMismatch: the file is no patch, or damaged.
-            FileNotFoundError: there is no such file.
+            MissingFile: there is no such file.
         """
         source = Path(path)
         if not source.is_file():
-            raise FileNotFoundError(f"path {source} is expected to be a patch file; found none.")
+            raise MissingFile(
+                f"path {source} is expected to be a patch file; found none. Pass a file written by "
+                "Patch.save."
+            )
         try:
             with safe_open(source, framework="pt") as stored:
                 metadata = stored.metadata() or {}

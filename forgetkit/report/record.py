@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from forgetkit.errors import DataError, UnknownMethod
+from forgetkit.errors import DataError, MissingFile, UnknownMethod
 from forgetkit.metric import MetricCard, find_metric
 
 GROUPS = {
@@ -142,9 +142,14 @@ def load_record(path: Path | str) -> dict[str, object]:
 
     Raises:
         DataError: the file holds no JSON object.
-        FileNotFoundError: there is no such file.
+        MissingFile: there is no such file.
     """
     path = Path(path)
+    if not path.is_file():
+        raise MissingFile(
+            f"record {path}: expected the JSON that an audit wrote, found no such file; pass the "
+            "record.json of an audit"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
