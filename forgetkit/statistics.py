@@ -113,6 +113,11 @@ class Statistics:
         from forgetkit.adapting import unwrap
 
         check_options(positions, max_dim, products)
+        if not isinstance(model, nn.Module):
+            raise ModelError(
+                f"collect({model!r}): expected a torch.nn.Module, found {type(model).__name__}; "
+                "pass the model itself, for instance forgetkit.load_model(...)"
+            )
         bare = unwrap(model)
         with _looking_at(bare):
             batches = inputs_of(loader)

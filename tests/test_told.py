@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,22 @@ def test_the_command_line_names_its_own_options(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["inspect", str(weights_alone)])
     assert found.exit_code == 2
     assert f"--weights '{weights_alone}'" in found.output
+
+
+def test_images_that_the_model_cannot_take() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    wrong = {
+        "scaled and": (images * 255).byte(),
+        "channels": torch.cat([images, images], dim=1),
+    }
+    for cure, given in wrong.items():
+        loader = DataLoader(TensorDataset(given, labels), batch_size=60)
+        with pytest.raises(ForgetkitError, match=cure):
+            forget(some.model).classes([3]).using("finetune").on("cpu").run(loader)
+    with torch.inference_mode():
+        made_inside = copy.deepcopy(some.model)
+        with pytest.raises(ForgetkitError, match=r"inside torch\.inference_mode"):
+            forget(made_inside).classes([3]).using("finetune").on("cpu").run(some.loader())
+    with pytest.raises(ModelError, match="pass the model itself"):
+        Statistics.collect("resnet18", some.loader())  # type: ignore[arg-type]

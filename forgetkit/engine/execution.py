@@ -72,8 +72,32 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
             raise UnlearningFailed(
                 f"run(): expected the run to finish, found {type(error).__name__} in phase "
                 f"{clock.phase}{where}: {error}; the model holds the weights it came in with: "
-                "mend the cause and run again"
+                f"{_cure(error)}"
             ) from error
+
+
+_FLOATS = (
+    "the images have a type that the model does not take: give floats, scaled and normalised as "
+    "for training"
+)
+_CURES = {
+    "Input type": f"{_FLOATS}, and images before labels",
+    "scalar type": f"{_FLOATS}, and images before labels",
+    "to have the same dtype": _FLOATS,
+    "Given groups": "the images have another number of channels or another shape than the model "
+    "takes: give .run, .retain and .validate images as for training",
+    "shapes cannot be multiplied": "the images have another size than the model takes: give .run, "
+    ".retain and .validate images as for training",
+    "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
+    "gradients: make them outside of it, or under torch.no_grad",
+}
+"""What to do about the commonest errors of torch, by a part of their text."""
+
+
+def _cure(error: Exception) -> str:
+    """Return what the user can do about an error of the model."""
+    known = (cure for sign, cure in _CURES.items() if sign in str(error))
+    return next(known, "mend the cause and run again")
 
 
 @contextmanager
