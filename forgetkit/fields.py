@@ -71,7 +71,7 @@ class Bounds:
         if self.kind == "artefact":
             return isinstance(value, (str, PurePath)) and bool(str(value))
         if self.by_layer and isinstance(value, dict):
-            one = replace(self, by_layer=False)
+            one = replace(self, by_layer=False, optional=False)
             return bool(value) and all(
                 isinstance(k, str) and one.accepts(v) for k, v in value.items()
             )

@@ -42,8 +42,8 @@ STUDIES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "without double softmax": {"double_softmax": False},
     },
     "pgu": {
-        "default: energy, 0.95": {},
-        "energy, 0.90": {"gamma": 0.90},
+        "default: energy, 0.90": {},
+        "energy, 0.95": {"gamma": 0.95},
         "energy, 0.80": {"gamma": 0.80},
         "roots, 0.90 (paper)": {"spectrum": "sigma", "gamma": 0.90},
     },
