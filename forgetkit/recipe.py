@@ -72,8 +72,7 @@ class Ascends(Trained):
         if not self.cap:
             return -cross_entropy(logits, batch.labels)
         lost, beyond = capped_ascent(logits, batch.labels)
-        if beyond:
-            run.count("capped", run.counts.get("capped", 0.0) + beyond)
+        run.tally("capped", beyond)
         return lost
 
 

@@ -153,8 +153,7 @@ class Result:
         from forgetkit.adapting import unwrap
         from forgetkit.audit.run import audit
 
-        if not self.rolled_back:
-            self._require_edit("audit")
+        self._require_state("audit", exactly=True)
         original = copy.deepcopy(unwrap(self.model))
         if self.patch.names:
             self.patch.revert(original)
@@ -209,23 +208,35 @@ class Result:
 
     def _require_edit(self, what: str) -> None:
         """Refuse to pass weights off as the outcome of this run that are not."""
-        from forgetkit.adapting import unwrap
-
         if self.rolled_back:
             raise PatchMismatch(
                 f"{what}(): expected a run that stands, found one that was rolled back "
                 f"({self.stopped_because}), so the model is the one that came in; run again with "
                 "other settings, or save the model itself"
             )
-        if not self.patch.names:
+        self._require_state(what, exactly=False)
+
+    def _require_state(self, what: str, *, exactly: bool) -> None:
+        """Refuse a model that is not as the run left it.
+
+        Args:
+            what: the call.
+            exactly: whether buffers that the run did not change count, too. A forward pass of the
+                user's own may move them.
+        """
+        from forgetkit.adapting import unwrap
+
+        bare = unwrap(self.model)
+        buffers = {name for name, _ in bare.named_buffers()} - set(self.patch.names)
+        state = self.patch.state_of(bare, leave=() if exactly else buffers)
+        if state == ("after" if self.patch.names else "before"):
             return
-        state = self.patch.state_of(unwrap(self.model))
-        if state != "after":
-            found = "one that was undone" if state == "before" else "one that was changed since"
-            raise PatchMismatch(
-                f"{what}(): expected the model as the run left it, found {found}, so the figures "
-                "of this run are not its own; run again, or use the result of the last run"
-            )
+        undone = state == "before"
+        found = "one that was undone" if undone else "one that was changed since"
+        raise PatchMismatch(
+            f"{what}(): expected the model as the run left it, found {found}, so the figures of "
+            "this run are not its own; run again, or use the result of the last run"
+        )
 
     def card(self) -> str:
         """Return the Markdown model card of the edited model."""

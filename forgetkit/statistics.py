@@ -195,7 +195,9 @@ class Statistics:
                 loader, result.goal, num_classes=2**31, forget_classes=result.forget_classes
             )
             forgotten = result.samples.get("forget", len(sets.forget))
-            if type(result.method).choose is Method.choose and forgotten != len(sets.forget):
+            whole = type(result.method).choose is Method.choose
+            whole = whole or getattr(result.method, "share", None) == 1.0
+            if whole and forgotten != len(sets.forget):
                 raise DataError(
                     f"without(): expected the loader of the run, which forgot {forgotten} samples, "
                     f"found {len(sets.forget)} of them in this one; pass the loader of that run"

@@ -5,16 +5,23 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from typer.testing import CliRunner
 
 from forgetkit import Guard, Patch, Statistics, audit_model, forget
 from forgetkit.cli import app
 from forgetkit.comparing import compare
+from forgetkit.data.split import split
+from forgetkit.data.views import Joined
+from forgetkit.demo import course
+from forgetkit.demo.contenders import CONTENDERS
 from forgetkit.errors import (
     BadHyperparameter,
     BadTarget,
@@ -24,6 +31,7 @@ from forgetkit.errors import (
     ModelError,
     PatchMismatch,
 )
+from forgetkit.goal import Instances
 from forgetkit.report import load_record
 from forgetkit.result import Result
 from forgetkit.testing import TOYS, toy
@@ -99,6 +107,7 @@ def test_retrain_leaves_frozen_weights_alone() -> None:
     assert not set(frozen) & set(moved)
     assert "fc.weight" in moved
     assert any("not drawn anew" in note for note in result.notes)
+    assert not any(name.startswith("body") for name in moved)  # running statistics included
     some.model.requires_grad_(requires_grad=False)
     with pytest.raises(ModelError, match="requires_grad"):
         request.run(some.loader(), guard=None)
@@ -185,3 +194,116 @@ def test_images_that_the_model_cannot_take() -> None:
             forget(made_inside).classes([3]).using("finetune").on("cpu").run(some.loader())
     with pytest.raises(ModelError, match="pass the model itself"):
         Statistics.collect("resnet18", some.loader())  # type: ignore[arg-type]
+
+
+class Stubborn(nn.Module):
+    """Cannot be reset without being told how."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def reset_parameters(self, std: float) -> None:
+        nn.init.normal_(self.weight, std=std)
+
+
+def test_a_reset_that_breaks_leaves_frozen_weights_as_they_were() -> None:
+    some = toy("cnn")
+    for parameter in some.model.get_submodule("body").parameters():
+        parameter.requires_grad = False
+    some.model.add_module("last", Stubborn())
+    before = weights(some.model)
+    with pytest.raises(ForgetkitError, match="std"):
+        forget(some.model).classes([3]).using("retrain", epochs=1).on("cpu").run(some.loader())
+    assert changed(weights(some.model), before) == []
+
+
+class Counting(nn.Module):
+    """Counts its calls in a buffer."""
+
+    calls: Tensor
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        logits: Tensor = self.inner(images)
+        return logits
+
+
+def test_a_look_at_the_model_does_not_keep_it_from_being_saved(tmp_path: Path) -> None:
+    some = toy("cnn")
+    model = Counting(some.model)
+    result = forget(model).classes([3]).using("lau").on("cpu").run(some.loader(), guard=None)
+    model.eval()(some.train.tensors[0][:2])
+    assert result.save(tmp_path / "out")
+
+
+def test_a_run_that_changed_nothing_does_not_lend_its_card(tmp_path: Path) -> None:
+    some = toy("vit")
+    request = forget(some.model).classes([3]).using("finetune", lr=0.0, epochs=1).on("cpu")
+    idle = request.run(some.loader(), guard=None)
+    assert idle.save(tmp_path / "same")
+    forgotten(some)
+    with pytest.raises(PatchMismatch, match="changed since"):
+        idle.save(tmp_path / "other")
+
+
+def test_paths_in_messages_are_not_rewritten(tmp_path: Path) -> None:
+    for name in ("state_dict.pt", "my_num_classes.safetensors"):
+        found = CliRunner().invoke(app, ["inspect", str(tmp_path / name)])
+        assert found.exit_code == 2
+        assert name in found.output
+
+
+class Drawn(Dataset[tuple[Tensor, int]]):
+    """Writes a random number into every image, as random augmentation would."""
+
+    seen: ClassVar[list[float]] = []
+
+    def __init__(self) -> None:
+        self.images, self.labels = toy("cnn").train.tensors
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = self.images[index].clone()
+        image[0, 0, 0] = torch.rand(())
+        return image, int(self.labels[index])
+
+
+def test_joined_sets_draw_augmentations_anew_in_every_epoch() -> None:
+    parts = split(
+        DataLoader(Drawn(), batch_size=8, num_workers=1),
+        Instances((0, 1, 2)),
+        num_classes=4,
+        forget_classes=(),
+    )
+    assert parts.retain is not None
+    draws = []
+    for _ in range(2):
+        joined = Joined(parts.forget, parts.retain)
+        seen = [batch.inputs[:, 0, 0, 0] for batch in joined.batches(8)]  # type: ignore[index]  # tensors
+        draws.append(torch.cat(seen))
+    assert not torch.equal(*draws)
+    assert not torch.equal(draws[0][:3].sort().values, draws[0][3:6].sort().values)
+
+
+@pytest.mark.slow
+def test_the_demo_goes_on_when_a_run_is_rolled_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(CONTENDERS[0].recipes["digits"], epochs=1)
+    first = replace(CONTENDERS[0], recipes={"digits": recipe})
+    monkeypatch.setattr(course, "CONTENDERS", (first,))
+    why = "guard: as a test wants it"
+    monkeypatch.setattr("forgetkit.engine.execution.verdict", lambda *_: why)
+    report = course.run_demo(out=tmp_path, say=lambda _: None)
+    assert [row.state for row in report.rows][1] == "rolled back (lau)"
+    assert len(report.rows) == 4
+    assert (tmp_path / first.slug / "original").exists()
+    assert not (tmp_path / first.slug / "forgotten").exists()

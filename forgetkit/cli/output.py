@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, ParamSpec, TypeAlias
@@ -26,22 +27,22 @@ Json: TypeAlias = Annotated[
 ]
 
 
+_ALONE = r"(?<![\w./\\-]){}(?![\w/\\-]|\.\w)"
 OPTIONS = {
-    ", or allow_download=True, or untrained=True to look at the architecture": ", or --download",
-    ", or untrained=True to look at the architecture": "",
-    "allow_download=True": "--download",
-    "state_dict=...": "--weights FILE",
-    "state_dict=": "--weights ",
-    "state_dict": "--weights FILE",
-    "num_classes": "--num-classes",
+    re.escape(", or untrained=True to look at the architecture"): "",
+    _ALONE.format("allow_download=True"): "--download",
+    r"(?<![\w./\\-])state_dict=\.\.\.": "--weights FILE",
+    r"(?<![\w./\\-])state_dict=": "--weights ",
+    _ALONE.format("state_dict"): "--weights FILE",
+    _ALONE.format("num_classes"): "--num-classes",
 }
-"""What arguments of Python calls are named on the command line; longer ones first."""
+"""What arguments of Python calls are named on the command line; never inside a path."""
 
 
 def _as_options(message: str) -> str:
     """Name options instead of arguments in the message of an error."""
     for argument, option in OPTIONS.items():
-        message = message.replace(argument, option)
+        message = re.sub(argument, option, message)
     return message
 
 

@@ -46,6 +46,9 @@ class _Composed(abc.ABC):
         """Iterate once in batches of the given rows; see ``SampleSet``."""
 
 
+_APART = 1_000_003  # between the random streams of joined sets
+
+
 class RowsOf(_Composed):
     """Some rows of a set, in an order of their own; ``Batch.index`` stays the row in that set.
 
@@ -62,7 +65,7 @@ class RowsOf(_Composed):
         self.batch_size = samples.batch_size
         new = samples.new_labels
         self.new_labels = None if new is None else new[self.rows]
-        self._reads = itertools.count()
+        self._reads = getattr(samples, "_reads", None) or itertools.count()
 
     def read(
         self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
@@ -101,7 +104,8 @@ class Joined(_Composed):
         self.batch_size = parts[0].batch_size
         self.new_labels: Tensor | None = None
         self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0)
-        self._reads = itertools.count()
+        # joined anew for each epoch, it must go on counting where the last one stopped
+        self._reads = getattr(parts[0], "_reads", None) or itertools.count()
 
     def read(
         self, chunks: tuple[Tensor, ...], *, seed: int = 0, shard: tuple[int, int] = (0, 1)
@@ -125,7 +129,7 @@ class Joined(_Composed):
                     for rows, which in zip(fetched, sources, strict=True)
                     if bool((which == number).any())
                 ),
-                seed=seed,
+                seed=seed + number * _APART,
             )
             for number, part in enumerate(self.parts)
         ]

@@ -206,11 +206,13 @@ def _visit(
     result = forget(model).classes(classes).using(report.method).seed(seed).run(loader)
     seconds = sum(result.seconds.values())
     say(f"{contender.title}: {result.stopped_because} ({seconds:.2f} s)")
-    row(f"forgotten ({report.method})", _logits(model, data.test.images), seconds)
-    result.save(out / contender.slug / "forgotten")
-    _describe(model, out / contender.slug / "forgotten", data)
-    report.saved.append(out / contender.slug / "forgotten")
-    result.patch.save(out / contender.slug / "forget.patch.safetensors")
+    state = "rolled back" if result.rolled_back else "forgotten"
+    row(f"{state} ({report.method})", _logits(model, data.test.images), seconds)
+    if not result.rolled_back:
+        result.save(out / contender.slug / "forgotten")
+        _describe(model, out / contender.slug / "forgotten", data)
+        report.saved.append(out / contender.slug / "forgotten")
+        result.patch.save(out / contender.slug / "forget.patch.safetensors")
 
     row("masked in the head", masked, 0.0)
     kept = ~torch.isin(data.train.targets, torch.tensor(classes))

@@ -18,7 +18,7 @@ from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
 from forgetkit.engine.measuring import SetAccuracy, measure
-from forgetkit.engine.modes import evaluating, set_update_mode
+from forgetkit.engine.modes import evaluating, frozen_tensors, set_update_mode
 from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
 from forgetkit.engine.remembering import Remembered
@@ -264,21 +264,20 @@ class Execution:
         return hold_out(self._prepared.sets, self._guard, generator)
 
     def _reset(self, run: Run) -> None:
-        """Draw every weight anew; frozen ones stay, as the caller asked for by freezing them."""
-        frozen = {
-            name: parameter.detach().clone()
-            for name, parameter in self._model.named_parameters()
-            if not parameter.requires_grad
-        }
-        reset_weights(self._model, self._request.initial)
-        live = dict(self._model.named_parameters())
-        with torch.no_grad():
-            for name, value in frozen.items():
-                live[name].copy_(value)
+        """Draw every weight anew; frozen layers stay, as the caller asked for by freezing them."""
+        live = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        names = frozen_tensors(self._model)
+        frozen = {name: live[name].detach().clone() for name in names}
+        try:
+            reset_weights(self._model, self._request.initial)
+        finally:  # a reset that breaks leaves them, too: they are not among the edited tensors
+            with torch.no_grad():
+                for name, value in frozen.items():
+                    live[name].copy_(value)
         if frozen:
             run.log(
                 f"{self._method.card.slug}: {len(frozen)} frozen tensors were not drawn anew: "
-                f"{', '.join(sorted(frozen)[:4])}; what they know of the forget set stays"
+                f"{', '.join(names[:4])}; what they know of the forget set stays"
             )
 
     def _change(self, accuracy: Remembered, run: Run) -> Outcome:
@@ -325,7 +324,8 @@ class Execution:
     def _choose_parameters(self, run: Run) -> None:
         """Let only what the method trains require a gradient; the flags are given back."""
         trained = self._method.trained(run)
-        self._partly = trained is not None
+        frozen = any(not p.requires_grad for p in self._model.parameters())
+        self._partly = frozen or trained is not None
         for name, parameter in run.parameters.items():
             parameter.requires_grad_(trained is None or name in trained)
         if not any(parameter.requires_grad for parameter in run.parameters.values()):

@@ -18,9 +18,10 @@ class Guard:
     """What a run may cost before it is undone.
 
     Watched are the retained samples of ``.validate``, else a slice of the retain set, on which then
-    nothing trains. A run is undone when their accuracy falls by more than ``budget``, and when
-    nothing was forgotten: the accuracy on the forget set did not fall and its loss did not rise.
-    Without any retained sample at hand nothing is watched, and a note of the result says so.
+    nothing trains (of fewer than 16, all retained samples are watched, and trained on). A run is
+    undone when their accuracy falls by more than ``budget``, and when nothing was forgotten: the
+    accuracy on the forget set did not fall and its loss did not rise. Without any retained sample
+    at hand nothing is watched, and a note of the result says so.
 
     Args:
         budget: largest loss of accuracy on retained samples, as a fraction.

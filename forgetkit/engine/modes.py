@@ -30,6 +30,17 @@ def set_update_mode(model: nn.Module, *, bn: str, dropout: bool, partly: bool = 
             module.train(bn == "train" and not still)
 
 
+def frozen_tensors(model: nn.Module) -> list[str]:
+    """Return the names of frozen parameters, and of the buffers of modules that have no others."""
+    names = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    for path, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            buffers = module.named_buffers(path, recurse=False)
+            names += [name for name, _ in buffers]
+    return sorted(names)
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put every module into eval mode for the block, then restore each one's own flag."""

@@ -49,6 +49,7 @@ class Run:
         target: forget accuracy at which the run is done, or ``None`` for no such rule.
         notes: sentences for the user, from ``log``.
         counts: numbers for the history, from ``count``.
+        tallies: sums of this process for the history, from ``tally``.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Run:
         self.target: float | None = None
         self.notes: list[str] = []
         self.counts: dict[str, float] = {}
+        self.tallies: dict[str, float] = {}
         self._measure = measure
         self._validation = validation
         self._initial = initial
@@ -299,6 +301,10 @@ class Run:
         """Tell the user one sentence: it goes to the log and to ``Result.notes``."""
         self.notes.append(message)
         logger.info(message)
+
+    def tally(self, name: str, number: float) -> None:
+        """Add to a number of the epoch, summed over processes; call it in every step of a run."""
+        self.tallies[name] = self.tallies.get(name, 0.0) + float(number)
 
     def count(self, name: str, number: float) -> None:
         """Note a number; it stands in the next record of the history."""

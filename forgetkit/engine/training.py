@@ -127,7 +127,8 @@ class Loop:
         row["seconds"] = time.perf_counter() - start
         row |= self._watch()
         row |= run.counts
-        run.counts = {}
+        row |= self._summed(run.tallies)
+        run.counts, run.tallies = {}, {}
         self._outcome.history.append(row)
         if why is not None:
             return why
@@ -160,6 +161,12 @@ class Loop:
             if why is not None:
                 return why
         return None
+
+    def _summed(self, tallies: Mapping[str, float]) -> dict[str, float]:
+        """Return tallies of the epoch, summed over processes, which all have the same names."""
+        names = sorted(tallies)
+        own = torch.tensor([tallies[name] for name in names], device=self._place.device)
+        return dict(zip(names, self._place.total(own).tolist(), strict=True)) if names else {}
 
     def _stepped(self, bar: Bar) -> str | None:
         """Count a step; check the stop rules when it is time to."""

@@ -54,10 +54,16 @@ class NegGradPlus(Ascends, FullNetwork):
             "cap": {"retain_weight": 0.2, "lr": 1.0, "max_norm": None, "epochs": 3},
         },
         presets={
-            "small": {"retain_weight": 0.95, "epochs": 10},
-            "large": {"retain_weight": 0.9999, "epochs": 5},
+            "small": {"retain_weight": 0.95, "epochs": 10, "max_norm": None, "cap": False},
+            "large": {"retain_weight": 0.9999, "epochs": 5, "max_norm": None, "cap": False},
             # CE(D_r) - CE(D_f) with rate 0.001 is half of each with twice the rate
-            "equal": {"retain_weight": 0.5, "lr": 0.002, "epochs": 2},
+            "equal": {
+                "retain_weight": 0.5,
+                "lr": 0.002,
+                "epochs": 2,
+                "max_norm": None,
+                "cap": False,
+            },
         },
     )
 

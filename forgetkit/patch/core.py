@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -136,12 +136,21 @@ class Patch:
         """
         self._turn(model, forward=False)
 
-    def state_of(self, model: nn.Module) -> Literal["before", "after", "other"]:
-        """Tell which of the two states the model is in; an empty patch answers ``"before"``."""
-        found = _shared_bits(model_tensors(model))
-        if place(self.entries, found, forward=True).fits:
+    def state_of(
+        self, model: nn.Module, *, leave: Collection[str] = ()
+    ) -> Literal["before", "after", "other"]:
+        """Tell which of the two states the model is in; a patch without changes says ``"before"``.
+
+        Args:
+            model: to look at.
+            leave: names of tensors that do not count.
+        """
+        live = {name: t for name, t in model_tensors(model).items() if name not in leave}
+        found = _shared_bits(live)
+        entries = {name: entry for name, entry in self.entries.items() if name not in leave}
+        if place(entries, found, forward=True).fits:
             return "before"
-        return "after" if place(self.entries, found, forward=False).fits else "other"
+        return "after" if place(entries, found, forward=False).fits else "other"
 
     def apply_to_file(self, path: str | Path, out: str | Path | None = None) -> list[Path]:
         """Edit a checkpoint without building its model.

@@ -360,6 +360,9 @@ def test_presets_and_alias() -> None:
             chosen = build(slug, {"preset": preset})
             assert getattr(chosen, "max_norm", 1.0) is None
             assert getattr(chosen, "cap", False) is False
+    for preset in ("small", "large", "equal"):
+        published = build("neggrad_plus", {"preset": preset}).hyperparameters()
+        assert (published["cap"], published["max_norm"]) == (False, None)
 
 
 @pytest.mark.slow
