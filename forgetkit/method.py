@@ -58,7 +58,7 @@ class Card:
         toy_vit: what differs from ``toy`` on the toy transformer.
         probe: settings under which a hyper-parameter makes a difference there, by its name; those
             under ``""`` hold for all that are not named. ``validate=True`` among them gives the
-            run validation samples.
+            run validation samples, ``classes=(2, 3)`` lets it forget several classes.
         aliases: further names under which ``using`` finds the method.
         presets: sets of hyper-parameters by name, for ``using(slug, preset=...)``: ``"paper"`` is
             what was published, ``"code"`` what the authors' code does.

@@ -57,7 +57,7 @@ class Adv(AgainstAdversaries):
         },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
-            "cap": {"lr": 0.5, "max_norm": None, "epochs": 5, "balance": "sum"},
+            "cap": {"lr": 0.1, "check_every": 1000, "batch_size": 8, "balance": "sum", "epochs": 1},
             "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
         },
         presets={

@@ -68,7 +68,7 @@ class AdvImp(AgainstAdversaries):
             "": {"lr": 0.0005, "max_norm": 0.01},
             "importance_weight": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
             "importance": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
-            "cap": {"lr": 0.5, "max_norm": None, "epochs": 5, "balance": "sum"},
+            "cap": {"lr": 0.1, "check_every": 1000, "batch_size": 8, "balance": "sum", "epochs": 1},
             "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
         },
         presets={

@@ -53,7 +53,7 @@ class Delete(SoftTargets):
             "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 4},
             "max_norm": {"lr": 0.002, "batch_size": 16, "max_norm": 0.05},
             "reference": {"lr": 0.002, "batch_size": 4, "epochs": 8, "reference": 0.9},
-            "removed": {"removed": "argmax"},
+            "removed": {"lr": 0.0003, "batch_size": 16, "classes": (2, 3)},
         },
         presets={
             "code": {

@@ -60,7 +60,7 @@ class NegGrad(Ascends, FullNetwork, StopsEarly):
         },
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
-            "cap": {"lr": 0.5, "max_norm": None, "epochs": 3},
+            "cap": {"lr": 0.05, "batch_size": 5, "check_every": None, "epochs": 1},
             "check_every": {"lr": 0.02, "epochs": 10, "batch_size": 8},
         },
     )

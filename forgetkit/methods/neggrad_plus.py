@@ -51,7 +51,7 @@ class NegGradPlus(Ascends, FullNetwork):
         toy={"retain_weight": 0.7, "lr": 0.1, "epochs": 6, "batch_size": 32},
         probe={
             "": {"retain_weight": 0.7, "batch_size": 32, "max_norm": 0.1, "lr": 0.05},
-            "cap": {"retain_weight": 0.2, "lr": 1.0, "max_norm": None, "epochs": 3},
+            "cap": {"retain_weight": 0.1, "lr": 0.1, "epochs": 2, "batch_size": 16},
         },
         presets={
             "small": {"retain_weight": 0.95, "epochs": 10, "max_norm": None, "cap": False},

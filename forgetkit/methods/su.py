@@ -58,7 +58,7 @@ class SU(SoftTargets):
             "check_every": {"lr": 0.002, "batch_size": 8, "epochs": 5},
             "optimizer": {"lr": 0.0003, "batch_size": 16, "weight_decay": 0.1},
             "reference": {"lr": 0.001, "batch_size": 4, "epochs": 5, "reference": 0.9},
-            "removed": {"removed": "argmax"},
+            "removed": {"classes": (2, 3)},
         },
         presets={
             "paper": {

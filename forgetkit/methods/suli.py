@@ -70,7 +70,7 @@ class SULI(SoftTargets):
             "momentum": {"lr": 0.0003, "layers": 3, "inner_steps": 3},
             "optimizer": {"lr": 0.0003, "layers": 3, "weight_decay": 0.1},
             "reference": {"lr": 0.001, "layers": 3, "epochs": 10, "reference": 0.9},
-            "removed": {"removed": "argmax"},
+            "removed": {"lr": 0.0003, "layers": 3, "classes": (2, 3)},
             "rollback": {"lr": 0.005, "layers": 20, "epsilon": 0.4},
         },
         presets={

@@ -298,10 +298,13 @@ def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
         outcomes: list[dict[str, Tensor]] = []
         base = _probe_settings(method, kind, declared.name)
         validate = bool(base.pop("validate", False))
+        several = base.pop("classes", None)
         for value in _probes(bounds, base.get(declared.name, declared.default)):
             some = toy(kind)
             configured = method(**{**base, declared.name: value})
             asked = request(configured, some.model)
+            if several is not None:
+                asked = forget(some.model).classes(several).using(configured).on("cpu")
             if validate:
                 asked = asked.validate(DataLoader(some.test, batch_size=64))
             asked.run(some.loader(), guard=None)
