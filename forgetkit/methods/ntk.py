@@ -85,6 +85,12 @@ class NTK(Method):
 
     def edit(self, run: Run) -> None:
         """Move the weights, in place."""
+        if self.scale is None and not run.starts_known:
+            raise BadHyperparameter(
+                "ntk: scale=None computes the scale from the very weights that training started "
+                "from, expected them as a state dict in .fresh(state), found none; pass it, or "
+                "keep scale=1.0"
+            )
         draws = run.uniform("ntk", run.retain.positions)
         rows = lowest(draws, self.retain_samples)
         forget = list(run.forget.batches())
@@ -132,12 +138,6 @@ class NTK(Method):
     def _scale(self, run: Run, delta: Tensor, weights: Tensor) -> float:
         if self.scale is not None:
             return self.scale
-        if not run.starts_known:
-            raise BadHyperparameter(
-                "ntk: scale=None computes the scale from the very weights that training started "
-                "from, expected them as a state dict in .fresh(state), found none; pass it, or "
-                "keep scale=1.0"
-            )
         initial = dict(run.fresh_twin().named_parameters())
         moved = {name: p.detach() - initial[name].to(p) for name, p in run.parameters.items()}
         scale = removal_scale(delta, flat(moved).to(weights) - weights)

@@ -187,6 +187,8 @@ class PGU(Trained):
 
     def setup(self, run: Run) -> State:
         """Return the projection of every measured weight, and the trust region's basis."""
+        if self.gamma is None:
+            raise TypeError("pgu runs with the shares that tuned() filled in")
         kept = retained(run, self.statistics, self.positions, dense_patches=self.dense_patches)
         served = kept.requests if self.requests is None else self.requests
         weights, moments = run.parameters, kept.moments.sums
@@ -194,7 +196,7 @@ class PGU(Trained):
         state, negative = protections(
             weights,
             moments,
-            shares(1.0 if self.gamma is None else self.gamma, moments, self.gamma_step * served),
+            shares(self.gamma, moments, self.gamma_step * served),
             spectrum=self.spectrum,
             floor=kept.floor,
             regions={} if self.trust_dim is None else dict.fromkeys(last, self.trust_dim),
