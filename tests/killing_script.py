@@ -42,7 +42,6 @@ def forked(problem: Toy, out: Path) -> int:
     if child:
         return child
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         compared(problem, out)
         os._exit(0)
     finally:

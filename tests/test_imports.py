@@ -71,6 +71,7 @@ def within(name: str, packages: set[str]) -> bool:
     return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("statement", ["import forgetkit", "from forgetkit import forget"])
 def test_importing_forgetkit_loads_nothing_heavy(statement: str) -> None:
     code = (

@@ -210,6 +210,7 @@ def test_what_cannot_be_searched_is_said_before_anything_runs() -> None:
         refused(validate=DataLoader(only, 64))
 
 
+@pytest.mark.slow
 def test_without_optuna_one_sentence_says_what_to_install() -> None:
     code = (
         "import sys, torch; from forgetkit.searching import explore\n"

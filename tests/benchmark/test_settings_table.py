@@ -36,6 +36,7 @@ def test_every_variant_is_one_that_the_method_knows(method: str) -> None:
     assert len(set(built)) == len(variants)
 
 
+@pytest.mark.slow
 def test_a_row_for_each_variant_against_the_mask(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ def forgotten(
     return tmp_path / "model" / "model.safetensors", patch
 
 
+@pytest.mark.slow
 def test_a_head_edit_is_found_with_the_original_as_weights(
     invoke: Invoke, colours: Path, factory: tuple[str, Path], forgotten: tuple[Path, Path],
     tmp_path: Path,
@@ -69,6 +70,7 @@ def test_a_head_edit_is_found_with_the_original_as_weights(
     assert (out / "audit.md").read_text(encoding="utf-8") == found.markdown()
 
 
+@pytest.mark.slow
 def test_the_table_goes_to_standard_output_and_progress_to_standard_error(
     invoke: Invoke, colours: Path, factory: tuple[str, Path], forgotten: tuple[Path, Path]
 ) -> None:

@@ -32,6 +32,7 @@ def words(colours: Path, out: Path, *more: object) -> list[object]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_it_writes_tables_and_a_second_call_reads_the_runs(
     invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -129,6 +130,7 @@ def write_fashion(folder: Path, count: int) -> None:
             (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(text))
 
 
+@pytest.mark.slow
 def test_the_built_in_model_is_trained_once_and_kept(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

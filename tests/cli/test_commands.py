@@ -126,6 +126,7 @@ def test_every_command_has_help(invoke: Invoke, command: str) -> None:
     assert "Usage" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_installed_command_prints_its_version() -> None:
     script = Path(sys.executable).parent / "forgetkit"
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)

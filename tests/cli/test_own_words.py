@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
 from forgetkit.cli import app
 
 
+@pytest.mark.slow
 def test_a_console_script_finds_the_users_own_package(tmp_path: Path) -> None:
     script = tmp_path / "bin" / "forgetkit"
     script.parent.mkdir()

@@ -245,6 +245,7 @@ def test_model_card() -> None:
         model_card({}, {}, {}, " ")
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_imported_early() -> None:
     import subprocess
     import sys
