@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from forgetkit.adapting import adapt
+from forgetkit.audit.intervals import percentile_interval, resampled_means
 from forgetkit.benchmark.datasets import Pair, TensorImages
 from forgetkit.losses import kl_divergence, unlearning_score
 from forgetkit.view import ModelView
@@ -30,17 +31,44 @@ def js_divergence(logits: Tensor, reference: Tensor) -> float:
     return float((kl_divergence(first, middle) + kl_divergence(second, middle)) / 2)
 
 
+def us_gap(right: Tensor, reference: Tensor, own: Tensor) -> dict[str, float]:
+    """Return the unlearning score less that of the retrained model, and its 95 % interval.
+
+    The interval is a bootstrap over the test images; both models are scored on the same draws, so
+    that what they get right or wrong together does not widen it.
+
+    Args:
+        right: (samples,) 1.0 where the model is right on the test set.
+        reference: the same of the retrained model.
+        own: (samples,) true for images of the forgotten class.
+    """
+
+    def score(kept: Tensor, gone: Tensor) -> Tensor:
+        pairs = zip(kept.tolist(), gone.tolist(), strict=True)
+        return torch.tensor([unlearning_score(a, b) for a, b in pairs], dtype=torch.float64)
+
+    def drawn(hits: Tensor) -> Tensor:
+        return score(resampled_means(hits[~own], seed=0), resampled_means(hits[own], seed=1))
+
+    def whole(hits: Tensor) -> float:
+        return float(score(hits[~own].mean()[None], hits[own].mean()[None]))
+
+    low, high = percentile_interval(drawn(right) - drawn(reference)) or (torch.nan, torch.nan)
+    return {"US_gap": whole(right) - whole(reference), "US_gap_low": low, "US_gap_high": high}
+
+
 def scores(
     model: nn.Module, data: Pair, label: int, device: str = "cpu", reference: Tensor | None = None
 ) -> dict[str, float]:
-    """Return D_r, D_f, D_tr, D_tf in percent, US, and the distances to a reference.
+    """Return D_r, D_f, D_tr, D_tf in percent, US, and what lies between it and a reference.
 
     Args:
         model: returns logits or an object that has them.
         data: both halves are measured.
         label: the forgotten class.
         device: where the model is.
-        reference: logits of the retrained model on ``data.test``; without them JS is NaN.
+        reference: logits of the retrained model on ``data.test``; without them JS is NaN
+            and ``US_gap`` missing.
     """
     parts: dict[str, float] = {}
     for names, source in ((("D_r", "D_f"), data.train), (("D_tr", "D_tf"), data.test)):
@@ -54,6 +82,9 @@ def scores(
                 if reference is not None:
                     far = js_divergence(logits[rows], reference[rows])
                 parts[f"JS_{name[2:]}"] = far
+        if source is data.test and reference is not None:
+            hits = (reference.argmax(dim=1) == source.targets).double()
+            parts |= us_gap(right, hits, own)
     parts["US"] = unlearning_score(parts["D_tr"] / 100, parts["D_tf"] / 100)
     return parts
 

@@ -25,7 +25,10 @@ from forgetkit.benchmark.scoring import CountedReads, FeatureData, Head, logits_
 from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
 from forgetkit.method import all_cards, find
 
-COLUMNS = ("D_r", "D_f", "D_tr", "D_tf", "US", "JS_tr", "JS_tf", "seconds", "reads_f", "reads_r")
+COLUMNS = (
+    "D_r", "D_f", "D_tr", "D_tf", "US", "US_gap", "JS_tr", "JS_tf", "seconds", "reads_f", "reads_r",
+)  # fmt: skip
+DIGITS = {"US": 4, "US_gap": 4, "seconds": 1, "reads_f": 1, "reads_r": 1, "JS_tr": 4, "JS_tf": 4}
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ def _row(title: str, runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         values = [run.get(column, torch.nan) for run in runs]
         row[column] = mean(values)
         row[f"{column} deviation"] = stdev(values) if len(values) > 1 else 0.0
+    for end in ("US_gap_low", "US_gap_high"):
+        row[end] = mean(run.get(end, torch.nan) for run in runs)
     return row
 
 
@@ -211,9 +216,11 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 def _cell(row: Mapping[str, Any], column: str) -> str:
     if math.isnan(row[column]):
         return "-"
-    digits = {"US": 4, "seconds": 1, "reads_f": 1, "reads_r": 1, "JS_tr": 4, "JS_tf": 4}
-    text = f"{row[column]:.{digits.get(column, 2)}f}"
-    deviation = f"{row[f'{column} deviation']:.{digits.get(column, 2)}f}"
+    digits = DIGITS.get(column, 2)
+    text = f"{row[column]:.{digits}f}"
+    if column == "US_gap":
+        return f"{text} [{row['US_gap_low']:.{digits}f}, {row['US_gap_high']:.{digits}f}]"
+    deviation = f"{row[f'{column} deviation']:.{digits}f}"
     return f"{text} ± {deviation}" if row["runs"] > 1 else text
 
 

@@ -9,8 +9,9 @@ import torch
 
 from forgetkit.benchmark import table
 from forgetkit.benchmark.datasets import digits
-from forgetkit.benchmark.scoring import CountedReads, js_divergence
+from forgetkit.benchmark.scoring import CountedReads, js_divergence, us_gap
 from forgetkit.benchmark.train import RECIPES, TrainRecipe
+from forgetkit.losses import unlearning_score
 from forgetkit.method import all_cards
 
 
@@ -33,6 +34,10 @@ def test_the_table_has_every_column_and_runs_nothing_twice(
     assert by_title["neggrad"]["runs"] == 2
     assert by_title["retrained"]["JS_tr"] == pytest.approx(0.0, abs=1e-9)
     assert by_title["original"]["JS_tf"] > 0.0
+    gaps = [by_title["retrained"][name] for name in ("US_gap", "US_gap_low", "US_gap_high")]
+    assert gaps == [0.0, 0.0, 0.0]
+    wanted = by_title["neggrad"]["US"] - by_title["retrained"]["US"]
+    assert by_title["neggrad"]["US_gap"] == pytest.approx(wanted, abs=1e-9)
     assert by_title["neggrad"]["reads_r"] == 0.0
     assert by_title["finetune"]["reads_r"] >= 1.0
 
@@ -45,6 +50,7 @@ def test_the_table_has_every_column_and_runs_nothing_twice(
     text = table.markdown(rows)
     assert len(text.splitlines()) == 2 + len(rows)
     assert "±" in text
+    assert "| 0.0000 [0.0000, 0.0000] |" in text
 
 
 def test_no_run_begins_after_the_time_allowed(
@@ -75,3 +81,28 @@ def test_the_divergence_is_zero_to_itself_and_log_two_when_disjoint() -> None:
     assert js_divergence(logits, reference) == pytest.approx(0.029540, abs=1e-5)
     apart = torch.tensor([[100.0, 0.0]])
     assert js_divergence(apart, apart.flip(1)) == pytest.approx(0.693147, abs=1e-5)
+
+
+def test_the_gap_to_the_retrained_model_is_paired_by_image() -> None:
+    own = torch.arange(1000) >= 900
+    reference = (torch.arange(1000) % 10 != 0).double() * ~own
+    right = reference.clone()
+    right[1] = 0.0  # one kept image of 900 is lost
+    found = us_gap(right, reference, own)
+    wanted = unlearning_score(809 / 900, 0.0) - unlearning_score(810 / 900, 0.0)
+    assert found["US_gap"] == pytest.approx(wanted, abs=1e-9)
+    # The lost image is drawn a Poisson number of times with mean 1: 0 to 3 in 95 % of the draws.
+    # Unpaired, the noise of the other 90 misses would be 17 times as wide.
+    assert found["US_gap_high"] == 0.0
+    assert 2.5 * wanted >= found["US_gap_low"] >= 3.5 * wanted
+    back = us_gap(reference, right, own)
+    assert back["US_gap_low"] == pytest.approx(-found["US_gap_high"], abs=1e-12)
+    assert back["US_gap_high"] == pytest.approx(-found["US_gap_low"], abs=1e-12)
+
+
+def test_the_gap_sees_both_sets() -> None:
+    own = torch.arange(300) >= 200
+    reference = torch.ones(300).double() * ~own
+    found = us_gap(torch.ones(300).double(), reference, own)  # nothing forgotten
+    assert set(found.values()) == {found["US_gap"]}
+    assert found["US_gap"] == pytest.approx(-0.5, abs=1e-9)
