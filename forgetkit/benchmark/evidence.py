@@ -18,10 +18,13 @@ from torch.utils.data import DataLoader
 from forgetkit.api import forget
 from forgetkit.audit.record import GROUPS, Audit, between, number
 from forgetkit.audit.run import audit
+from forgetkit.audit.shadows import Shadows, save_shadows
 from forgetkit.benchmark.datasets import Pair, TensorImages
+from forgetkit.benchmark.scoring import logits_on
 from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
 from forgetkit.method import find
-from forgetkit.metric import Finding, all_metrics
+from forgetkit.metric import Finding, Metric, all_metrics
+from forgetkit.metrics.population_attack import PopulationAttack
 
 METHODS = ("lau", "suli", "scrub")
 KEPT, TESTS = 1000, 2000
@@ -29,6 +32,10 @@ KEPT, TESTS = 1000, 2000
 
 MEMBERS, OVERTRAINED = 300, 100
 """Training images and epochs of the model that memorises."""
+
+OTHERS = {"full": 6}
+"""Models that never saw the samples, by level, to compare with; one where none is named. With
+several of them as many more are trained on the samples, for attacks that learn from both kinds."""
 
 
 def class_evidence(
@@ -90,32 +97,56 @@ def member_evidence(
     """Return audits for memory of training images: a model that has it, and one that cannot.
 
     Two models are trained without augmentation until they know their images by heart, each on
-    its own images. The samples asked about are those of the first one: attacks should find them
-    there, and nothing in the second, which never saw them. A third model, trained on other images
-    again, is what attacks compare with.
+    its own images. The samples asked about are one half of the first one's: attacks should find
+    them there, and nothing in the second, which never saw them. Models trained on other images
+    again are what attacks compare with; the other half of a model's own images is what it keeps.
     """
+    others = OTHERS.get(level, 1)
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
-    parts = [data.train.where(rows) for rows in order[: 3 * MEMBERS].split(MEMBERS)]
+    pieces = order[: (2 + others) * MEMBERS].split(MEMBERS)
+    parts = [data.train.where(rows) for rows in pieces]
     recipe = replace(RECIPES[name], epochs=OVERTRAINED).plain()
-    models = [
-        trained(
-            name, replace(data, train=part), f"{data_name}-{MEMBERS}-part{number}", seed=number,
-            recipe=recipe, device=device,
-        )[0]
-        for number, part in enumerate(parts)
-    ]  # fmt: skip
+
+    def model_of(part: int, seed: int) -> nn.Module:
+        return trained(
+            name, replace(data, train=parts[part]), f"{data_name}-{MEMBERS}-part{part}",
+            seed=seed, recipe=recipe, device=device,
+        )[0]  # fmt: skip
+
+    asked, kept = torch.arange(MEMBERS).split(MEMBERS // 2)[:2]
+    samples = parts[0].where(asked)
+    unseen = [model_of(part, part) for part in range(2, 2 + others)]
+    stem = f"{data_name}-{name}-{MEMBERS}"
+    shadows: Path | None = None
+    if others > 1:
+        shadows = _file(f"{stem}-shadows-{device}").with_suffix(".safetensors")
+        seen = [model_of(0, seed) for seed in range(2 + others, 2 + 2 * others)]
+        logits = [
+            torch.stack([logits_on(model, samples.images, device) for model in models])
+            for models in (seen, unseen)
+        ]
+        save_shadows(Shadows(logits[0], logits[1], logits[0][:0], samples.targets), shadows)
     found: dict[str, Audit] = {}
-    attacks = [metric.card.slug for metric in all_metrics() if metric.card.group == "attack"]
-    for title, model in (("over-trained", models[0]), ("never saw them", models[1])):
-        file = _file(f"{data_name}-{name}-{MEMBERS}-{title.replace(' ', '_')}-{level}-{device}")
+    for part, title in enumerate(("over-trained", "never saw them")):
+        file = _file(f"{stem}-{title.replace(' ', '_')}-{level}-{device}")
         if not file.exists():
             audit(
-                model, forget=_loader(parts[0].where(torch.arange(MEMBERS // 2))),
-                test=_loader(_some(data.test, TESTS)), reference=models[2], level=level,
-                metrics=attacks, device=device,
+                model_of(part, part), forget=_loader(samples),
+                retain=_loader(parts[part].where(kept)), test=_loader(_some(data.test, TESTS)),
+                reference=unseen, level=level, metrics=_attacks(shadows), device=device,
             ).save(file)  # fmt: skip
         found[title] = Audit.load(file)
     return found
+
+
+def _attacks(shadows: Path | None) -> list[Metric]:
+    """Return every membership attack; the one on a population reads its models' outputs."""
+    file = None if shadows is None else str(shadows)
+    return [
+        PopulationAttack(shadows=file) if metric is PopulationAttack else metric()
+        for metric in all_metrics()
+        if metric.card.group == "attack"
+    ]
 
 
 def evidence_markdown(audits: Mapping[str, Audit]) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from forgetkit.audit.shadows import load_shadows
 from forgetkit.benchmark import evidence, zoo
 from forgetkit.benchmark.datasets import digits
 from forgetkit.benchmark.train import RECIPES, TrainRecipe
@@ -42,3 +44,28 @@ def test_a_model_that_hides_a_class_and_one_that_knows_its_images(
     monkeypatch.setattr(evidence, "audit", never)
     again = evidence.class_evidence("vgg", data, "digits-300", methods=("lau",), level="quick")
     assert evidence.evidence_markdown(again).splitlines() == rows
+
+
+@pytest.mark.slow
+def test_with_several_other_models_more_attacks_have_an_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
+    quick = TrainRecipe(epochs=2, lr=0.05, optimizer="sgd", weight_decay=0.0, batch_size=32)
+    monkeypatch.setitem(RECIPES, "vgg", quick)
+    monkeypatch.setattr(zoo.build_small_vgg, "__defaults__", (4,))
+    monkeypatch.setattr(evidence, "MEMBERS", 60)
+    monkeypatch.setattr(evidence, "OVERTRAINED", 2)
+    monkeypatch.setattr(evidence, "OTHERS", {"quick": 6})
+    data = digits().limited(480, 200)
+    members = evidence.member_evidence("vgg", data, "digits", level="quick")
+    for found in members.values():
+        assert all(found[slug].value is not None for slug in ("lira", "neighbour_attack", "rmia"))
+    file = next((tmp_path / "benchmark" / "evidence").glob("*-shadows-*.safetensors"))
+    asked = data.train.where(
+        torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))[:30]
+    )
+    shadows = load_shadows(file, asked.targets)
+    assert shadows.seen.shape == shadows.unseen.shape == (6, 30, 10)
+    assert not torch.equal(shadows.seen, shadows.unseen)
+    assert len(shadows.unlearned) == 0
