@@ -45,12 +45,35 @@ def eigen(moment: Tensor, floor: float = 1e-12) -> Eigen:
         moment: symmetric.
         floor: part of the largest eigenvalue below which one counts as 0.
     """
-    ascending, vectors = torch.linalg.eigh(moment.double())
+    ascending, vectors = _decomposed(moment.double())
     values, vectors = ascending.flip(-1), vectors.flip(-1)
     positive = float(values.clamp(min=0).sum())
     negative = -float(values.clamp(max=0).sum()) / positive if positive > 0 else 0.0
     kept = torch.where(values < floor * values[:, :1], 0.0, values).clamp(min=0)
     return Eigen(kept, vectors, negative)
+
+
+def _decomposed(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
+
+    LAPACK's divide and conquer, which torch calls, may not converge where thousands of eigenvalues
+    are 0, as those of a wide layer's inputs on few images. Its other algorithm, relatively robust
+    representations, does.
+    """
+    try:
+        found = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        import scipy.linalg
+
+        if not bool(torch.isfinite(symmetric).all()):
+            raise
+        pairs = [scipy.linalg.eigh(one.cpu().numpy(), driver="evr") for one in symmetric]
+        values, vectors = (
+            torch.stack([torch.from_numpy(part) for part in parts]).to(symmetric)
+            for parts in zip(*pairs, strict=True)
+        )
+        return values, vectors
+    return found.eigenvalues, found.eigenvectors
 
 
 def core_rank(values: Tensor, share: float, spectrum: str = "energy") -> Tensor:

@@ -14,6 +14,8 @@ from forgetkit.projection import (
     weakest,
 )
 
+NotConverged: type[Exception] = getattr(torch.linalg, "LinAlgError")  # noqa: B009  not in stubs
+
 
 def moment(rows: Tensor) -> Tensor:
     """Return the second moments of rows (rows, d) as one group."""
@@ -191,3 +193,23 @@ def test_orthogonal_sets_are_told_apart_completely() -> None:
 def test_equal_sets_change_nothing() -> None:
     weight, found = torch.randn(4, 12), eigen(moment(ROWS))
     assert torch.allclose(Removal(weight, found, found).edited(1e15, 30.0), weight, atol=1e-5)
+
+
+def test_where_one_algorithm_does_not_converge_another_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = torch.randn(2, 5, 40, dtype=torch.float64)  # 35 of 40 eigenvalues are 0
+    moment = rows.transpose(1, 2) @ rows
+    wanted = eigen(moment)
+
+    def never(_: Tensor) -> None:
+        raise NotConverged("linalg.eigh: the algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", never)
+    found = eigen(moment)
+    assert torch.allclose(found.values, wanted.values, atol=1e-10)
+    assert int((found.values > 0).sum()) == 10
+    own, others = (one.vectors[..., :5] for one in (found, wanted))
+    assert torch.allclose(own @ own.transpose(1, 2), others @ others.transpose(1, 2), atol=1e-9)
+    with pytest.raises(NotConverged):
+        eigen(torch.full((1, 4, 4), torch.nan))
