@@ -90,6 +90,31 @@ def balanced_rows(members: int, others: int, seed: int) -> tuple[Tensor, Tensor]
     return first, torch.randperm(others, generator=generator)[:size].sort().values
 
 
+def matched_rows(members: Tensor, others: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return rows of both groups, equally many of each class, cut at random class by class.
+
+    Groups that hold the classes in other shares differ for a model that saw neither of them.
+
+    Args:
+        members: (samples,) class of each.
+        others: the same of the other group; a class that only one of them has gives no row.
+        seed: of the draws.
+
+    Returns:
+        (rows,) of either group, classes in the same order.
+    """
+    generator = Generator().manual_seed(seed)
+    rows: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for label in members.unique().tolist():
+        places = [(group == label).nonzero()[:, 0] for group in (members, others)]
+        size = min(map(len, places))
+        for found, place in zip(rows, places, strict=True):
+            drawn = torch.randperm(len(place), generator=generator)[:size].sort().values
+            found.append(place[drawn])
+    empty = torch.zeros(0, dtype=torch.long)
+    return torch.cat([*rows[0], empty]), torch.cat([*rows[1], empty])
+
+
 def auc(members: Tensor, others: Tensor) -> float:
     """Return the area under the ROC curve of a score; ties count one half.
 

@@ -128,19 +128,23 @@ def linear_cka(
     x, y = left.flatten(1), right.flatten(1)
     if unbiased is None:
         unbiased = len(x) < 4 * max(x.shape[1], y.shape[1])
-    if 1 < len(x) < max(x.shape[1], y.shape[1]) and len(x) == len(y):
-        x, y = _compressed(x), _compressed(y)
+    if len(x) == len(y):
+        x, y = compressed(x), compressed(y)
     sums = LinearCKA(x.shape[1], y.shape[1])
     for a, b in zip(x.split(rows), y.split(rows), strict=True):
         sums.update(a, b)
     return sums.value(unbiased=unbiased)
 
 
-def _compressed(features: Tensor) -> Tensor:
-    """Return features with the same products of centred rows and no more columns than rows."""
-    centred = features.double() - features.double().mean(dim=0)
-    if centred.shape[1] <= len(centred):
-        return centred
+def compressed(features: Tensor) -> Tensor:
+    """Return features (samples, p) with the same products of centred rows, p at most the samples.
+
+    What is compared several times is compressed once: that is what wide features cost.
+    """
+    x = features.flatten(1)
+    if not 1 < len(x) < x.shape[1]:
+        return x
+    centred = x.double() - x.double().mean(dim=0)
     values, vectors = torch.linalg.eigh(centred @ centred.T)
-    compressed: Tensor = vectors * values.clamp(min=0.0).sqrt()
-    return compressed
+    found: Tensor = vectors * values.clamp(min=0.0).sqrt()
+    return found

@@ -125,16 +125,22 @@ def histogram_js(
         left: (samples,) numbers.
         right: (samples,) numbers.
         bins: default by the size of the smaller sample, ``bins_for``.
-        span: range of the bins; default from the smallest to the largest number.
+        span: range of the bins; by default from the smallest number to the 95th percentile of all.
+            What lies above shares the last bin, so that one large number cannot widen them all.
     """
+    both = torch.cat([left, right]).double()
     low, high = span or (
-        float(min(left.min(), right.min())), float(max(left.max(), right.max())),
+        float(both.min()), float(torch.quantile(both, 0.95, interpolation="lower"))
     )  # fmt: skip
+    if low == high:
+        high = float(both.max())
     if low == high:
         return 0.0
     number = bins or bins_for(min(len(left), len(right)))
     heights = [
-        torch.from_numpy(np.histogram(values.numpy(), bins=number, range=(low, high))[0]).double()
+        torch.from_numpy(
+            np.histogram(values.clamp(max=high).numpy(), bins=number, range=(low, high))[0]
+        ).double()
         for values in (left, right)
     ]
     return shares_js(*(height / height.sum() for height in heights)) / LN2

@@ -9,10 +9,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from forgetkit.adapting import adapt, logits_of
+from forgetkit.adapting import logits_of
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
-from forgetkit.errors import CannotSplitModel, DataError
+from forgetkit.errors import DataError
 from forgetkit.types import Batch, SampleSet
 from forgetkit.view import ModelView
 
@@ -120,6 +120,7 @@ class Evidence:
         seed: of every random choice.
         class_names: by index, or ``None``.
         unlabelled: splits whose samples came without labels; theirs are placeholders.
+        head: dotted path(s) that the caller named as the head, or ``None``.
     """
 
     subjects: Mapping[Role, Subject]
@@ -134,6 +135,7 @@ class Evidence:
     seed: int = 0
     class_names: Sequence[str] | None = None
     unlabelled: frozenset[str] = frozenset()
+    head: str | Sequence[str] | None = None
 
     @property
     def kept_classes(self) -> tuple[int, ...]:
@@ -261,13 +263,3 @@ def _collected(
         torch.cat(logits), torch.cat(labels) if labelled else None,
         torch.cat(features) if features else None, torch.cat(index),
     )  # fmt: skip
-
-
-def split_view(model: nn.Module, samples: SampleSet, device: torch.device) -> ModelView | None:
-    """Return features and head of a model, or ``None`` when it cannot be split."""
-    batch = next(iter(samples.take(torch.arange(min(2, len(samples)))).batches(2)))
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    try:
-        return adapt(model, moved_inputs(batch.inputs, device, dtype))
-    except CannotSplitModel:
-        return None

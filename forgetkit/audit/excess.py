@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from forgetkit.audit.evidence import ROLES, Evidence, Missing, Role, Subject
+from forgetkit.audit.intervals import FEWEST
+from forgetkit.audit.readings import single_label
 from forgetkit.metric import Verdict
 
 
@@ -16,8 +18,11 @@ def needs_classes(evidence: Evidence) -> None:
     """Raise unless whole classes were forgotten.
 
     Raises:
-        Missing: the request was about single samples, whose class is still taught by others.
+        Missing: the request was about single samples, whose class is still taught by others, or
+            the samples carry several labels.
     """
+    if evidence.has("unlearned", "forget"):
+        single_label(evidence.of("unlearned", "forget"))
     if evidence.goal != "classes":
         raise Missing(
             "looks for forgotten classes, but this request is about single samples, whose classes "
@@ -65,13 +70,30 @@ def standard_error(differences: Tensor) -> float:
     return math.sqrt(total)
 
 
+def surely_above(differences: Sequence[Tensor]) -> Verdict:
+    """Return ``residual`` when a model is more than two standard errors above every retrained one.
+
+    Args:
+        differences: (samples,) model minus retrained model, one a retrained model.
+
+    Returns:
+        Otherwise ``as retrain``, or ``not decidable`` without a retrained model or below ten
+        samples.
+    """
+    if not differences or min(map(len, differences)) < FEWEST:
+        return "not decidable"
+    above = all(float(one.mean()) > 2 * standard_error(one[None]) for one in differences)
+    return "residual" if above else "as retrain"
+
+
 def excess(
     right: Mapping[str, Tensor], others: Sequence[Tensor]
 ) -> tuple[float | None, float | None, Verdict]:
     """Return what is recovered beyond retraining, its standard error, and the verdict.
 
     ``residual`` when the excess over the mean of the retrained models is more than two standard
-    errors. Retrained models differ among themselves: with several, their spread is added.
+    errors. Retrained models differ among themselves: with several, their spread is added. Fewer
+    than ten samples decide nothing.
 
     Args:
         right: (draws, samples) 0/1 whether a test sample was recovered, under ``"unlearned"``.
@@ -86,6 +108,8 @@ def excess(
         standard_error(difference), spread([float(o.double().mean()) for o in others])
     )
     value = float(difference.mean())
+    if own.shape[1] < FEWEST:
+        return value, error, "not decidable"
     return value, error, "residual" if value > 2 * error else "as retrain"
 
 
@@ -101,7 +125,7 @@ def unlike_retrain(
 
     ``residual`` when it is surely above the retrained model's, ``over-forgotten`` when surely
     below: then the samples are conspicuous the other way. An attack that finds nothing in the
-    original proves nothing: ``not decidable``.
+    original, or was never tried on it, proves nothing: ``not decidable``.
     """
     if retrained is None:
         return "not decidable", None
@@ -112,4 +136,4 @@ def unlike_retrain(
         return "residual", (low, high)
     if high < 0:
         return "over-forgotten", (low, high)
-    return ("not decidable" if works is False else "as retrain"), (low, high)
+    return ("as retrain" if works else "not decidable"), (low, high)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from forgetkit.metric import Verdict
 
 RESAMPLES = 1000
+FEWEST = 10
+"""Samples below which a bootstrap says nothing: one value has an interval of no width."""
 _AT_ONCE = 1 << 22  # drawn rows in memory at a time
 
 
@@ -77,8 +79,11 @@ def percentile_interval(values: Tensor, level: float = 0.95) -> tuple[float, flo
 
 
 def mean_interval(values: Tensor, *, seed: int = 0) -> tuple[float, float] | None:
-    """Return a bootstrap 95 % interval of a mean; ``None`` when a value is not finite."""
-    if len(values) == 0 or not bool(torch.isfinite(values).all()):
+    """Return a bootstrap 95 % interval of a mean.
+
+    ``None`` for fewer than ten samples, or when a value is not finite.
+    """
+    if len(values) < FEWEST or not bool(torch.isfinite(values).all()):
         return None
     return percentile_interval(resampled_means(values, seed=seed))
 
@@ -99,7 +104,7 @@ def compared(
 
     Returns:
         ``"as retrain"``, ``"residual"``, ``"over-forgotten"``, or ``"not decidable"`` without a
-        retrained model or with values that are not finite.
+        retrained model, with fewer than ten samples, or with values that are not finite.
     """
     ends = [mean_interval(found - control, seed=seed) for control in controls]
     known = [pair for pair in ends if pair is not None]

@@ -97,11 +97,13 @@ def membership_probability(ratio: Tensor) -> Tensor:
     return ratio.sigmoid()
 
 
-def one_sided(target: Tensor, outside: tuple[Tensor, Tensor]) -> Tensor:
-    """Return Phi((phi - mean_out) / deviation_out), (samples,): LiRA without "in" models."""
+def standard_score(target: Tensor, outside: tuple[Tensor, Tensor]) -> Tensor:
+    """Return (phi - mean_out) / deviation_out, (samples,): LiRA without "in" models.
+
+    The paper's score is Phi of it, which ranks samples alike, but is 1.0 for all above 8.
+    """
     mean, deviation = outside
-    share: Tensor = torch.special.ndtr((target - mean) / deviation)
-    return share
+    return (target - mean) / deviation
 
 
 def average_probability(outside: Tensor, a: float) -> Tensor:

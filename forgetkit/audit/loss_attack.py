@@ -5,35 +5,51 @@ from __future__ import annotations
 from torch import Tensor
 
 from forgetkit.audit.evidence import Evidence, Missing, Role
-from forgetkit.audit.readings import losses, outputs, tests_given, together
+from forgetkit.audit.members import groups, loss_score
+from forgetkit.audit.readings import (
+    losses,
+    outputs,
+    roles_with,
+    tests_given,
+    together,
+    usable,
+)
 from forgetkit.membership import FEWEST, forgetting_score
 
 
-def unseen_splits(evidence: Evidence) -> tuple[str, ...]:
-    """Return the sets of unseen samples that forget samples are held against.
+def member_losses(evidence: Evidence, role: Role, fewest: int = FEWEST) -> tuple[Tensor, Tensor]:
+    """Return the losses of forget samples and of unseen ones, each at most 400.
 
-    These are test samples of the same classes: others would measure class recognition. Samples
-    with several labels have no class: then every test sample counts.
+    The unseen ones are as many test samples of each class: others would measure class recognition.
+    Samples with several labels have no class: then every test sample counts. Behind a masked head,
+    whose losses were put there by hand, entropies over the kept classes take their place.
 
     Raises:
-        Missing: the forget set or every test set is not at hand.
+        Missing: a set is not at hand or too small.
+    """
+    if outputs(evidence, "unlearned", "forget").labels.ndim == 2:
+        forget = outputs(evidence, role, "forget")
+        pair = losses(forget), losses(together(evidence, role, tests_given(evidence)))
+        for found, name in zip(pair, ("forget samples", "unseen samples"), strict=True):
+            if len(found) < fewest:
+                raise Missing(f"needs at least {fewest} {name}, and {len(found)} were given")
+        return pair
+    members, others = (
+        -loss_score(evidence, usable(found, role, "forget"))
+        for found in groups(evidence, fewest).of(evidence.subject(role))
+    )
+    return members, others
+
+
+def roles_attacked(evidence: Evidence) -> list[Role]:
+    """Return the models that have answered both sets of ``member_losses``, the audited one first.
+
+    Raises:
+        Missing: the audited one has not.
     """
     several = outputs(evidence, "unlearned", "forget").labels.ndim == 2
-    return tests_given(evidence) if several else ("test_forget",)
-
-
-def member_losses(evidence: Evidence, role: Role) -> tuple[Tensor, Tensor]:
-    """Return the losses of the forget samples and of unseen samples, each at most 400.
-
-    Raises:
-        Missing: a set is not at hand, or has fewer than ten samples.
-    """
-    forget = outputs(evidence, role, "forget")
-    pair = losses(forget), losses(together(evidence, role, unseen_splits(evidence)))
-    for found, name in zip(pair, ("forget samples", "unseen samples"), strict=True):
-        if len(found) < FEWEST:
-            raise Missing(f"needs at least {FEWEST} {name}, and {len(found)} were given")
-    return pair
+    splits = tests_given(evidence) if several else groups(evidence, 1).splits
+    return roles_with(evidence, "forget", *splits)
 
 
 def score_of(evidence: Evidence, role: Role) -> float:

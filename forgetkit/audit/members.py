@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,16 +12,17 @@ from forgetkit.audit.attacks import (
     FEWEST,
     LARGEST_LOSS,
     auc,
-    balanced_rows,
     bootstrap_auc,
     entropy,
     interval,
+    matched_rows,
     renormalised,
     roc,
     tpr_at,
 )
 from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role, Subject
 from forgetkit.audit.excess import roles_with, unlike_retrain
+from forgetkit.audit.readings import joined, single_label, tests_given
 from forgetkit.metric import Verdict
 
 
@@ -31,11 +32,15 @@ class Groups:
 
     Args:
         members: rows of the forget set.
-        others: rows of the test samples of the same classes, as many.
+        others: rows of the test samples of the same classes, as many of each class.
+        splits: the test sets that ``others`` counts through, one after the other.
+        labels: what the others are asked about instead of their own labels, or ``None``.
     """
 
     members: Tensor
     others: Tensor
+    splits: tuple[str, ...] = ("test_forget",)
+    labels: Tensor | None = None
 
     def of(self, subject: Subject) -> tuple[Outputs, Outputs]:
         """Return a model's outputs on both groups.
@@ -43,27 +48,48 @@ class Groups:
         Raises:
             Missing: they are not at hand.
         """
-        if any(split not in subject.outputs for split in ("forget", "test_forget")):
+        if any(split not in subject.outputs for split in ("forget", *self.splits)):
             raise Missing("needs the samples to forget and test samples of the same classes")
-        return (
-            subject.outputs["forget"].take(self.members),
-            subject.outputs["test_forget"].take(self.others),
-        )
+        others = joined([subject.outputs[split] for split in self.splits]).take(self.others)
+        if self.labels is not None:
+            others = replace(others, known_labels=self.labels)
+        return subject.outputs["forget"].take(self.members), others
 
 
 def groups(evidence: Evidence, fewest: int = FEWEST) -> Groups:
-    """Return members and as many non-members, drawn with the seed.
+    """Return members and as many non-members of each class, drawn with the seed.
+
+    Samples whose labels were wrong were trained on as pairs of an image and its wrong label. Such
+    a pair is held against an unseen image of the right class, asked about the same wrong label.
 
     Raises:
-        Missing: a set is not at hand or too small.
+        Missing: a set or its labels are not at hand, or a set is too small.
     """
-    sizes = [len(evidence.of("unlearned", split)) for split in ("forget", "test_forget")]
-    if min(sizes) < fewest:
+    own = single_label(evidence.of("unlearned", "forget"))
+    splits: tuple[str, ...] = ("test_forget",)
+    classes, wrong = own.labels, None
+    if evidence.goal in ("relabel", "depoison"):
+        splits, wrong = tests_given(evidence), own.labels
+        classes = _right_labels(evidence)
+    tests = joined([evidence.of("unlearned", split) for split in splits])
+    members, others = matched_rows(classes, single_label(tests).labels, evidence.seed)
+    if len(members) < fewest:
         raise Missing(
             f"needs at least {fewest} samples to forget and as many test samples of the same "
-            f"classes, found {sizes[0]} and {sizes[1]}"
+            f"classes, found {len(members)} such pairs in {len(own)} and {len(tests)} samples"
         )
-    return Groups(*balanced_rows(sizes[0], sizes[1], evidence.seed))
+    return Groups(members, others, splits, None if wrong is None else wrong[members])
+
+
+def _right_labels(evidence: Evidence) -> Tensor:
+    """Return the classes that wrongly labelled samples belong to, (samples,)."""
+    known = evidence.sets["forget"].new_labels if "forget" in evidence.sets else None
+    if known is None:
+        raise Missing(
+            "holds wrong labels against unseen samples of the right class, and the right labels "
+            "are not known"
+        )
+    return known
 
 
 def log_probs_of(evidence: Evidence, outputs: Outputs) -> Tensor:
@@ -147,7 +173,9 @@ def attacked(
     notes = []
     if "retrained" not in scores:
         notes.append("no retrained model to compare with")
-    elif not intervals["retrained"][0] <= 0.5 <= intervals["retrained"][1]:
+    if works is None:
+        notes.append("no original to show that the attack finds anything at all")
+    if "retrained" in scores and not intervals["retrained"][0] <= 0.5 <= intervals["retrained"][1]:
         notes.append(
             "the attack tells the groups apart under the retrained model too: the test samples "
             "differ from the forget samples in more than membership"
@@ -166,7 +194,7 @@ def by_role(
 ) -> dict[Role, tuple[Tensor, Tensor]]:
     """Return scores of members and others under every model that has both sets."""
     found: dict[Role, tuple[Tensor, Tensor]] = {}
-    for role in roles_with(evidence, "forget", "test_forget"):
+    for role in roles_with(evidence, "forget", *chosen.splits):
         members, others = chosen.of(evidence.subjects[role])
         found[role] = (score(members), score(others))
     return found

@@ -157,7 +157,7 @@ def logits_over(inputs: Inputs, answer: Answer, size: int = 128) -> Tensor:
     _, pixels = pixels_of(inputs)
     return torch.cat(
         [
-            answer(with_pixels(inputs, pixels[rows], rows)).double().cpu()
+            answer(with_pixels(inputs, pixels[rows], rows)).cpu().double()
             for rows in torch.arange(len(pixels), device=pixels.device).split(size)
         ]
     )

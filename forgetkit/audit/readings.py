@@ -68,7 +68,11 @@ def together(evidence: Evidence, role: Role, splits: Sequence[str]) -> Outputs:
     Raises:
         Missing: a set or the model is not at hand.
     """
-    found = [outputs(evidence, role, split) for split in splits]
+    return joined([outputs(evidence, role, split) for split in splits])
+
+
+def joined(found: Sequence[Outputs]) -> Outputs:
+    """Return outputs of one model on several sets in a row."""
     features = [part.features for part in found if part.features is not None]
     labels = [part.known_labels for part in found if part.known_labels is not None]
     return Outputs(
@@ -151,6 +155,18 @@ def masked_note(evidence: Evidence) -> str:
     if not evidence.head_masked:
         return ""
     return "the head hides the forgotten classes: probabilities are over the other classes"
+
+
+def entropy_note(evidence: Evidence) -> str:
+    """Return the sentence that belongs to attacks on losses behind a masked head, or nothing."""
+    if not evidence.head_masked:
+        return ""
+    return "the head hides the forgotten classes: entropies over the other ones stand for losses"
+
+
+def hidden_note(evidence: Evidence) -> str:
+    """Return the sentence that belongs to a forget accuracy behind a masked head, or nothing."""
+    return f"forget accuracy is {HIDDEN}" if evidence.head_masked else ""
 
 
 def name_of(evidence: Evidence, label: int) -> str:

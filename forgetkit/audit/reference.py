@@ -48,8 +48,14 @@ def references_for(evidence: Evidence) -> Reference:
     """Return targets and reference models.
 
     Raises:
-        Missing: there is no retrained model, or a model lacks outputs.
+        Missing: there is no retrained model, a model lacks outputs, or the request is about
+            wrong labels.
     """
+    if evidence.goal in ("relabel", "depoison"):
+        raise Missing(
+            "asks about samples with labels of their own, and those of this request were wrong; "
+            "mia_loss holds wrong labels against unseen samples"
+        )
     roles = roles_with(evidence, "forget", "test_forget")
     models = [
         one

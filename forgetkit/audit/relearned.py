@@ -98,7 +98,13 @@ def relearn(
             if not bool(torch.isfinite(loss)):
                 raise UnlearningFailed(
                     f"relearning: expected a finite loss, found {loss.item()} at step {step}; "
-                    "choose a smaller lr"
+                    + (
+                        "the head gives a class a logit of -inf, which cannot be learnt: audit a "
+                        "model whose rows are finite, or read the relearning attack, which resets "
+                        "them"
+                        if bool(torch.isinf(logits).any())
+                        else "choose a smaller lr"
+                    )
                 )
             optimizer.zero_grad()
             loss.backward()
@@ -128,7 +134,7 @@ def mean_over(
         with evaluating(model):
             for batch in samples.batches():
                 logits = answer(model, batch, device)
-                total += float(number(logits, batch.labels.to(device)).double().sum())
+                total += float(number(logits, batch.labels.to(device)).cpu().double().sum())
         return total / len(samples)
 
     return look

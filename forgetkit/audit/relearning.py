@@ -13,13 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from forgetkit.audit.evidence import Missing, Subject, split_view
+from forgetkit.audit.evidence import Missing, Subject
+from forgetkit.audit.inputs import view_of
 from forgetkit.audit.probes import few_shot_rows
 from forgetkit.dryrun.outputs import logits_of
 from forgetkit.engine.place import moved_inputs
 from forgetkit.metric import Verdict
 from forgetkit.types import Inputs, SampleSet
 from forgetkit.view import ModelView
+
+PART = 64
+"""Samples that go through a model at a time."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,13 @@ def reset_rows(view: ModelView, forgotten: Sequence[int]) -> None:
 
 
 def relearn(
-    subject: Subject, what: Lesson, *, form: str, forgotten: Sequence[int], device: torch.device
+    subject: Subject,
+    what: Lesson,
+    *,
+    form: str,
+    forgotten: Sequence[int],
+    device: torch.device,
+    head: str | Sequence[str] | None = None,
 ) -> Curve:
     """Return the curve of a copy of the model that is taught the forgotten classes again.
 
@@ -146,6 +156,7 @@ def relearn(
             others), or ``"head"`` (reset, and only the head is trained, on cached features).
         forgotten: class indices.
         device: where to compute.
+        head: dotted path(s) of the head, when detection must be overruled.
 
     Raises:
         Missing: the form needs a head, but the model cannot be split.
@@ -155,24 +166,24 @@ def relearn(
     twin.zero_grad(set_to_none=True)
     view: ModelView | None = None
     if form != "as_is":
-        view = split_view(twin, what.forget, device)
+        view = view_of(twin, what.forget, device, head)
         if view is None:
             raise Missing("needs a model that can be split into features and head")
         reset_rows(view, forgotten)
     if form == "head" and view is not None:
-        head = view
-        parameters: list[nn.Parameter] = list(head.head_parameters().values())
+        split = view
+        parameters: list[nn.Parameter] = list(split.head_parameters().values())
 
         def prepared(samples: SampleSet) -> tuple[Inputs, Tensor]:
             inputs, labels = _read(samples, device)
             with torch.no_grad():
-                parts = [head.features(part) for part in _parts(inputs)]
+                parts = [split.features(part) for part in _parts(inputs)]
             return torch.cat(parts), labels
 
         def answer(inputs: Inputs) -> Tensor:
             if not isinstance(inputs, Tensor):
                 raise TypeError("features are one tensor")
-            return head.head(inputs)
+            return split.head(inputs)
     else:
         parameters = list(twin.parameters())
 
@@ -210,14 +221,14 @@ def _taught(
             break
         rows = torch.randperm(len(kept_labels), generator=generator)[: 3 * len(few_labels)]
         rows = rows.to(kept_labels.device)
-        with torch.enable_grad():
-            # two passes: inputs of both sets may be padded to different shapes
-            total = len(few_labels) + len(rows)
-            loss = nn.functional.cross_entropy(answer(few), few_labels, reduction="sum")
-            other = answer(_taken(kept, rows))
-            loss = loss + nn.functional.cross_entropy(other, kept_labels[rows], reduction="sum")
-            optimizer.zero_grad()
-            (loss / total).backward()
+        optimizer.zero_grad()
+        total = len(few_labels) + len(rows)
+        for inputs, labels in ((few, few_labels), (_taken(kept, rows), kept_labels[rows])):
+            # part by part: a whole step of large images would not fit
+            for part, own in zip(_parts(inputs), labels.split(PART), strict=True):
+                with torch.enable_grad():
+                    loss = nn.functional.cross_entropy(answer(part), own, reduction="sum")
+                    (loss / total).backward()
         optimizer.step()
     return Curve(steps, *found)
 
@@ -225,7 +236,7 @@ def _taught(
 def _accuracy(answer: Callable[[Inputs], Tensor], inputs: Inputs, labels: Tensor) -> float:
     with torch.no_grad():
         predicted = torch.cat([answer(part).argmax(dim=1) for part in _parts(inputs)])
-    return float((predicted == labels).double().mean())
+    return int((predicted == labels).sum()) / len(labels)
 
 
 def _read(samples: SampleSet, device: torch.device) -> tuple[Inputs, Tensor]:
@@ -245,9 +256,9 @@ def _taken(inputs: Inputs, rows: Tensor | slice) -> Inputs:
     return {name: value[rows] for name, value in inputs.items()}
 
 
-def _parts(inputs: Inputs, size: int = 64) -> list[Inputs]:
+def _parts(inputs: Inputs) -> list[Inputs]:
     count = len(inputs if isinstance(inputs, Tensor) else next(iter(inputs.values())))
-    return [_taken(inputs, slice(at, at + size)) for at in range(0, count, size)]
+    return [_taken(inputs, slice(at, at + PART)) for at in range(0, count, PART)]
 
 
 def arrivals_verdict(own: float, controls: Sequence[float]) -> Verdict:

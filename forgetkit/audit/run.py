@@ -324,6 +324,7 @@ class _Session:
             seed=self.seed,
             class_names=material.class_names,
             unlabelled=frozenset(material.unlabelled),
+            head=self.head,
         )
 
     def _measure(self) -> None:

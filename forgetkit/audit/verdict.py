@@ -10,6 +10,8 @@ from forgetkit.metric import Finding, MetricCard, Verdict
 OUTPUT_GROUPS = ("accuracy", "score", "distribution", "attack")
 WEIGHTS = ("layer_distance",)
 """Metrics that look at weights alone: neither at answers nor at what features hold."""
+ANSWERS = ("quantisation", "adversarial_recovery", "over_unlearning", "prompt_resurrection")
+"""Audits that change weights or images and look at the answers, not at features."""
 HEAD_ONLY = "Only the classification head changed; the features still carry whatever they carried."
 OUTPUT_ONLY = "Output-level only: features not examined."
 MASKED = (
@@ -46,7 +48,12 @@ class Circumstances:
 
 
 def reads_features(card: MetricCard) -> bool:
-    """Return whether a metric looks behind the outputs, at what the features hold."""
+    """Return whether a metric looks at what the features hold."""
+    return looks_behind(card) and card.slug not in ANSWERS
+
+
+def looks_behind(card: MetricCard) -> bool:
+    """Return whether a metric looks for what plain answers do not show."""
     return card.group not in OUTPUT_GROUPS and card.slug not in WEIGHTS
 
 
@@ -127,8 +134,8 @@ def _traces(left: list[MetricCard], others: list[MetricCard], known: Circumstanc
     only the head changed, because output rows were masked, or because some check of the outputs
     came out as after retraining.
     """
-    behind = [card for card in left if reads_features(card)]
-    before = [card for card in left if not reads_features(card)]
+    behind = [card for card in left if looks_behind(card)]
+    before = [card for card in left if not looks_behind(card)]
     shut = bool(known.head_only) or known.head_masked
     shut = shut or any(card.group in OUTPUT_GROUPS for card in others)
     answered = known.unchanged or any(card.slug == "accuracy" for card in left)

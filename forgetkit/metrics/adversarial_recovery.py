@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from forgetkit.audit.evidence import ROLES
-from forgetkit.audit.excess import needs_classes, references, standard_error
+from forgetkit.audit.excess import needs_classes, references, surely_above
 from forgetkit.audit.intervals import wilson
 from forgetkit.audit.neighbourhood import (
     answer_of,
@@ -20,7 +20,7 @@ from forgetkit.audit.neighbourhood import (
 )
 from forgetkit.engine.modes import evaluating
 from forgetkit.fields import bounded
-from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,10 +110,7 @@ class AdversarialRecovery(Metric):
             for subject in references(evidence)
         ]
         hits = found["unlearned"]["forget"][self.radius]
-        verdict: Verdict = "as retrain" if others else "not decidable"
-        differences = [hits - other["forget"][self.radius] for other in others]
-        if others and all(float(one.mean()) > 2 * standard_error(one[None]) for one in differences):
-            verdict = "residual"
+        verdict = surely_above([hits - other["forget"][self.radius] for other in others])
         return self.finding(
             float(hits.mean()),
             samples=len(hits),

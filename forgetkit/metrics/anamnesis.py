@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import ClassVar
 
 from forgetkit.audit.evidence import Evidence, Missing, Role, Subject
@@ -22,8 +23,8 @@ class Anamnesis(Metric):
         AIN = t(model) / t(retrained),  t = min {step: acc(D_f) >= (1 - margin) acc_original(D_f)}
 
     Copies are trained by SGD on batches drawn from D_f and D_r together, the same ones for every
-    model. A model that never arrives gives a bound in the note, not a number; 0 steps count as half
-    a step.
+    model; t is the lower median over ``repeats`` draws. A model that never arrives gives a bound in
+    the note, not a number; 0 steps count as half a step.
 
     Verdict: ``residual`` with fewer steps than every retrained model, ``over-forgotten`` with more
         than twice those of the slowest, ``not decidable`` when neither the model nor the slowest
@@ -45,7 +46,7 @@ class Anamnesis(Metric):
         good="1",
         bad="Below 1 something was left that makes relearning fast; far above 1 it stands out.",
         needs="the original and a retrained model, the forget and retain sets",
-        cost="at most `steps` x `batch_size` FB and one F of the forget set a look, per model",
+        cost="at most `repeats` x `steps` x `batch_size` FB and an F of D_f a look, per model",
         source="Chundawat et al. 2023, IEEE TIFS",
         link="https://arxiv.org/abs/2201.05629",
         about="How fast the forgotten samples are relearnt, as a ratio to a retrained model.",
@@ -58,18 +59,29 @@ class Anamnesis(Metric):
     steps: int = bounded(100, 1, 100_000, "steps after which relearning is given up")
     eval_every: int = bounded(5, 1, 1000, "steps between two looks")
     samples: int = bounded(500, 1, 1_000_000, "largest number of forget samples of a look")
+    repeats: int = bounded(3, 1, 100, "draws of batches; the lower median of the steps counts")
 
     def measure(self, evidence: Evidence) -> Finding:
         """Relearn on copies of the model, the retrained and the untrained one."""
         target = float(hits(outputs(evidence, "original", "forget")).mean()) * (1 - self.margin)
+        if target <= 0.0:
+            raise Missing("needs an original that is right about some forget samples")
         evidence.subject("retrained")
         lessons = self._lessons(evidence)
         order = uniform(evidence.seed, "anamnesis", lessons.forget.positions).argsort()
         some = lessons.forget.take(order[: self.samples].sort().values)
         look = mean_over(some, evidence.device, accuracy)
 
-        def run(subject: Subject) -> Progress:
-            return relearn(subject.model, lessons, look, lambda share: share >= target)
+        def run(subject: Subject) -> Runs:
+            return Runs(
+                tuple(
+                    relearn(
+                        subject.model, replace(lessons, seed=lessons.seed + repeat), look,
+                        lambda share: share >= target,
+                    )
+                    for repeat in range(self.repeats)
+                )
+            )  # fmt: skip
 
         roles: tuple[Role, ...] = ("unlearned", "untrained")
         found = {role: run(evidence.subjects[role]) for role in roles if role in evidence.subjects}
@@ -87,8 +99,8 @@ class Anamnesis(Metric):
             details={
                 "steps": {role: each.steps for role, each in found.items()},
                 "retrained_steps": [each.steps for each in rivals],
-                "curves": {role: [list(p) for p in each.curve] for role, each in found.items()},
-                "retrained_curves": [[list(pair) for pair in each.curve] for each in rivals],
+                "curves": {role: each.curves() for role, each in found.items()},
+                "retrained_curves": [each.curves() for each in rivals],
                 "target": target,
                 "cap": self.steps,
             },
@@ -104,6 +116,24 @@ class Anamnesis(Metric):
             forget, retain, self.batch_size, self.lr, self.momentum, self.steps, self.eval_every,
             evidence.seed, evidence.device,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Runs:
+    """How one model relearns from several draws of the same samples."""
+
+    each: tuple[Progress, ...]
+
+    @property
+    def steps(self) -> int | None:
+        """The lower median of the steps; ``None`` when more than half never arrive."""
+        counted = sorted(inf if one.steps is None else one.steps for one in self.each)
+        middle = counted[(len(counted) - 1) // 2]
+        return None if middle == inf else int(middle)
+
+    def curves(self) -> list[list[list[float]]]:
+        """Return (step, number) at each look, by run."""
+        return [[list(pair) for pair in one.curve] for one in self.each]
 
 
 def index(own: int | None, reference: int | None, cap: int) -> tuple[float | None, str]:

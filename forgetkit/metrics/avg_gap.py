@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from forgetkit.audit.evidence import Evidence
 from forgetkit.audit.gaps import mean_gap, rows_against
+from forgetkit.audit.readings import hidden_note
 from forgetkit.fields import flag
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -58,5 +59,13 @@ class AverageGap(Metric):
             samples=len(reference),
             controls={role: gap for role, gap in gaps.items() if role != "unlearned"},
             details={"rows": rows, "reference": reference},
-            note="samples are columns; the control `retrained` is a second retrained model",
+            note="; ".join(
+                filter(
+                    None,
+                    (
+                        "samples are columns; the control `retrained` is a second retrained model",
+                        hidden_note(evidence),
+                    ),
+                )
+            ),
         )

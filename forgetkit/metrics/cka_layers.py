@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.cka import linear_cka
+from forgetkit.audit.cka import compressed, linear_cka
 from forgetkit.audit.evidence import Evidence, Missing, Role
 from forgetkit.audit.stages import stage_features
 from forgetkit.draws import uniform
@@ -65,7 +65,12 @@ class CKALayers(Metric):
                 continue
             some = self._some(evidence.sets[split], evidence.seed)
             depths: dict[Role, dict[str, Tensor]] = {
-                role: stage_features(subject.model, some, evidence.device)
+                role: {
+                    block: compressed(features)
+                    for block, features in stage_features(
+                        subject.model, some, evidence.device
+                    ).items()
+                }
                 for role, subject in evidence.subjects.items()
                 if role != "untrained"
             }

@@ -93,7 +93,8 @@ class ClassAccuracy(Metric):
 
 def _splits(evidence: Evidence) -> tuple[str, ...]:
     """Return the test sets, or the training sets when no kept test sample is at hand."""
-    if evidence.has("unlearned", "test_retain") or evidence.goal != "classes":
+    tests = [split for split in ("test_retain", "test_forget") if evidence.has("unlearned", split)]
+    if "test_retain" in tests or (tests and evidence.goal != "classes"):
         return tests_given(evidence)
     wanted = ("forget", "retain")
     return tuple(split for split in wanted if evidence.has("unlearned", split))

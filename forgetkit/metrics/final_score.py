@@ -7,7 +7,14 @@ from typing import ClassVar
 
 from forgetkit.audit.evidence import Evidence, Role
 from forgetkit.audit.loss_attack import score_of
-from forgetkit.audit.readings import hits, outputs, roles_with, tests_given, together
+from forgetkit.audit.readings import (
+    entropy_note,
+    hits,
+    outputs,
+    roles_with,
+    tests_given,
+    together,
+)
 from forgetkit.membership import final_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -65,6 +72,7 @@ class FinalScore(Metric):
                 "forgetting_score": {role: score for role, (_, score) in parts.items()},
                 "sets": list(splits),
             },
+            note=entropy_note(evidence),
         )
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.loss_attack import loss_auc, member_losses, score_of, unseen_splits
-from forgetkit.audit.readings import roles_with
+from forgetkit.audit.loss_attack import loss_auc, member_losses, roles_attacked, score_of
+from forgetkit.audit.readings import entropy_note
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -26,8 +26,9 @@ class ForgettingScore(Metric):
 
     Source: Choi et al., "Guided Loss-Increasing", CVPR Workshops 2024, supplement and notebooks.
 
-    Differences: the larger group is cut to the size of the smaller one, or guessing would exceed
-        0.5; a loss counts as 400 at most.
+    Differences: the larger group is cut to the size of the smaller one, class by class, or guessing
+        would exceed 0.5; a loss counts as 400 at most; behind a masked head entropies over the kept
+        classes stand for losses.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -48,8 +49,7 @@ class ForgettingScore(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Attack every model at hand; the AUC of the loss stands beside the score."""
         forget, unseen = member_losses(evidence, "unlearned")
-        roles = roles_with(evidence, "forget", *unseen_splits(evidence))
-        scores = {role: score_of(evidence, role) for role in roles}
+        scores = {role: score_of(evidence, role) for role in roles_attacked(evidence)}
         return self.finding(
             scores["unlearned"],
             samples=2 * min(len(forget), len(unseen)),
@@ -58,4 +58,5 @@ class ForgettingScore(Metric):
                 "auc": {role: loss_auc(*member_losses(evidence, role)) for role in scores},
                 "unseen": len(unseen),
             },
+            note=entropy_note(evidence),
         )

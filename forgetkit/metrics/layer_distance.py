@@ -14,6 +14,7 @@ from forgetkit.audit.readings import retrained
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 HEAD_ONLY = "only the classification head changed; the features still carry whatever they carried"
+UNCHANGED = "no tensor changed"
 
 
 @register_metric
@@ -80,8 +81,8 @@ class LayerDistance(Metric):
             samples=len(tensors),
             controls=controls,
             details=details,
-            verdict="residual" if only_head else "no verdict",
-            note=HEAD_ONLY if only_head else "samples are tensors",
+            verdict="residual" if only_head or not moved else "no verdict",
+            note=HEAD_ONLY if only_head else "samples are tensors" if moved else UNCHANGED,
         )
 
 
@@ -95,7 +96,7 @@ def _pairs(model: nn.Module, other: nn.Module) -> dict[str, tuple[torch.Tensor, 
     if {n: t.shape for n, t in left.items()} != {n: t.shape for n, t in right.items()}:
         raise Missing("needs two models with tensors of the same names and shapes")
     return {
-        name: (tensor.double().cpu(), right[name].double().cpu())
+        name: (tensor.cpu().double(), right[name].cpu().double())
         for name, tensor in left.items()
         if tensor.is_floating_point()
     }

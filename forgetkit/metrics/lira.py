@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from forgetkit.audit.evidence import Missing
-from forgetkit.audit.likelihood import POOL_BELOW, gaussian, one_sided, pooled_deviation
+from forgetkit.audit.likelihood import POOL_BELOW, gaussian, pooled_deviation, standard_score
 from forgetkit.audit.members import attacked, groups
 from forgetkit.audit.reference import Reference, references_for
 from forgetkit.fields import bounded
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class LiRA(Metric):
     """Ask for each sample how unusual its confidence is among models that never saw it.
 
-        score = Phi((phi - mean_out) / deviation_out),  phi = z_y - log sum_{c != y} e^z_c
+        score = (phi - mean_out) / deviation_out,  phi = z_y - log sum_{c != y} e^z_c
 
     the one-sided test that needs no models with the sample. Headline: AUC against test samples of
     the same classes, which the reference models did not see either. The first retrained model is
@@ -33,13 +33,14 @@ class LiRA(Metric):
 
     Verdict: ``residual`` when the AUC is surely above the first retrained model's,
         ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
-        ``as retrain``, but ``not decidable`` without a retrained model or when the attack finds
-        nothing in the original.
+        ``as retrain``, but ``not decidable`` without a retrained model or unless the attack finds
+        the samples in the original.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022,
         arXiv:2112.03570, section V.C.
 
-    Differences: below 16 reference models one deviation is pooled over all samples.
+    Differences: below 16 reference models one deviation is pooled over all samples. The paper takes
+        Phi of the score, which ranks alike but rounds large ones to 1.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -91,4 +92,4 @@ class LiRA(Metric):
         out = torch.stack([reference.confidence(one, split) for one in reference.out])
         shared = pooled_deviation(out, ddof=1) if len(out) < POOL_BELOW else None
         target = reference.confidence(reference.targets[role], split)
-        return one_sided(target, gaussian(out, shared, ddof=1))[rows]
+        return standard_score(target, gaussian(out, shared, ddof=1))[rows]

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Role
-from forgetkit.audit.readings import losses, outputs, roles_with
+from torch import Tensor
+
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.loss_attack import member_losses, roles_attacked
+from forgetkit.audit.readings import entropy_note
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -21,8 +24,8 @@ class LossDistance(Metric):
 
     Source: Villani, "Optimal Transport", Springer 2009.
 
-    Differences: a loss counts as 400 nats at most, or one removed output row would make it
-        infinite.
+    Differences: a loss counts as 400 nats at most; behind a masked head entropies over the kept
+        classes stand for losses. Both sets are cut to the same number of samples of each class.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -42,23 +45,22 @@ class LossDistance(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Compare the two sets under every model at hand."""
-        own = losses(outputs(evidence, "unlearned", "forget"))
-        unseen = losses(outputs(evidence, "unlearned", "test_forget"))
-        roles = roles_with(evidence, "forget", "test_forget")
-        values = {role: _distance(evidence, role) for role in roles}
+        pairs = {role: member_losses(evidence, role, 1) for role in roles_attacked(evidence)}
+        own, unseen = pairs["unlearned"]
+        values = {role: _distance(*pair) for role, pair in pairs.items()}
         return self.finding(
             values["unlearned"],
             samples=len(own),
             controls={role: value for role, value in values.items() if role != "unlearned"},
             details={
                 "unseen": len(unseen),
-                "mean_loss": {"forget": float(own.mean()), "test_forget": float(unseen.mean())},
+                "mean_loss": {"forget": float(own.mean()), "unseen": float(unseen.mean())},
             },
+            note=entropy_note(evidence),
         )
 
 
-def _distance(evidence: Evidence, role: Role) -> float:
+def _distance(forget: Tensor, unseen: Tensor) -> float:
     from scipy.stats import wasserstein_distance
 
-    pair = (losses(outputs(evidence, role, split)).numpy() for split in ("forget", "test_forget"))
-    return float(wasserstein_distance(*pair))
+    return float(wasserstein_distance(forget.numpy(), unseen.numpy()))

@@ -8,10 +8,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from forgetkit.audit.divergence import histogram_js
-from forgetkit.audit.evidence import Evidence, Missing
-from forgetkit.audit.readings import losses, outputs, roles_with
+from forgetkit.audit.evidence import Evidence
+from forgetkit.audit.loss_attack import member_losses, roles_attacked
+from forgetkit.audit.readings import entropy_note
 from forgetkit.fields import choice
-from forgetkit.membership import FEWEST, jensen_shannon_distance
+from forgetkit.membership import jensen_shannon_distance
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -23,15 +24,17 @@ class LossJS(Metric):
         JS(p, q) = (KL(p || m) + KL(q || m)) / (2 log 2),  m = (p + q) / 2
 
     p, q = histograms over common bins, as many as the square root of the smaller set, within 5 and
-    30. ``density="kde"``: the root of the divergence in nats of Gaussian kernel estimates on 1 000
-    points.
+    30; the largest twentieth of all losses shares the last bin. ``density="kde"``: the root of the
+    divergence in nats of Gaussian kernel estimates on 1 000 points.
 
     Verdict: none; ``mia_loss`` judges whether losses tell members from non-members.
 
     Source: Choi et al., "Guided Loss-Increasing", CVPR Workshops 2024, supplement (the form with
         kde).
 
-    Differences: histograms by default, because the other form depends on its bandwidth.
+    Differences: histograms by default, because the other form depends on its bandwidth. Both sets
+        are cut to the same number of samples of each class; behind a masked head entropies over the
+        kept classes stand for losses.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -58,22 +61,15 @@ class LossJS(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Compare the two sets under every model at hand."""
-        pairs = {
-            role: (
-                losses(outputs(evidence, role, "forget")),
-                losses(outputs(evidence, role, "test_forget")),
-            )
-            for role in ["unlearned", *roles_with(evidence, "forget", "test_forget")[1:]]
-        }
+        pairs = {role: member_losses(evidence, role) for role in roles_attacked(evidence)}
         own, unseen = pairs["unlearned"]
-        if min(len(own), len(unseen)) < FEWEST:
-            raise Missing(f"needs at least {FEWEST} samples of either set")
         values = {role: self._divergence(*pair) for role, pair in pairs.items()}
         return self.finding(
             values["unlearned"],
             samples=len(own),
             controls={role: value for role, value in values.items() if role != "unlearned"},
             details={"unseen": len(unseen)},
+            note=entropy_note(evidence),
         )
 
     def _divergence(self, forget: Tensor, unseen: Tensor) -> float:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from forgetkit.audit.attacks import (
+    FEWEST,
     balanced_rows,
     called_members,
     entropy,
@@ -18,6 +19,7 @@ from forgetkit.audit.evidence import Missing
 from forgetkit.audit.excess import roles_with, unlike_retrain
 from forgetkit.audit.intervals import wilson
 from forgetkit.audit.members import log_probs_of
+from forgetkit.audit.readings import joined, single_label, tests_given
 from forgetkit.fields import bounded, choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -42,8 +44,8 @@ class MiaConfidence(Metric):
 
     Verdict: ``residual`` when the share is surely above the first retrained model's,
         ``over-forgotten`` when surely below; otherwise ``as retrain``, but ``not decidable``
-        without a retrained model or when the attack calls the original's forget samples members no
-        more often than unseen ones.
+        without a retrained model, with fewer than ten samples, or unless the attack calls the
+        original's forget samples members more often than unseen ones.
 
     Source: bad teaching (Chundawat et al., AAAI 2023; ``classifier="svc"`` on entropy), SSD (Foster
         et al., AAAI 2024; logistic regression on entropy), SalUn (Fan et al., ICLR 2024).
@@ -59,7 +61,7 @@ class MiaConfidence(Metric):
         range="[0, 1], share of the forget samples called member",
         good="as the retrained model's; 0 may be as conspicuous as 1",
         bad="The model answers the forgotten samples in the way in which it answers training data.",
-        needs="forget and retain sets, tests of kept classes; a retrained model for a verdict",
+        needs="forget and retain sets, test samples; a retrained model for a verdict",
         cost="no F beyond collecting; seconds",
         source="Chundawat et al. 2023, AAAI; Foster et al. 2024, AAAI; Fan et al. 2024, ICLR",
         link="https://arxiv.org/abs/2310.12508",
@@ -73,8 +75,18 @@ class MiaConfidence(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Return the share of D_f called member."""
-        roles = roles_with(evidence, "forget", "retain", "test_retain")
-        sizes = [len(evidence.of("unlearned", split)) for split in ("retain", "test_retain")]
+        single_label(evidence.of("unlearned", "forget"))
+        # Where no class was forgotten as a whole, test samples of every class are unseen ones.
+        tests = ("test_retain",) if evidence.goal == "classes" else tests_given(evidence)
+        roles = roles_with(evidence, "forget", "retain", *tests)
+        pools = {
+            role: (
+                evidence.of(role, "retain"),
+                joined([evidence.of(role, split) for split in tests]),
+            )
+            for role in roles
+        }
+        sizes = [len(pool) for pool in pools["unlearned"]]
         if evidence.head_masked and self.feature != "entropy":
             raise Missing(
                 "needs the probability of the forgotten class, but its output is masked; use "
@@ -85,8 +97,8 @@ class MiaConfidence(Metric):
         unseen: dict[str, float] = {}
         for role in roles:
             trained, tested = (
-                self._feature(evidence, evidence.of(role, split).take(part))
-                for split, part in zip(("retain", "test_retain"), rows, strict=True)
+                self._feature(evidence, pool.take(part))
+                for pool, part in zip(pools[role], rows, strict=True)
             )
             asked = self._feature(evidence, evidence.of(role, "forget"))
             called[role] = called_members(trained, tested, asked, classifier=self.classifier)
@@ -102,6 +114,8 @@ class MiaConfidence(Metric):
         verdict, difference = unlike_retrain(drawn["unlearned"], drawn.get("retrained"), works)
         own = called["unlearned"]
         note = "" if "retrained" in drawn else "no retrained model to compare with"
+        if len(own) < FEWEST:
+            verdict, note = "not decidable", f"{len(own)} samples are too few to decide"
         if works is False:
             note = "the attack finds nothing in the original either, so it shows little"
         return self.finding(

@@ -10,7 +10,7 @@ import torch
 
 from forgetkit.audit.attacks import renormalised
 from forgetkit.audit.evidence import ROLES
-from forgetkit.audit.excess import needs_classes, references
+from forgetkit.audit.excess import needs_classes, references, surely_above
 from forgetkit.audit.neighbourhood import (
     answer_of,
     dtype_of,
@@ -22,7 +22,7 @@ from forgetkit.audit.neighbourhood import (
 )
 from forgetkit.engine.modes import evaluating
 from forgetkit.fields import bounded
-from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
+from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,8 +101,8 @@ class OverUnlearning(Metric):
         ]
         own = found["unlearned"]
         spread = 1.96 * float(own.std()) / math.sqrt(len(own)) if len(own) > 1 else 0.0
-        verdict: Verdict = "as retrain" if others else "not decidable"
-        if others and all(_surely_above(own, other) for other in others):
+        verdict = surely_above([own - other for other in others])
+        if verdict == "residual":  # more than retraining is too much here
             verdict = "over-forgotten"
         return self.finding(
             float(own.mean()),
@@ -120,9 +120,3 @@ class OverUnlearning(Metric):
             verdict=verdict,
             note="" if others else "no retrained model to compare with",
         )
-
-
-def _surely_above(own: Tensor, other: Tensor) -> bool:
-    difference = own - other
-    error = float(difference.std()) / math.sqrt(len(difference)) if len(difference) > 1 else 0.0
-    return float(difference.mean()) > 2 * error

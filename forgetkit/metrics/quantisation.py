@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from forgetkit.audit.evidence import ROLES, Missing, collect
-from forgetkit.audit.excess import needs_classes, references, standard_error
+from forgetkit.audit.excess import needs_classes, references, surely_above
 from forgetkit.audit.quantising import SETTINGS, compressed
 from forgetkit.audit.relearning import few_rows
 from forgetkit.fields import bounded
@@ -94,14 +94,13 @@ class Quantisation(Metric):
         if not rises["unlearned"]:
             raise Missing("needs a model that survives compression; every setting breaks this one")
         worst = max(rises["unlearned"], key=lambda s: float(rises["unlearned"][s].mean()))
-        verdict: Verdict = "as retrain" if others else "not decidable"
-        for setting, own in rises["unlearned"].items():
-            known = [rises[name][setting] for name in others if setting in rises[name]]
-            if known and all(
-                float((own - other).mean()) > 2 * standard_error((own - other)[None])
-                for other in known
-            ):
-                verdict = "residual"
+        found = {
+            surely_above([own - rises[o][setting] for o in others if setting in rises[o]])
+            for setting, own in rises["unlearned"].items()
+        }
+        verdict: Verdict = "residual" if "residual" in found else "as retrain"
+        if "not decidable" in found and len(found) == 1:
+            verdict = "not decidable"
         note = "" if others else "no retrained model to compare with"
         if evidence.head_masked:
             verdict = "not decidable"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from forgetkit.audit.evidence import ROLES
+from forgetkit.audit.evidence import ROLES, Missing
 from forgetkit.audit.excess import needs_classes, references
 from forgetkit.audit.relearning import Curve, arrivals_verdict, lesson, relearn
 from forgetkit.fields import bounded, flag
@@ -73,6 +73,8 @@ class Relearning(Metric):
         if evidence.has("original", "test_forget"):
             target = 0.5 * float(evidence.of("original", "test_forget").right.double().mean())
             note = ""
+        if target == 0.0:
+            raise Missing("needs an original that recognises some samples of the forgotten classes")
         models: dict[str, Subject] = {
             role: evidence.subjects[role] for role in ROLES if role in evidence.subjects
         }
@@ -91,7 +93,9 @@ class Relearning(Metric):
                 for name, subject in everyone.items()
             }
             steps[form] = {name: _median(found, target) for name, found in runs.items()}
-            curves[form] = {name: _plain(found, target) for name, found in runs.items()}
+            curves[form] = {
+                name: _plain(found, target, whole=self.whole) for name, found in runs.items()
+            }
         by_shots = {str(self.shots): {name: steps["reset"][name] for name in models}}
         if self.more_shots:
             for shots in SHOTS:
@@ -145,6 +149,7 @@ class Relearning(Metric):
                     lr=self.lr, seed=evidence.seed + repeat, target=None if self.whole else target,
                 ),
                 form=form, forgotten=evidence.forget_classes, device=evidence.device,
+                head=evidence.head,
             )
             for repeat in range(self.repeats)
         ]  # fmt: skip
@@ -155,14 +160,15 @@ def _median(curves: Sequence[Curve], target: float) -> float:
     return statistics.median_low([curve.arrival(target) for curve in curves])
 
 
-def _plain(curves: Sequence[Curve], target: float) -> list[dict[str, object]]:
+def _plain(curves: Sequence[Curve], target: float, *, whole: bool) -> list[dict[str, object]]:
     return [
         {
             "steps": list(curve.steps),
             "forgotten": list(curve.forgotten),
             "kept": list(curve.kept),
             "steps_to_half": curve.arrival(target),
-            "area": curve.area(),
+            # a curve that ends where the class is back has the larger area the later that is
+            **({"area": curve.area()} if whole else {}),
         }
         for curve in curves
     ]

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from forgetkit.audit.evidence import Evidence, Missing
 from forgetkit.audit.gaps import rows_against, tug_of_war
+from forgetkit.audit.readings import hidden_note
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -57,5 +58,13 @@ class TugOfWar(Metric):
             samples=len(reference),
             controls={role: score for role, score in scores.items() if role != "unlearned"},
             details={"rows": rows, "reference": reference},
-            note="samples are sets; the control `retrained` is a second retrained model",
+            note="; ".join(
+                filter(
+                    None,
+                    (
+                        "samples are sets; the control `retrained` is a second retrained model",
+                        hidden_note(evidence),
+                    ),
+                )
+            ),
         )

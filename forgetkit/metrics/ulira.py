@@ -15,6 +15,7 @@ from forgetkit.audit.likelihood import (
     logit_confidence,
     membership_probability,
 )
+from forgetkit.audit.readings import masked_note
 from forgetkit.audit.shadows import load_shadows
 from forgetkit.fields import artefact, bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from forgetkit.audit.evidence import Evidence
+
+
+WORKS = 0.55
+"""Balanced accuracy on models that kept the samples from which the attack counts as working."""
 
 
 @register_metric
@@ -36,7 +41,9 @@ class ULiRA(Metric):
     same method ("in") and over models that never saw it ("out"). Headline: balanced accuracy at 0.5
     of telling the unlearned model from held-out "out" models; 0.5 is ideal.
 
-    Verdict: ``residual`` when the interval lies above 0.5, ``as retrain`` otherwise.
+    Verdict: ``residual`` when the interval lies above 0.5; otherwise ``as retrain``, but ``not
+        decidable`` unless the attack finds the samples in the models of the file that were trained
+        on them and not unlearned, which are the control.
 
     Source: Hayes et al., "Inexact Unlearning Needs More Careful Evaluations", arXiv:2403.01218;
         Carlini et al., S&P 2022.
@@ -73,22 +80,13 @@ class ULiRA(Metric):
                 f"needs at least {self.fewest + 1} unlearned and as many unseen shadow models, "
                 f"found {sizes[0]} and {sizes[1]}"
             )
-        inside, outside = (
-            logit_confidence(part, own.labels) for part in (found.unlearned, found.unseen)
+        target, (inside, outside, before) = _confidences(
+            evidence, own.logits, own.labels, (found.unlearned, found.unseen, found.seen)
         )
 
-        def probability(target: Tensor, out: Tensor) -> Tensor:
-            return membership_probability(likelihood_ratio(target, *gaussians(inside, out)))
-
-        called = probability(logit_confidence(own.logits, own.labels), outside)
-        held = torch.stack(
-            [
-                probability(one, torch.cat([outside[:at], outside[at + 1 :]]))
-                for at, one in enumerate(outside)
-            ]
-        )
+        called = _membership(target, inside, outside)
+        rejections = _rejections(inside, outside)
         hits = (called > 0.5).double()
-        rejections = (held <= 0.5).double().mean(dim=1)
         value = 0.5 * float(hits.mean() + rejections.mean())
         low, high = wilson(int(hits.sum()), len(hits))
         spread = 1.96 * float(rejections.std()) / len(rejections) ** 0.5
@@ -96,14 +94,29 @@ class ULiRA(Metric):
             max(0.0, 0.5 * (low + float(rejections.mean()) - spread)),
             min(1.0, 0.5 * (high + float(rejections.mean()) + spread)),
         )
-        verdict: Verdict = "as retrain"
+        original, works = None, False
+        if len(before) > self.fewest:
+            original, error = _control(before, outside)
+            works = original > max(0.5 + 1.96 * error, WORKS)
+        verdict: Verdict = "as retrain" if works else "not decidable"
         if ends[0] > 0.5:
             verdict = "residual"
+        notes = []
+        if min(sizes) <= 16:
+            notes.append(f"with {min(sizes)} models of each kind, one deviation was pooled")
+        if not works:
+            notes.append(
+                "the file holds no models that were trained on the samples and kept: nothing shows "
+                "that the attack finds anything"
+                if original is None
+                else "the attack finds nothing in models that were trained on the samples either"
+            )
+        notes.append(masked_note(evidence))
         return self.finding(
             value,
             samples=len(own),
             interval=ends,
-            controls={},
+            controls={} if original is None else {"original": original},
             details={
                 "called_member": float(hits.mean()),
                 "mean_probability": float(called.mean()),
@@ -112,7 +125,63 @@ class ULiRA(Metric):
                 "models_out": sizes[1],
             },
             verdict=verdict,
-            note=f"with {min(sizes)} models of each kind, one deviation was pooled"
-            if min(sizes) <= 16
-            else "",
+            note="; ".join(filter(None, notes)),
         )
+
+
+def _control(seen: Tensor, unseen: Tensor) -> tuple[float, float]:
+    """Return how well the same attack tells models that kept the samples from those without.
+
+    Args:
+        seen: (models, samples) phi of models that were trained on the samples.
+        unseen: the same of models that were not.
+
+    Returns:
+        Balanced accuracy, every model judged by the others, and its standard error over models.
+    """
+    called = torch.stack(
+        [
+            (_membership(one, _without(seen, at), unseen) > 0.5).double().mean()
+            for at, one in enumerate(seen)
+        ]
+    )
+    rejections = _rejections(seen, unseen)
+    error = 0.5 * float(called.var() / len(called) + rejections.var() / len(rejections)) ** 0.5
+    return 0.5 * float(called.mean() + rejections.mean()), error
+
+
+def _membership(asked: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+    """Return the probability of membership of each sample under one model, (samples,)."""
+    return membership_probability(likelihood_ratio(asked, *gaussians(inside, outside)))
+
+
+def _rejections(inside: Tensor, outside: Tensor) -> Tensor:
+    """Return for each "out" model, judged by the others, the share of samples not called member."""
+    held = [_membership(one, inside, _without(outside, at)) for at, one in enumerate(outside)]
+    return (torch.stack(held) <= 0.5).double().mean(dim=1)
+
+
+def _without(models: Tensor, at: int) -> Tensor:
+    return torch.cat([models[:at], models[at + 1 :]])
+
+
+def _confidences(
+    evidence: Evidence, own: Tensor, labels: Tensor, shadows: tuple[Tensor, ...]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return phi of the model, (samples,), and of the shadow models, (models, samples) each.
+
+    Behind a masked head it is that of the kept class that the models without the samples answer
+    most, over the kept classes.
+
+    Raises:
+        Missing: no class is kept.
+    """
+    if not evidence.head_masked:
+        return logit_confidence(own, labels), [logit_confidence(one, labels) for one in shadows]
+    if not evidence.kept_classes:
+        raise Missing("needs at least one class that is kept")
+    columns = list(evidence.kept_classes)
+    kept = [one[..., columns].double().log_softmax(dim=-1) for one in (own, *shadows)]
+    likeliest = kept[2].exp().mean(dim=0).argmax(dim=-1)
+    target, *others = (logit_confidence(one, likeliest) for one in kept)
+    return target, others

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forgetkit.audit.evidence import Evidence, Missing
 from forgetkit.audit.intervals import percentile_interval, resampled_means
-from forgetkit.audit.readings import HIDDEN, hits, outputs, roles_with
+from forgetkit.audit.readings import hidden_note, hits, outputs, roles_with
 from forgetkit.losses import unlearning_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -71,7 +71,7 @@ class UnlearningScore(Metric):
             interval=percentile_interval(Tensor([unlearning_score(a, b) for a, b in drawn])),
             controls={role: score for role, score in scores.items() if role != "unlearned"},
             details={"test_retain": float(kept.mean()), "test_forget": float(gone.mean())},
-            note=f"forget accuracy is {HIDDEN}" if evidence.head_masked else "",
+            note=hidden_note(evidence),
         )
 
 

@@ -638,11 +638,11 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, hidden: Audit) -> N
         Audit.from_json(record)
 
 
-BEHIND, ACCURACY, LOSSES, WEIGHTS = (
+BEHIND, ACCURACY, LOSSES, WEIGHTS, ROUNDED = (
     card("probe", "audit"), card("accuracy", "accuracy"), card("mia", "attack"),
-    card("layer_distance", "representation"),
+    card("layer_distance", "representation"), card("quantisation", "audit"),
 )  # fmt: skip
-CARDS = {one.slug: one for one in (BEHIND, ACCURACY, LOSSES, WEIGHTS)}
+CARDS = {one.slug: one for one in (BEHIND, ACCURACY, LOSSES, WEIGHTS, ROUNDED)}
 KNOWN = Circumstances("class 3", has_reference=True)
 
 
@@ -668,6 +668,8 @@ def test_the_words_of_the_verdict_follow_from_the_verdicts() -> None:
     assert OUTPUT_ONLY in said(accuracy="as retrain")
     assert OUTPUT_ONLY in said(accuracy="as retrain", layer_distance="no verdict")
     assert OUTPUT_ONLY in said(accuracy="as retrain", probe="not run")
+    assert OUTPUT_ONLY in said(accuracy="as retrain", quantisation="as retrain")
+    assert said(accuracy="as retrain", quantisation="residual").startswith("Hidden, not gone")
     assert "Not decidable: Mia." in said(mia="not decidable")
     assert said(probe="not run").startswith("Nothing was tested")
     assert said(accuracy="no verdict").startswith("No check that ran could decide.")

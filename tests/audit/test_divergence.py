@@ -88,4 +88,6 @@ def test_histograms_with_common_bins() -> None:
     assert divergence.histogram_js(left, left) == 0.0
     assert divergence.histogram_js(left, left + 9) == pytest.approx(1.0, abs=1e-12)
     assert divergence.histogram_js(left[:1], left[:1]) == 0.0
+    far = torch.cat([right.repeat(5) + 1, torch.tensor([400.0])]).double()
+    assert divergence.histogram_js(left.repeat(5), far) == pytest.approx(1.0, abs=1e-12)
     assert [divergence.bins_for(count) for count in (0, 24, 100, 5000)] == [5, 5, 10, 30]

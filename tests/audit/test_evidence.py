@@ -9,7 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject, collect, split_view
+from forgetkit.audit.evidence import Evidence, Missing, Subject, collect
+from forgetkit.audit.inputs import view_of
 from forgetkit.data.sets import StoredSet
 from forgetkit.errors import BadHyperparameter, UnknownMethod
 from forgetkit.fields import bounded
@@ -22,7 +23,7 @@ def test_outputs_do_not_depend_on_the_batch_size_and_leave_no_trace(kind: str) -
     some = toy(kind)
     images, labels = some.train.tensors
     samples = StoredSet(images, labels)
-    view = split_view(some.model, samples, torch.device("cpu"))
+    view = view_of(some.model, samples, torch.device("cpu"), None)
     some.model.train()
     whole = collect(some.model, {"forget": samples}, view=view)["forget"]
     assert some.model.training

@@ -50,7 +50,10 @@ def test_what_has_no_interval() -> None:
     assert mean_interval(torch.tensor([])) is None
     assert mean_interval(torch.tensor([1.0, torch.inf])) is None
     assert percentile_interval(torch.tensor([torch.nan])) is None
-    assert mean_interval(torch.tensor([1.0])) == (1.0, 1.0)
+    assert mean_interval(torch.ones(9)) is None  # one value would have an interval of no width
+    assert mean_interval(torch.ones(10)) == (1.0, 1.0)
+    assert compared(torch.ones(9), [torch.zeros(9)]) == "not decidable"
+    assert compared(torch.ones(10), [torch.zeros(10)]) == "residual"
 
 
 def test_a_difference_counts_when_every_retrained_model_differs() -> None:

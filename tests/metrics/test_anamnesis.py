@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.relearned import Lessons, mean_over, relearn
+from forgetkit.audit.evidence import Missing, Role, Subject
+from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
 from forgetkit.errors import UnlearningFailed
 from forgetkit.losses import accuracy
 from forgetkit.metric import Verdict
-from forgetkit.metrics.anamnesis import Anamnesis, index, judged
+from forgetkit.metrics.anamnesis import Anamnesis, Runs, index, judged
 
 
 def test_index_pinned() -> None:
@@ -102,6 +103,29 @@ def test_the_same_model_has_index_one() -> None:
     found = Anamnesis().measure(toys.evidence(toys.retrained()[0]))
     assert found.value == 1.0
     assert found.verdict == "as retrain"
+
+
+def test_the_lower_median_of_several_draws_counts() -> None:
+    def took(*steps: int | None) -> int | None:
+        return Runs(tuple(Progress(one, ()) for one in steps)).steps
+
+    assert took(20, 5, 10) == 10
+    assert took(None, 5, 10) == 10
+    assert took(None, None, 10) is None
+    assert took(30, 10) == 10
+    found = Anamnesis(steps=10).measure(toys.evidence(roles=("original", "retrained")))
+    curves = found.details["curves"]
+    assert isinstance(curves, dict)
+    assert len(curves["unlearned"]) == 3
+
+
+def test_an_original_that_knows_nothing_is_refused() -> None:
+    with pytest.raises(Missing, match="right about some forget samples"):
+        Anamnesis().measure(replace(toys.evidence(), subjects=all_are(toys.patched())))
+
+
+def all_are(one: Subject) -> dict[Role, Subject]:
+    return {"unlearned": one, "original": one, "retrained": one}
 
 
 def test_what_is_missing_is_named() -> None:

@@ -33,9 +33,9 @@ from forgetkit.audit.likelihood import (
     likelihood_ratio,
     logit_confidence,
     membership_probability,
-    one_sided,
     pooled_deviation,
     relative_score,
+    standard_score,
 )
 from forgetkit.errors import DataError
 
@@ -190,7 +190,7 @@ def test_lira_needs_models_and_survives_agreement() -> None:
     with pytest.raises(DataError, match="at least 2 reference models, found 1"):
         gaussian(torch.zeros(1, 3), ddof=1)
     same = torch.zeros(20, 3, dtype=torch.float64)
-    assert bool(torch.isfinite(one_sided(double(1, 0, -1), gaussian(same))).all())
+    assert bool(torch.isfinite(standard_score(double(1, 0, -1), gaussian(same))).all())
     assert bool(torch.isfinite(likelihood_ratio(double(1, 0, -1), *gaussians(same, same))).all())
 
 
@@ -215,3 +215,9 @@ def test_rmia_pinned() -> None:
 def test_rmia_counts_strictly_greater_ratios() -> None:
     found = relative_score(double(1.0, 1.1), double(1.0, 1.0, 0.5, 2.0))
     assert found.tolist() == [0.25, 0.75]
+
+
+def test_far_scores_are_still_ranked() -> None:
+    outside = (torch.full((2,), -3.0).double(), torch.ones(2).double())
+    first, second = standard_score(double(10, 12), outside).tolist()
+    assert second > first > 8  # where the distribution function is 1.0 for both

@@ -10,6 +10,7 @@ import torch
 import toy_evidence as toys
 
 from forgetkit.audit.evidence import Missing, collect
+from forgetkit.audit.inputs import view_of
 from forgetkit.audit.neighbourhood import answer_of, images, logits_over, towards, value_range
 from forgetkit.audit.relearning import lesson, relearn, reset_rows
 from forgetkit.engine.modes import evaluating
@@ -75,6 +76,11 @@ def test_identical_models_are_as_retrain(metric: Metric) -> None:
     one = toys.retrained()[0]
     evidence = toys.evidence(one)
     same = replace(evidence, subjects={"unlearned": one, "original": one, "retrained": one})
+    if slug(metric) == "relearning":
+        with pytest.raises(Missing, match="an original that recognises"):
+            metric.measure(same)
+        one = toys.original()
+        same = replace(evidence, subjects={"unlearned": one, "original": one, "retrained": one})
     found = metric.measure(same)
     assert found.verdict == "as retrain"
     assert found.value == found.controls["retrained"] == found.controls["original"]
@@ -276,3 +282,36 @@ def test_the_sgd_form_learns_something() -> None:
 def test_an_unlearned_copy_of_the_original_is_residual_without_a_retrained_model() -> None:
     found = LinearProbe(draws=2).measure(toys.evidence(roles=("original",)))
     assert found.verdict == "residual"
+
+
+def test_relearning_takes_a_step_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for part in (64, 3):
+        monkeypatch.setattr("forgetkit.audit.relearning.PART", part)
+        found.append(QUICK.measure(toys.evidence()).details["curves"])
+    whole, parts = (json.loads(json.dumps(one)) for one in found)
+    assert whole["reset"]["unlearned"][0]["steps"] == parts["reset"]["unlearned"][0]["steps"]
+    for one, other in zip(
+        whole["reset"]["retrained"][0]["forgotten"], parts["reset"]["retrained"][0]["forgotten"],
+        strict=True,
+    ):  # fmt: skip
+        assert one == pytest.approx(other, abs=0.05)
+
+
+def test_relearning_knows_the_head_that_the_caller_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def watched(*args: object) -> object:
+        asked.append(args[-1])
+        return view_of(*args)  # type: ignore[arg-type]  # passed on
+
+    monkeypatch.setattr("forgetkit.audit.relearning.view_of", watched)
+    replace(QUICK, steps=1).measure(replace(toys.evidence(), head="fc"))
+    assert set(asked) == {"fc"}
+
+
+def test_an_area_is_given_for_whole_curves_only() -> None:
+    for whole in (False, True):
+        curves = replace(QUICK, whole=whole, steps=2).measure(toys.evidence()).details["curves"]
+        first = json.loads(json.dumps(curves))["reset"]["unlearned"][0]
+        assert ("area" in first) is whole

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import toy_evidence as toys
@@ -47,4 +49,7 @@ def test_the_largest_drop_is_named() -> None:
 
 def test_training_samples_stand_in() -> None:
     found = ClassAccuracy().measure(toys.without(toys.evidence(), "test_retain"))
+    assert found.details["sets"] == ["forget", "retain"]
+    bare = toys.without(toys.without(toys.evidence(), "test_forget"), "test_retain")
+    found = ClassAccuracy().measure(replace(bare, goal="instances"))
     assert found.details["sets"] == ["forget", "retain"]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import toy_evidence as toys
@@ -31,3 +33,19 @@ def test_verdict() -> None:
     same = JSToRetrained().measure(toys.evidence(toys.retrained()[0], references=2))
     assert same.value == pytest.approx(0.0, abs=1e-12)
     assert same.verdict == "as retrain"
+
+
+def test_the_direction_is_left_open_where_nothing_tells_it() -> None:
+    kept = toys.evidence(toys.original(), references=2)
+    assert JSToRetrained().measure(replace(kept, head_masked=True)).verdict == "not decidable"
+    blind = [
+        replace(
+            one,
+            outputs={n: replace(found, known_labels=None) for n, found in one.outputs.items()},
+        )
+        for one in kept.references
+    ]
+    subjects = {**kept.subjects, "retrained": blind[0]}
+    found = JSToRetrained().measure(replace(kept, subjects=subjects, references=blind))
+    assert found.value is not None
+    assert found.verdict == "not decidable"

@@ -39,12 +39,13 @@ def test_a_head_edit_is_named() -> None:
     )
 
 
-def test_whole_networks_have_no_verdict() -> None:
+def test_whole_networks_have_no_verdict_and_unchanged_ones_are_residual() -> None:
     found = LayerDistance().measure(toys.evidence(toys.retrained()[0]))
     assert found.verdict == "no verdict"
     assert found.details["to_retrained_whole"] == 0.0
     same = LayerDistance().measure(toys.evidence(toys.original()))
-    assert (same.value, same.details["moved"], same.verdict) == (0.0, [], "no verdict")
+    assert (same.value, same.details["moved"], same.verdict) == (0.0, [], "residual")
+    assert same.note == "no tensor changed"
 
 
 def test_other_architectures_are_refused() -> None:

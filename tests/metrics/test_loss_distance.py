@@ -42,4 +42,4 @@ def test_removed_rows_have_finite_losses() -> None:
     subject = Subject(toys.original().model, {"forget": gone, "test_forget": gone}, None)
     found = LossDistance().measure(Evidence({"unlearned": subject}, {}, "instances", (0,), 2))
     assert found.value == 0.0
-    assert found.details["mean_loss"] == {"forget": 400.0, "test_forget": 400.0}
+    assert found.details["mean_loss"] == {"forget": 400.0, "unseen": 400.0}

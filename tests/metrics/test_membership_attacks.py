@@ -236,6 +236,10 @@ def test_ulira_tells_unlearned_from_never_seen(tmp_path: Path) -> None:
     same = ULiRA(shadows=stored(tmp_path, 5.0, 0.0, 0.0)).measure(asked(0.0))
     assert same.verdict == "as retrain"
     assert same.value == pytest.approx(0.5, abs=0.06)
+    assert same.controls["original"] > 0.9
+    blind = ULiRA(shadows=stored(tmp_path, 0.0, 0.0, 0.0)).measure(asked(0.0))
+    assert blind.verdict == "not decidable"  # it does not find models that kept the samples either
+    assert "finds nothing in models that were trained" in blind.note
     with pytest.raises(Missing, match="found 2 and 2"):
         ULiRA(shadows=stored(tmp_path, 5.0, 0.0, 3.0, models=2)).measure(asked(3.0))
 

@@ -7,7 +7,7 @@ from torch import Generator
 from torchmetrics.classification import MulticlassAccuracy
 
 from forgetkit.audit.evidence import Evidence, Missing, Subject
-from forgetkit.metrics.top_k_accuracy import TopKAccuracy
+from forgetkit.metrics.top_k_accuracy import TopKAccuracy, top_k_hits
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
@@ -32,3 +32,8 @@ def test_second_guesses_show_what_a_head_edit_hides() -> None:
 def test_all_classes_are_too_many() -> None:
     with pytest.raises(Missing, match="needs more than 4 classes"):
         TopKAccuracy(k=4).measure(toys.evidence())
+
+
+def test_equal_logits_count_as_not_larger() -> None:
+    equal = toys.outputs(torch.zeros(4, 4), torch.arange(4))
+    assert top_k_hits(equal, 1).tolist() == [1.0] * 4

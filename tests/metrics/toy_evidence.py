@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetkit import forget
-from forgetkit.audit.evidence import Evidence, Outputs, Role, Subject, collect, split_view
+from forgetkit.audit.evidence import Evidence, Outputs, Role, Subject, collect
+from forgetkit.audit.inputs import view_of
 from forgetkit.data.sets import StoredSet
 from forgetkit.fingerprint import TensorBits
 from forgetkit.testing import TOYS, toy
@@ -54,7 +55,7 @@ def trained_without(seed: int, kind: str = "cnn") -> nn.Module:
 
 
 def subject(model: nn.Module) -> Subject:
-    view = split_view(model, sets()["retain"], torch.device("cpu"))
+    view = view_of(model, sets()["retain"], torch.device("cpu"), None)
     return Subject(model, collect(model, sets(), view=view), view)
 
 

@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from forgetkit.audit.evidence import Evidence, Role, Subject, collect, split_view
+from forgetkit.audit.evidence import Evidence, Role, Subject, collect
+from forgetkit.audit.inputs import view_of
 from forgetkit.comparing import RunRecord
 from forgetkit.data.sets import StoredSet
 from forgetkit.testing import toy
@@ -90,7 +91,7 @@ def evidence(kind: str = "cnn", *, head_masked: bool = False) -> Evidence:
     cpu = torch.device("cpu")
     subjects: dict[Role, Subject] = {}
     for role, model in models.items():
-        view = split_view(model, given["retain"], cpu)
+        view = view_of(model, given["retain"], cpu, None)
         subjects[role] = Subject(model, collect(model, given, view=view), view)
     return Evidence(
         subjects, given, "classes", (GONE,), 4, head_masked=head_masked, device=cpu, seed=0
