@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from forgetkit.dryrun.detection import Wish, detect
@@ -20,9 +20,11 @@ from forgetkit.dryrun.hints import (
     unwrap,
 )
 from forgetkit.dryrun.outputs import OutputChoice, logits_of
+from forgetkit.dryrun.quiet import eval_mode
 from forgetkit.dryrun.refusals import refusal
 from forgetkit.dryrun.split import Split
 from forgetkit.errors import CannotSplitModel, ModelError
+from forgetkit.types import Inputs
 
 _log = logging.getLogger(__name__)
 
@@ -85,6 +87,29 @@ def adapt(
         raise
     _check_classes(bare, split, num_classes, hint)
     return split
+
+
+def width_of(model: nn.Module, inputs: Inputs, output: OutputChoice = None) -> int:
+    """Return the number of classes, as one forward pass in eval mode shows it.
+
+    What the model says of itself goes stale when its classifier is replaced; it only tells which
+    of several outputs holds the logits.
+
+    Args:
+        model: left as it was.
+        inputs: a batch where the model is; two samples of it are used.
+        output: key, index or function that leads to the logits.
+
+    Raises:
+        CannotSplitModel: the output holds no logits, or several tensors that could be.
+    """
+    with torch.no_grad(), eval_mode(model):
+        if isinstance(inputs, Tensor):
+            found = model(inputs[:2])
+        else:
+            found = model(**{name: value[:2] for name, value in inputs.items()})
+    logits = logits_of(found, output, num_classes=class_count_hint(model) or None)
+    return int(logits.shape[1])
 
 
 def _refuse_early(model: nn.Module, hint: int | None) -> None:

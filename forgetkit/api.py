@@ -263,7 +263,7 @@ def _as_tuple(values: object, step: str) -> tuple[Any, ...]:
             f"write {step}([{values!r}])"
         )
     if isinstance(values, Tensor):
-        return tuple(values.tolist())
+        return tuple(values.flatten().tolist())
     return tuple(value.item() if hasattr(value, "item") else value for value in values)
 
 

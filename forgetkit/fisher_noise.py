@@ -39,5 +39,5 @@ def noise_variance(
 
 def noise(variance: Tensor, generator: Generator) -> Tensor:
     """Return normal noise of this variance, drawn on the CPU so that devices agree."""
-    drawn = torch.randn(variance.shape, generator=generator)
+    drawn = torch.randn(variance.shape, generator=generator, dtype=torch.float32)
     return variance.sqrt() * drawn.to(variance)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,9 +151,10 @@ class Result:
         """
         from forgetkit.adapting import unwrap
         from forgetkit.audit.run import audit
+        from forgetkit.copying import independent_copy
 
         self._require_state("audit", exactly=True)
-        original = copy.deepcopy(unwrap(self.model))
+        original = independent_copy(unwrap(self.model))
         if self.patch.names:
             self.patch.revert(original)
         return audit(

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from safetensors.torch import save_model as save_tensors
 from torch import Tensor, nn
 
@@ -159,8 +160,17 @@ def _write_form(model: nn.Module, folder: Path, changed: Iterable[str]) -> dict[
         return {"form": "transformers", **described}
     if _write_timm(model, folder):
         return {"form": "timm", **described}
-    save_tensors(model, str(folder / WEIGHT_FILES[0]))
+    _write_tensors(model, folder / WEIGHT_FILES[0])
     return {**_how_to_build(model), **described}
+
+
+def _write_tensors(model: nn.Module, path: Path) -> None:
+    """Write all tensors; shared ones once, but for parts of larger tensors, which are cut out."""
+    tensors = model.state_dict()
+    if any(t.untyped_storage().nbytes() != t.nbytes for t in tensors.values()):
+        save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, path)
+    else:
+        save_tensors(model, str(path))
 
 
 def _how_to_build(model: nn.Module) -> dict[str, object]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib.util
 import math
@@ -22,6 +21,7 @@ from forgetkit.adapting import unwrap
 from forgetkit.api import forget
 from forgetkit.comparing.accuracies import ground_of, score_of
 from forgetkit.comparing.grid import changed_settings
+from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
 from forgetkit.engine.place import choose_place
 from forgetkit.errors import (
@@ -239,11 +239,11 @@ def explore(
     place = choose_place(device, precision, None).device
     wanted = None
     if reference is not None:
-        wanted = ground.accuracies(copy.deepcopy(unwrap(reference)).to(place))
+        wanted = ground.accuracies(independent_copy(unwrap(reference)).to(place))
 
     def tried(settings: Mapping[str, object]) -> Tried:
         begun = time.perf_counter()
-        twin = copy.deepcopy(bare)
+        twin = independent_copy(bare)
         try:
             chosen = dataclasses.replace(base, **settings)
             request = forget(twin).using(chosen).validate(validate).seed(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from forgetkit.copying import independent_copy
 from forgetkit.data.batches import Reader
 from forgetkit.data.loaders import Loader, covered, reading_of
 from forgetkit.data.randomness import random_state_kept
@@ -186,7 +186,7 @@ class Statistics:
         if result.rolled_back:
             logger.info("without(): the run was rolled back, so the statistics stay as they are")
             return self
-        before = copy.deepcopy(unwrap(result.model))
+        before = independent_copy(unwrap(result.model))
         result.patch.revert(before)
         self.check(before)
         with _looking_at(before):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,9 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from forgetkit.adapting import adapt, class_count_hint, logits_of, unwrap
+from forgetkit.adapting import adapt, unwrap, width_of
 from forgetkit.audit.evidence import MEANING
 from forgetkit.audit.unlabelled import with_placeholders
+from forgetkit.copying import independent_copy
 from forgetkit.data.batches import rows_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
@@ -23,7 +23,6 @@ from forgetkit.data.sets import StoredSet
 from forgetkit.data.sources import read_all
 from forgetkit.data.split import split
 from forgetkit.engine.checks import check_model
-from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
 from forgetkit.engine.session import borrowed_randomness
@@ -87,7 +86,7 @@ def copy_of(model: nn.Module, device: torch.device) -> nn.Module:
     bare = unwrap(model)
     check_model(bare)
     try:
-        twin = copy.deepcopy(bare).to(device)
+        twin = independent_copy(bare).to(device)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"audit(model): expected a model that copy.deepcopy can copy, found "
@@ -101,7 +100,7 @@ def copy_of(model: nn.Module, device: torch.device) -> nn.Module:
 
 def untrained_copy(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:
     """Return an untrained copy, and the names of tensors that no initialiser is known for."""
-    twin = copy.deepcopy(model)
+    twin = independent_copy(model)
     with borrowed_randomness(seed):
         unknown = reset_weights(twin)
     return twin.eval(), unknown
@@ -205,13 +204,7 @@ def _cut(
 
 
 def _width(model: nn.Module, example: Inputs, device: torch.device) -> int:
-    hint = class_count_hint(model)
-    if hint is not None and hint > 0:
-        return hint
-    inputs = moved_inputs(example, device, floating_type(model))
-    with torch.no_grad(), evaluating(model):
-        output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-    return int(logits_of(output).shape[1])
+    return width_of(model, moved_inputs(example, device, floating_type(model)))
 
 
 def floating_type(model: nn.Module) -> torch.dtype | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from forgetkit.copying import independent_copy
 
 SETTINGS = ("int8", "int4", "int3", "bfloat16", "float16", "pruned 30 %")
 
@@ -54,7 +54,7 @@ def compressed(model: nn.Module, setting: str) -> nn.Module:
         setting: ``"int<bits>"``, the name of a floating type (all tensors are cast there and
             back), or ``"pruned <percent> %"`` (the smallest weights by magnitude become 0).
     """
-    twin = copy.deepcopy(model)
+    twin = independent_copy(model)
     if setting.startswith("int"):
         for weight, axis in weights_of(twin):
             weight.copy_(quantised(weight, int(setting.removeprefix("int")), axis))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from forgetkit.api import Request, forget
 from forgetkit.audit import inputs
+from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.goal import Classes, Goal, Instances
@@ -102,7 +102,7 @@ def train_references(
     trained = 0
     for number in range(count):
         file = None if folder is None else folder / f"reference-{key}-s{seed + number}.safetensors"
-        twin = copy.deepcopy(model)
+        twin = independent_copy(model)
         if file is not None and file.exists():
             load_model(twin, file)
             say(f"reference {number + 1} of {count}: read from {file}")

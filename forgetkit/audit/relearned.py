@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from forgetkit.adapting import logits_of, unwrap
+from forgetkit.copying import independent_copy
 from forgetkit.data.views import Joined
 from forgetkit.engine.modes import evaluating, set_update_mode
 from forgetkit.engine.place import moved_inputs
@@ -78,7 +78,7 @@ def relearn(
     Raises:
         UnlearningFailed: the loss is not finite.
     """
-    twin = copy.deepcopy(unwrap(model)).to(lessons.device).requires_grad_(True)
+    twin = independent_copy(unwrap(model)).to(lessons.device).requires_grad_(True)
     weights = [p for p in twin.parameters() if p.is_floating_point()]
     optimizer = torch.optim.SGD(weights, lr=lessons.lr, momentum=lessons.momentum)
     both = Joined(lessons.forget, lessons.retain)

@@ -5,7 +5,6 @@ Models are trained as copies; the ones that are passed in stay as they are.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from torch import Generator, Tensor, nn
 from forgetkit.audit.evidence import Missing, Subject
 from forgetkit.audit.inputs import view_of
 from forgetkit.audit.probes import few_shot_rows
+from forgetkit.copying import independent_copy
 from forgetkit.dryrun.outputs import logits_of
 from forgetkit.engine.place import moved_inputs
 from forgetkit.metric import Verdict
@@ -161,7 +161,7 @@ def relearn(
     Raises:
         Missing: the form needs a head, but the model cannot be split.
     """
-    twin = copy.deepcopy(subject.model if subject.view is None else subject.view.model)
+    twin = independent_copy(subject.model if subject.view is None else subject.view.model)
     twin = twin.float().to(device).eval().requires_grad_(True)
     twin.zero_grad(set_to_none=True)
     view: ModelView | None = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from forgetkit.adapting import class_count_hint, logits_of, unwrap
+from forgetkit.adapting import logits_of, unwrap, width_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
 from forgetkit.data.randomness import random_state_kept
@@ -127,15 +127,9 @@ def accuracy_on(model: nn.Module, samples: SampleSet) -> float:
     return right / len(samples)
 
 
-@torch.no_grad()
 def _width(model: nn.Module, loader: Loader) -> int:
-    hint = class_count_hint(model)
-    if hint is not None and hint > 0:
-        return hint
     _, example = peeked(loader)
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         example = moved_inputs(example, parameter.device, parameter.dtype)
-    with evaluating(model):
-        output = model(example) if isinstance(example, Tensor) else model(**example)
-    return int(logits_of(output).shape[1])
+    return width_of(model, example)

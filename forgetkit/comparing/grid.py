@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from forgetkit.comparing.accuracies import Ground, ground_of, score_of
 from forgetkit.comparing.sharing import Task, finish
 from forgetkit.comparing.table import Comparison
 from forgetkit.comparing.written import RunFolder, RunRecord
+from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
 from forgetkit.engine.place import Place, alone, choose_place
 from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, ModelError
@@ -229,7 +229,7 @@ class _Bench:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return independent_copy(model)
     except (RuntimeError, TypeError, ValueError) as error:
         raise ModelError(
             f"model: expected one that copy.deepcopy can copy, found {type(model).__name__}: "

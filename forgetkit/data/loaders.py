@@ -190,7 +190,7 @@ def _drawn(sampler: object, name: str) -> Tensor:
     positions: set[int] = set()
     # a sampler may draw for ever; its length says what an epoch is
     for rows in itertools.islice(sampler, len(sampler)):
-        positions.update(map(int, rows if isinstance(rows, (list, tuple)) else [rows]))
+        positions.update(torch.as_tensor(rows).flatten().tolist())
     if state is not None and isinstance(generator, torch.Generator):
         generator.set_state(state)
     return torch.as_tensor(sorted(positions), dtype=torch.int64)

@@ -252,11 +252,20 @@ def _unreadable(name: str, number: int, chunk: list[int], error: Exception) -> s
 
 
 def cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, ...]:
-    """Return the rows of each batch; the order is drawn at once, not when batches are read."""
-    rows = torch.arange(samples)
-    if generator is not None:
-        rows = torch.randperm(samples, generator=generator)
-    return rows.split(size) if samples else ()
+    """Return the rows of each batch; the order is drawn at once, not when batches are read.
+
+    In random order, as for training, a single last row joins the batch before it: normalisation
+    over a batch of one has no variance.
+    """
+    if samples == 0:
+        return ()
+    if generator is None:
+        return tuple(torch.arange(samples).split(size))
+    rows = torch.randperm(samples, generator=generator)
+    if size > 1 and samples > size and samples % size == 1:
+        *whole, last = rows[:-1].split(size)
+        return (*whole, torch.cat([last, rows[-1:]]))
+    return tuple(rows.split(size))
 
 
 __all__ = ["IndexedSet", "StoredSet", "cut", "read_chunks"]

@@ -120,7 +120,8 @@ def ambiguous(found: list[Pick]) -> Exception:
     return refusal(
         "ambiguous-output",
         f"the model should return one tensor of logits; it returned several that could be: "
-        f"{places}. Pass output= with the right key or index.",
+        f"{places}. Pass output= with the right key or index; a request takes it in "
+        ".head(name, output=...).",
     )
 
 

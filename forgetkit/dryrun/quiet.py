@@ -11,8 +11,37 @@ from torch import Tensor, nn
 
 
 @contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put every buffer back, the very tensor with its bits, whatever a forward pass did to it.
+
+    A model may count its calls in a buffer, or put another tensor in its place.
+    """
+    before = [
+        (module, name, tensor, tensor._version, tensor.clone())  # noqa: SLF001  nothing else says so
+        for module in model.modules()
+        for name, tensor in module.named_buffers(recurse=False)
+        if not (tensor.is_meta or tensor.is_inference())
+    ]
+    try:
+        yield
+    finally:
+        for module, name, tensor, version, value in before:
+            if getattr(module, name) is not tensor:
+                setattr(module, name, tensor)
+            if tensor._version != version:  # noqa: SLF001
+                with torch.no_grad():
+                    tensor.copy_(value)
+
+
+@contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode, and each back to what it was."""
+    """Put every module in eval mode, and each back to what it was; buffers come back as well."""
+    with buffers_kept(model), _eval_flags(model):
+        yield
+
+
+@contextmanager
+def _eval_flags(model: nn.Module) -> Iterator[None]:
     before = [(module, module.training) for module in model.modules()]
     try:
         # The attribute is set by hand: `eval` may be overridden to fuse weights or to freeze.

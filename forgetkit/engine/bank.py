@@ -12,7 +12,7 @@ from torch import Tensor
 from forgetkit.data.sets import StoredSet
 from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
-from forgetkit.types import Batch, SampleSet
+from forgetkit.types import Batch, Inputs, SampleSet
 from forgetkit.view import ModelView
 
 MEMORY_BUDGET = 2 * 1024**3
@@ -26,7 +26,7 @@ class FeatureBank:
         view: the split model.
         place: device, precision and processes; every process ends with the whole bank, so that
             all run the same head algebra.
-        input_dtype: tells the type that the backbone's inputs must have, ``None`` to leave them.
+        input_dtype: tells the type that inputs of the backbone must have, ``None`` to leave them.
         budget: bytes a bank may take in memory.
     """
 
@@ -34,7 +34,7 @@ class FeatureBank:
         self,
         view: ModelView,
         place: Place,
-        input_dtype: Callable[[], torch.dtype | None],
+        input_dtype: Callable[[Inputs], torch.dtype | None],
         budget: int = MEMORY_BUDGET,
     ) -> None:
         self._view = view
@@ -81,7 +81,7 @@ class FeatureBank:
         source = batch
         if len(batch) == 0:  # keep this process in step: compute one row and drop it
             source = next(iter(samples.take(torch.tensor([0])).batches(1)))
-        moved = self._place.moved(source, self._input_dtype())
+        moved = self._place.moved(source, self._input_dtype(source.inputs))
         with self._place.autocast():
             features = self._view.features(moved.inputs).float()
         if self._place.world == 1:

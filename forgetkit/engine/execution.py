@@ -29,6 +29,7 @@ from forgetkit.engine.session import (
     borrowed_randomness,
     named_tensors,
     rolled_back_on_error,
+    without_autocast,
     write_back,
 )
 from forgetkit.engine.training import Loop, Outcome
@@ -57,6 +58,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
         stack.enter_context(borrowed_randomness(request.random_seed))
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(without_autocast())
         stack.enter_context(_eager())
         execution: Execution | None = None
         try:
@@ -88,10 +90,18 @@ _CURES = {
     "takes: give .run, .retain and .validate images as for training",
     "shapes cannot be multiplied": "the images have another size than the model takes: give .run, "
     ".retain and .validate images as for training",
+    "unexpected keyword argument": "the model's forward does not take one of the entries of a "
+    "batch: drop it in the data set or the collate_fn, or give (inputs, labels) pairs",
     "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
     "gradients: make them outside of it, or under torch.no_grad",
 }
 """What to do about the commonest errors of torch, by a part of their text."""
+
+
+ONE_LABEL_EACH = (
+    "labels: every sample to forget carries exactly one of the 0/1 labels, and they are taken as "
+    "several labels a sample; if the model chooses one class, pass its index (labels.argmax(dim=1))"
+)
 
 
 def _cure(error: Exception) -> str:
@@ -174,7 +184,8 @@ class Execution:
 
     @contextmanager
     def _borrowed_storage(self, tensors: dict[str, Tensor], names: set[str]) -> Iterator[Storage]:
-        with Storage(tensors, names, self._place.device).borrowed() as storage:
+        whole = not self._head_only
+        with Storage(tensors, names, self._place.device, whole=whole).borrowed() as storage:
             halves = set(storage.halved.values())
             if not self._head_only and halves and self._place.precision == "no":
                 half: Precision = "fp16" if torch.float16 in halves else "bf16"
@@ -218,13 +229,20 @@ class Execution:
             before=before,
             autocast=self._place.autocast,
             own_precision=lambda: self._own_precision(storage),
-            logits_of=partial(logits_of, output_choice=self._request.output),
+            logits_of=partial(
+                logits_of,
+                output_choice=self._request.output,
+                num_classes=self._prepared.num_classes,
+            ),
             measure=accuracy,
             validation=self._prepared.validation.get("validation_retain"),
             initial=self._request.initial,
         )
         if self._guard is not None and self._watched is None:
             run.log(UNWATCHED)
+        labels = sets.forget.labels
+        if labels.ndim == 2 and len(labels) > 1 and bool((labels.sum(dim=1) == 1).all()):
+            run.log(ONE_LABEL_EACH)
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
@@ -286,15 +304,15 @@ class Execution:
         if method.card.fresh:
             with self._clock("reset"):
                 self._reset(run)
-        with self._clock("setup"), torch.no_grad(), evaluating(self._model):
+        with self._clock("setup"), torch.no_grad(), evaluating(self._model, editing=True):
             run.state = method.setup(run)
         if self._best is not None and run.target is not None:
             self._best.aim(run.target)
         if not isinstance(method, Trained):
-            with self._clock("edit"), torch.no_grad(), evaluating(self._model):
+            with self._clock("edit"), torch.no_grad(), evaluating(self._model, editing=True):
                 method.edit(run)
             return Outcome(stopped_because="a closed-form edit, made once")
-        with self._clock("setup"), torch.no_grad(), evaluating(self._model):
+        with self._clock("setup"), torch.no_grad(), evaluating(self._model, editing=True):
             self._choose_parameters(run)
             method.begin(run)
             run.extra = {
@@ -312,7 +330,7 @@ class Execution:
                 refresh=self._prepared.random_inputs,
             ).train()
         if type(method).finish is not Method.finish:
-            with self._clock("finish"), torch.no_grad(), evaluating(self._model):
+            with self._clock("finish"), torch.no_grad(), evaluating(self._model, editing=True):
                 method.finish(run)
             if self._best is not None:  # states from before the finish are not results
                 self._best.drop()

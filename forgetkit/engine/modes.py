@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from torch import Tensor, nn
+
+from forgetkit.dryrun.quiet import buffers_kept
 
 
 def has_running_statistics(module: nn.Module) -> bool:
@@ -42,12 +44,18 @@ def frozen_tensors(model: nn.Module) -> list[str]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module into eval mode for the block, then restore each one's own flag."""
+def evaluating(model: nn.Module, *, editing: bool = False) -> Iterator[None]:
+    """Put every module into eval mode for the block, then restore each one's own flag.
+
+    Args:
+        model: to measure.
+        editing: whether the block may change buffers; else they come back as they were, too.
+    """
     before = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        yield
-    finally:
-        for module, flag in before:
-            module.training = flag
+    with nullcontext() if editing else buffers_kept(model):
+        try:
+            model.eval()
+            yield
+        finally:
+            for module, flag in before:
+                module.training = flag

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
-from forgetkit.adapting import adapt, class_count_hint, logits_of, unwrap
+from forgetkit.adapting import adapt, logits_of, unwrap, width_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
 from forgetkit.data.split import example_inputs, split
@@ -187,13 +187,8 @@ def _view(request: Request, model: nn.Module, method: Method, example: Inputs) -
 
 
 def _count_classes(request: Request, model: nn.Module, example: Inputs) -> int:
-    """Return the width of the logits: what the model says, else what one forward pass shows."""
-    hint = class_count_hint(model)
-    if hint is not None and hint > 0:
-        return hint
-    with torch.no_grad(), evaluating(model):
-        output = model(example) if isinstance(example, Tensor) else model(**example)
-    return int(logits_of(output, request.output).shape[1])
+    """Return the width of the logits."""
+    return width_of(model, example, request.output)
 
 
 def _parts(validation: SampleSet | None, forget_classes: tuple[int, ...]) -> dict[str, SampleSet]:

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from torch.func import functional_call
 
 from forgetkit import draws
+from forgetkit.copying import independent_copy
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
@@ -224,7 +225,7 @@ class Run:
     def original(self) -> nn.Module:
         """The model as it came in: a frozen copy in eval mode, made on first use."""
         if self._original is None:
-            twin = copy.deepcopy(self._model)
+            twin = independent_copy(self._model)
             tensors = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
             with torch.no_grad():
                 for name, value in self._before.items():
@@ -321,16 +322,24 @@ class Run:
 
     @contextmanager
     def eval_mode(self) -> Iterator[None]:
-        """Put the model into eval mode for the block: statistics passes."""
-        with evaluating(self._model):
+        """Put the model into eval mode for the block: statistics passes and edits."""
+        with evaluating(self._model, editing=True):
             yield
 
     def _on_device(self, inputs: Inputs) -> Inputs:
-        return moved_inputs(inputs, self._place.device, self._input_dtype())
+        return moved_inputs(inputs, self._place.device, self._input_dtype(inputs))
 
-    def _input_dtype(self) -> torch.dtype | None:
-        """Return the floating type that the model's first layer works in at this moment."""
-        return next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
+    def _input_dtype(self, inputs: Inputs) -> torch.dtype | None:
+        """Return the type for floating inputs: the first weights', or ``None`` for their own.
+
+        Inputs of a type that some weights have at this moment are right as they are: a scale in
+        float32 may stand before layers in bfloat16.
+        """
+        types = [p.dtype for p in self._model.parameters() if p.is_floating_point()]
+        given = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+        if not types or all(one.dtype in types for one in given if one.is_floating_point()):
+            return None
+        return types[0]
 
     def _head_dtype(self) -> torch.dtype:
         """Return the head's type: float32 masters while it trains, its own while it is measured."""

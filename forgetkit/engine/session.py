@@ -35,8 +35,36 @@ def borrowed_randomness(seed: int) -> Iterator[None]:
 
 
 @contextmanager
+def without_autocast() -> Iterator[None]:
+    """Leave the caller's mixed precision outside of the block: a run has its own.
+
+    Weights that autocast has converted are kept until its outermost block ends, so a block inside
+    another would go on with those of an earlier step: the nesting is taken off, too.
+    """
+    kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
+    level = torch.autocast_increment_nesting() - 1
+    torch.autocast_decrement_nesting()
+    try:
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, False)
+        for _ in range(level):
+            torch.autocast_decrement_nesting()
+        yield
+    finally:
+        for _ in range(level):
+            torch.autocast_increment_nesting()
+        for kind in kinds:
+            torch.set_autocast_enabled(kind, True)
+        torch.clear_autocast_cache()
+
+
+@contextmanager
 def borrowed_flags(model: nn.Module) -> Iterator[None]:
-    """Put back ``training`` per module, ``requires_grad`` and ``grad`` per parameter."""
+    """Put back ``training`` per module, ``requires_grad`` and ``grad`` per parameter.
+
+    A buffer that a forward pass put in the place of another gives its value to that one.
+    """
+    buffers = [(m, *pair) for m in model.modules() for pair in m.named_buffers(recurse=False)]
     training = [(module, module.training) for module in model.modules()]
     required = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     try:
@@ -49,6 +77,12 @@ def borrowed_flags(model: nn.Module) -> Iterator[None]:
         for parameter, flag, grad in required:
             parameter.requires_grad_(flag)
             parameter.grad = grad
+        for module, name, tensor in buffers:
+            now = getattr(module, name)
+            if now is not tensor:
+                if isinstance(now, Tensor) and now.shape == tensor.shape:
+                    tensor.data.copy_(now)
+                setattr(module, name, tensor)
 
 
 @contextmanager
@@ -66,14 +100,24 @@ def rolled_back_on_error(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Te
 
 
 def write_back(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy values into tensors in place, keeping identity and storage."""
+    """Copy values into tensors in place, keeping identity and storage.
+
+    One whose elements share memory, as an expanded buffer's do, cannot have been written to.
+    """
     with torch.no_grad():
         for name, value in values.items():
-            tensors[name].data.copy_(value)
+            if not _shares_elements(tensors[name]):
+                tensors[name].data.copy_(value)
+
+
+def _shares_elements(tensor: Tensor) -> bool:
+    return any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
 
 
 class Storage:
-    """The model's tensors on another device, half-precision ones as float32 masters.
+    """The model's tensors on another device, half-precision ones in float32.
 
     The ``Parameter`` objects stay; only their ``data`` points elsewhere for a while. On leaving,
     edited tensors are copied into the original memory, in the original type.
@@ -82,22 +126,30 @@ class Storage:
         tensors: every parameter and buffer of the model by dotted path.
         edited: the names that the run may change.
         device: where the run computes.
+        whole: whether the others are in float32 for a while, too, as the layers of a network have
+            to agree on a type; a head alone works in its own.
     """
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], edited: set[str], device: torch.device
+        self,
+        tensors: Mapping[str, Tensor],
+        edited: set[str],
+        device: torch.device,
+        *,
+        whole: bool = True,
     ) -> None:
         self._tensors = dict(tensors)
         self._edited = edited
+        self._widened = set(self._tensors) if whole else edited
         self._device = device
         self._home: dict[str, Tensor] = {}
 
     @property
     def halved(self) -> dict[str, torch.dtype]:
-        """Edited tensors whose own type has less than 32 bits, with that type."""
+        """Tensors in float32 whose own type has less than 32 bits, with that type."""
         return {
             name: self._home[name].dtype
-            for name in self._edited & self._home.keys()
+            for name in self._widened & self._home.keys()
             if self._home[name].is_floating_point() and self._home[name].element_size() < 4
         }
 
@@ -107,7 +159,7 @@ class Storage:
         try:
             for name, tensor in self._tensors.items():
                 half = tensor.is_floating_point() and tensor.element_size() < 4
-                dtype = torch.float32 if half and name in self._edited else tensor.dtype
+                dtype = torch.float32 if half and name in self._widened else tensor.dtype
                 if tensor.device != self._device or tensor.dtype != dtype:
                     self._home[name] = tensor.data
                     tensor.data = tensor.data.to(self._device, dtype)
@@ -115,7 +167,7 @@ class Storage:
         finally:
             for name, home in self._home.items():
                 tensor = self._tensors[name]
-                if name in self._edited:
+                if name in self._edited and not _shares_elements(home):
                     home.copy_(tensor.data)
                 tensor.data = home
             self._home.clear()

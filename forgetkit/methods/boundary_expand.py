@@ -76,7 +76,8 @@ class BoundaryExpand(FullNetwork, StopsEarly):
         """Draw the row of the shadow class, uniform in +-1 / sqrt(dim)."""
         features = run.features(next(iter(run.forget.batches(1))))
         width = features[0].numel()
-        draws = torch.rand(width + 1, generator=run.generator).to(run.device)
+        draws = torch.rand(width + 1, generator=run.generator, dtype=torch.float32)
+        draws = draws.to(run.device)
         row = (2 * draws - 1) / math.sqrt(width)
         return {"weight": row[None, :width], "bias": row[width:]}
 

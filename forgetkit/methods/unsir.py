@@ -119,7 +119,9 @@ class Unsir(FullNetwork):
         shape = self._image(run).shape
         noise = []
         for label in run.forget_classes:
-            start = torch.randn(self.noise_size, *shape, generator=run.generator)
+            start = torch.randn(
+                self.noise_size, *shape, generator=run.generator, dtype=torch.float32
+            )
             made = error_maximising_noise(
                 start.to(run.device),
                 label,

@@ -97,8 +97,23 @@ def test_shares_make_up_the_whole(samples: SampleSet, world: int) -> None:
             assert torch.equal(_images(part), _images(batch)[rank::world])
             assert torch.equal(part.labels, batch.labels[rank::world])
             assert torch.equal(part.index, batch.index[rank::world])
-    assert len(shares[-1][-1]) == 0
-    assert _images(shares[-1][-1]).shape == (0, 2)
+    *_, empty = samples.batches(1, generator=seeded(), shard=(world - 1, world))
+    assert len(empty) == 0
+    assert _images(empty).shape == (0, 2)
+
+
+@every_set
+def test_in_random_order_no_batch_has_a_single_image(samples: SampleSet) -> None:
+    def sizes(size: int) -> list[int]:
+        generator = Generator().manual_seed(1)
+        return [len(batch) for batch in samples.batches(size, generator=generator)]
+
+    assert sizes(3) == [3, 4]
+    assert sizes(2) == [2, 2, 3]
+    assert sizes(6) == [7]
+    assert sizes(5) == [5, 2]
+    assert sizes(1) == [1] * 7
+    assert [len(batch) for batch in samples.batches(3)] == [3, 3, 1]
 
 
 @every_set

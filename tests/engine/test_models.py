@@ -232,8 +232,8 @@ def test_a_large_bank_lives_in_a_file() -> None:
     x, y = some.train.tensors
     view = adapt(model, x[:2])
     samples = StoredSet(x, y, batch_size=50)
-    bank = FeatureBank(view, Place(torch.device("cpu")), lambda: None, budget=1024)
-    memory = FeatureBank(view, Place(torch.device("cpu")), lambda: None)
+    bank = FeatureBank(view, Place(torch.device("cpu")), lambda _: None, budget=1024)
+    memory = FeatureBank(view, Place(torch.device("cpu")), lambda _: None)
     on_disk, in_memory = bank.extract(samples), memory.extract(samples)
     assert torch.equal(
         torch.cat([b.inputs for b in on_disk.batches() if isinstance(b.inputs, Tensor)]),
