@@ -13,16 +13,23 @@ from forgetkit.benchmark.datasets import digits
 from forgetkit.benchmark.train import RECIPES, TrainRecipe
 
 
+def made_small(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, *, epochs: int, overtrained: int
+) -> None:
+    """Make the table's VGG narrow, its trainings short and its cache empty."""
+    monkeypatch.setenv("FORGETKIT_CACHE", str(cache))
+    quick = TrainRecipe(epochs=epochs, lr=0.05, optimizer="sgd", weight_decay=0.0, batch_size=32)
+    monkeypatch.setitem(RECIPES, "vgg", quick)
+    monkeypatch.setattr(zoo.build_small_vgg, "__defaults__", (4,))
+    monkeypatch.setattr(evidence, "MEMBERS", 60)
+    monkeypatch.setattr(evidence, "OVERTRAINED", overtrained)
+
+
 @pytest.mark.slow
 def test_a_model_that_hides_a_class_and_one_that_knows_its_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
-    quick = TrainRecipe(epochs=6, lr=0.05, optimizer="sgd", weight_decay=0.0, batch_size=32)
-    monkeypatch.setitem(RECIPES, "vgg", quick)
-    monkeypatch.setattr(zoo.build_small_vgg, "__defaults__", (4,))
-    monkeypatch.setattr(evidence, "MEMBERS", 60)
-    monkeypatch.setattr(evidence, "OVERTRAINED", 25)
+    made_small(tmp_path, monkeypatch, epochs=6, overtrained=25)
     data = digits().limited(300, 200)
     audits = evidence.class_evidence("vgg", data, "digits-300", methods=("lau",), level="quick")
     assert list(audits) == ["original", "lau", "retrained"]
@@ -50,12 +57,7 @@ def test_a_model_that_hides_a_class_and_one_that_knows_its_images(
 def test_with_several_other_models_more_attacks_have_an_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
-    quick = TrainRecipe(epochs=2, lr=0.05, optimizer="sgd", weight_decay=0.0, batch_size=32)
-    monkeypatch.setitem(RECIPES, "vgg", quick)
-    monkeypatch.setattr(zoo.build_small_vgg, "__defaults__", (4,))
-    monkeypatch.setattr(evidence, "MEMBERS", 60)
-    monkeypatch.setattr(evidence, "OVERTRAINED", 2)
+    made_small(tmp_path, monkeypatch, epochs=2, overtrained=2)
     monkeypatch.setattr(evidence, "OTHERS", {"quick": 6})
     data = digits().limited(480, 200)
     members = evidence.member_evidence("vgg", data, "digits", level="quick")
