@@ -187,15 +187,17 @@ def class_table(
                 partial.write_text(json.dumps(record))
                 partial.rename(file)
             runs[entry.title].append(json.loads(file.read_text()))
-    return [_row(title, found) for title, found in runs.items() if found]
+    return [row_of(title, found) for title, found in runs.items() if found]
 
 
-def _row(title: str, runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def row_of(title: str, runs: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return mean and standard deviation of each column over the seeds of one row."""
     row: dict[str, Any] = {"title": title, "runs": len(runs)}
     for column in COLUMNS:
         values = [run.get(column, torch.nan) for run in runs]
         row[column] = mean(values)
-        row[f"{column} deviation"] = stdev(values) if len(values) > 1 else 0.0
+        known = len(values) > 1 and all(map(math.isfinite, values))
+        row[f"{column} deviation"] = stdev(values) if known else 0.0
     for end in ("US_gap_low", "US_gap_high"):
         row[end] = mean(run.get(end, torch.nan) for run in runs)
     return row

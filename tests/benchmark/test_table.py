@@ -53,6 +53,12 @@ def test_the_table_has_every_column_and_runs_nothing_twice(
     assert "| 0.0000 [0.0000, 0.0000] |" in text
 
 
+def test_runs_from_before_a_column_was_there_leave_it_empty() -> None:
+    runs = [dict.fromkeys((c for c in table.COLUMNS if c != "US_gap"), x) for x in (1.0, 3.0)]
+    text = table.markdown([table.row_of("old", runs)])
+    assert "| 2.0000 ± 1.4142 | - | 2.0000 ± 1.4142 |" in text
+
+
 def test_no_run_begins_after_the_time_allowed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
