@@ -106,7 +106,7 @@ class PopulationAttack(Metric):
         verdict: Verdict = "as retrain"
         note = ""
         if len(negative) < 2:
-            note = "one held-out model: its own spread is not in the interval"
+            note = "one held-out model: its own spread is not known, so there is no interval"
         works = auc(scores["original"].flatten(), negative.flatten())
         value = auc(scores["unlearned"].flatten(), negative.flatten())
         if len(negative) < 2 or len(target) < 2:
@@ -121,7 +121,7 @@ class PopulationAttack(Metric):
         return self.finding(
             value,
             samples=len(own),
-            interval=ends,
+            interval=None if len(negative) < 2 else ends,
             controls={
                 "original": works,
                 "retrained": auc(scores["validation"].flatten(), negative.flatten()),

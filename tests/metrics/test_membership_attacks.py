@@ -253,6 +253,9 @@ def test_the_population_attack_needs_a_difference(tmp_path: Path, booster: str) 
     assert found.value is not None
     assert found.value > 0.95
     assert found.controls["original"] > 0.95
+    few = PopulationAttack(shadows=stored(tmp_path, 9.0, 0.0, 9.0, models=6), booster=booster)
+    alone = replace(few, resamples=50).measure(asked(9.0))
+    assert (alone.interval, alone.verdict) == (None, "not decidable")
     attack = PopulationAttack(shadows=stored(tmp_path, 1.0, 1.0, 1.0), booster=booster)
     found = replace(attack, resamples=50).measure(asked(1.0))
     assert found.value == pytest.approx(0.5, abs=0.05)
