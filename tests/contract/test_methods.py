@@ -11,6 +11,21 @@ LONG = {"no_dead_hyperparameter", "all_or_nothing"}
 """Checks of many runs each. They and the whole contract on the transformer are slow tests, but for
 the method that the quick tests take all the way."""
 
+QUICK = {
+    "lau",
+    "pgu",
+    "gli",
+    "su",
+    "suli",
+    "neggrad",
+    "correct",
+    "adv",
+    "adv_imp",
+    "finetune",
+    "scrub",
+}
+"""Methods whose other checks are quick tests: the papers' own, and two that read retained data."""
+
 TAKEN_ALL_THE_WAY = "lau"
 
 
@@ -21,7 +36,8 @@ def cases() -> list[object]:
         slug = method.card.slug
         for kind in TOYS:
             for check in CHECKS:
-                slow = slug != TAKEN_ALL_THE_WAY and (kind == "vit" or check in LONG)
+                costs = kind == "vit" or check in LONG or slug not in QUICK
+                slow = slug != TAKEN_ALL_THE_WAY and costs
                 marks = [pytest.mark.slow] if slow else []
                 found.append(
                     pytest.param(method, kind, check, id=f"{slug}-{kind}-{check}", marks=marks)

@@ -48,6 +48,7 @@ def importance(some: Toy, rows: Tensor, slug: str, size: int) -> dict[str, Tenso
     return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
 @pytest.mark.parametrize("slug", SLUGS)
 @pytest.mark.parametrize(("form", "size"), [("sample", 1), ("batch", 20)])

@@ -18,6 +18,8 @@ from forgetkit.report.page import facts_of, number_words
 from forgetkit.report.pictures import PICTURES
 from forgetkit.report.record import read_record
 
+pytestmark = pytest.mark.slow
+
 LARGEST = 5_000_000
 
 
