@@ -44,9 +44,17 @@ def independent_copy(model: nn.Module) -> nn.Module:
 
 def _held_by(function: object) -> Iterator[object]:
     """Yield the modules that a plain function reaches through the variables that it closes over."""
-    if not isinstance(function, FunctionType):
-        return  # a bound method or a partial is copied with what it is bound to
-    for cell in function.__closure__ or ():
-        held = cell.cell_contents
-        yield held.__self__ if isinstance(held, MethodType) else held
-        yield from _held_by(held)
+    waiting, seen = [function], set[int]()
+    while waiting:
+        one = waiting.pop()
+        # a bound method or a partial is copied with what it is bound to; a function may hold itself
+        if not isinstance(one, FunctionType) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        for cell in one.__closure__ or ():
+            try:
+                held = cell.cell_contents
+            except ValueError:  # a variable that has no value yet
+                continue
+            yield held.__self__ if isinstance(held, MethodType) else held
+            waiting.append(held)

@@ -301,3 +301,22 @@ def test_one_hot_labels_are_mentioned() -> None:
     several[:20, 0] = 1.0
     assert "argmax" not in notes(several)
     assert "argmax" not in notes(labels)
+
+
+def test_a_forward_that_calls_itself_is_looked_through() -> None:
+    some: Any = toy("cnn")
+
+    def stateless(images: Tensor, again: bool = True) -> Tensor:
+        return stateless(images, again=False) if again else images.flatten(1)
+
+    some.model.dropout.forward = stateless
+    assert independent_copy(some.model) is not some.model
+    inner = some.model.fc.forward
+
+    def held(images: Tensor, again: bool = True) -> Tensor:
+        logits: Tensor = held(images, again=False) if again else inner(images)
+        return logits
+
+    some.model.fc.forward = held
+    with pytest.raises(ModelError, match="module fc"):
+        independent_copy(some.model)
