@@ -22,7 +22,9 @@ Level: TypeAlias = Literal["quick", "standard", "full"]
 Verdict: TypeAlias = Literal[
     "as retrain", "residual", "over-forgotten", "not decidable", "not run", "no verdict"
 ]
+Reads: TypeAlias = Literal["answers", "features", "weights", "disturbed"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "full")
+OUTPUT_GROUPS: tuple[Group, ...] = ("accuracy", "score", "distribution", "attack")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class MetricCard:
         source: authors, year, venue.
         link: where to read it.
         about: one sentence: what is measured.
+        reads: what is looked at: plain ``"answers"``, ``"features"``, ``"weights"``, or the answers
+            of a model or to images that were ``"disturbed"``. By default that of the group.
     """
 
     slug: str
@@ -58,6 +62,12 @@ class MetricCard:
     source: str
     link: str
     about: str
+    reads: Reads | None = None
+
+    @property
+    def looks_at(self) -> Reads:
+        """What the metric looks at, its group's when the card does not say."""
+        return self.reads or ("answers" if self.group in OUTPUT_GROUPS else "features")
 
 
 @dataclass(frozen=True)

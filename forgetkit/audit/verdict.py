@@ -7,11 +7,6 @@ from dataclasses import dataclass
 
 from forgetkit.metric import Finding, MetricCard, Verdict
 
-OUTPUT_GROUPS = ("accuracy", "score", "distribution", "attack")
-WEIGHTS = ("layer_distance",)
-"""Metrics that look at weights alone: neither at answers nor at what features hold."""
-ANSWERS = ("quantisation", "adversarial_recovery", "over_unlearning", "prompt_resurrection")
-"""Audits that change weights or images and look at the answers, not at features."""
 HEAD_ONLY = "Only the classification head changed; the features still carry whatever they carried."
 OUTPUT_ONLY = "Output-level only: features not examined."
 MASKED = (
@@ -47,14 +42,9 @@ class Circumstances:
     beyond: tuple[str, ...] = ()
 
 
-def reads_features(card: MetricCard) -> bool:
-    """Return whether a metric looks at what the features hold."""
-    return looks_behind(card) and card.slug not in ANSWERS
-
-
 def looks_behind(card: MetricCard) -> bool:
     """Return whether a metric looks for what plain answers do not show."""
-    return card.group not in OUTPUT_GROUPS and card.slug not in WEIGHTS
+    return card.looks_at in ("features", "disturbed")
 
 
 def verdict(
@@ -77,7 +67,7 @@ def verdict(
     lines = _judged(by, known)
     if not ran:
         lines.append("Nothing was tested: every check lacks something that was not given.")
-    elif not any(reads_features(card) for card in ran):
+    elif not any(card.looks_at == "features" for card in ran):
         lines.append(OUTPUT_ONLY)
     if known.unchanged:
         lines.append(UNCHANGED)
@@ -137,7 +127,7 @@ def _traces(left: list[MetricCard], others: list[MetricCard], known: Circumstanc
     behind = [card for card in left if looks_behind(card)]
     before = [card for card in left if not looks_behind(card)]
     shut = bool(known.head_only) or known.head_masked
-    shut = shut or any(card.group in OUTPUT_GROUPS for card in others)
+    shut = shut or any(card.looks_at == "answers" for card in others)
     answered = known.unchanged or any(card.slug == "accuracy" for card in left)
     if behind and shut and not answered:
         lines = [

@@ -65,6 +65,7 @@ class AdversarialRecovery(Metric):
         source="Madry et al. 2018, ICLR",
         link="https://arxiv.org/abs/1706.06083",
         about="How often a small attack on the input reaches the forgotten class.",
+        reads="disturbed",
     )
 
     radius: int = bounded(4, 0, 255, "L-infinity radius of the headline, in 255ths of the range")

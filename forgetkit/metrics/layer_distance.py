@@ -48,6 +48,7 @@ class LayerDistance(Metric):
         source="Golatkar et al. 2020, CVPR",
         link="https://arxiv.org/abs/1911.04933",
         about="Which tensors changed and by how much.",
+        reads="weights",
     )
 
     def measure(self, evidence: Evidence) -> Finding:

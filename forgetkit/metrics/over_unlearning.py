@@ -61,6 +61,7 @@ class OverUnlearning(Metric):
         source="Ha, Park, Yoon 2026, ICML",
         link="https://arxiv.org/abs/2506.01318",
         about="How far the model moved near the boundary to the neighbours of the forgotten class.",
+        reads="disturbed",
     )
 
     epsilon: float = bounded(0.03, 0.0, 1.0, "L-infinity radius in parts of the pixel range")

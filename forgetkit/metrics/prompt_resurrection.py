@@ -57,6 +57,7 @@ class PromptResurrection(Metric):
         source="Bahng et al. 2022, arXiv",
         link="https://arxiv.org/abs/2203.17274",
         about="How much of the class a learnt border of the image brings back.",
+        reads="disturbed",
     )
 
     border: int | None = bounded(None, 1, 1000, "width in pixels; default an eighth of the image")

@@ -53,6 +53,7 @@ class Quantisation(Metric):
         source="Zhang et al. 2025, ICLR",
         link="https://arxiv.org/abs/2410.16454",
         about="How much of the class comes back when weights are rounded, cast or pruned.",
+        reads="disturbed",
     )
 
     usable: float = bounded(

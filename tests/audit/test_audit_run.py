@@ -37,18 +37,21 @@ from forgetkit.audit.verdict import (
 )
 from forgetkit.fields import bounded
 from forgetkit.goal import Instances
-from forgetkit.metric import Finding, Group, Level, Metric, MetricCard, Verdict
+from forgetkit.metric import Finding, Group, Level, Metric, MetricCard, Reads, Verdict
 from forgetkit.testing import TOYS, toy
 
 GONE = 3
 BANNED = ("removed", "certif", "deleted", "erased")
 
 
-def card(slug: str, group: Group = "score", level: Level = "quick") -> MetricCard:
+def card(
+    slug: str, group: Group = "score", level: Level = "quick", reads: Reads | None = None
+) -> MetricCard:
     return MetricCard(
         slug=slug, title=slug.capitalize(), group=group, level=level, range="[0, 1]", good="1",
         bad=f"{slug} is bad.", needs="nothing", cost="none", source="tests",
         link="https://example.org", about="Measures nothing.",
+        reads=reads,
     )  # fmt: skip
 
 
@@ -640,7 +643,7 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, hidden: Audit) -> N
 
 BEHIND, ACCURACY, LOSSES, WEIGHTS, ROUNDED = (
     card("probe", "audit"), card("accuracy", "accuracy"), card("mia", "attack"),
-    card("layer_distance", "representation"), card("quantisation", "audit"),
+    card("moved", "representation", reads="weights"), card("rounded", "audit", reads="disturbed"),
 )  # fmt: skip
 CARDS = {one.slug: one for one in (BEHIND, ACCURACY, LOSSES, WEIGHTS, ROUNDED)}
 KNOWN = Circumstances("class 3", has_reference=True)
@@ -666,10 +669,10 @@ def test_the_words_of_the_verdict_follow_from_the_verdicts() -> None:
     assert "Over-forgotten by Mia" in said(mia="over-forgotten", accuracy="as retrain")
     assert "As after retraining by Accuracy" in said(mia="over-forgotten", accuracy="as retrain")
     assert OUTPUT_ONLY in said(accuracy="as retrain")
-    assert OUTPUT_ONLY in said(accuracy="as retrain", layer_distance="no verdict")
+    assert OUTPUT_ONLY in said(accuracy="as retrain", moved="no verdict")
     assert OUTPUT_ONLY in said(accuracy="as retrain", probe="not run")
-    assert OUTPUT_ONLY in said(accuracy="as retrain", quantisation="as retrain")
-    assert said(accuracy="as retrain", quantisation="residual").startswith("Hidden, not gone")
+    assert OUTPUT_ONLY in said(accuracy="as retrain", rounded="as retrain")
+    assert said(accuracy="as retrain", rounded="residual").startswith("Hidden, not gone")
     assert "Not decidable: Mia." in said(mia="not decidable")
     assert said(probe="not run").startswith("Nothing was tested")
     assert said(accuracy="no verdict").startswith("No check that ran could decide.")
