@@ -55,14 +55,14 @@ ENTRIES = (
     Entry("original", "original", most=1),
     Entry("retrained", "retrained", most=1),
     MASK,
-    Entry("finetune, 2 epochs", "finetune", {"epochs": 2}, "train", most=1),
+    Entry("finetune, 2 epochs", "finetune", {"epochs": 2}, "train"),
     Entry("neggrad", "neggrad"),
     Entry("random_label", "random_label"),
     Entry("linear_filtration", "linear_filtration", loader="train", most=1),
     Entry("lau", "lau"),
     Entry("lau, without double softmax", "lau", {"double_softmax": False}),
     Entry("lau, 10 % of D_f", "lau", {"share": 0.1}),
-    Entry("lau, full PGD", "lau", {"attack": "full"}, most=1),
+    Entry("lau, full PGD", "lau", {"attack": "full"}),
 )
 
 
