@@ -43,11 +43,14 @@ class SampleSet(Protocol):
         positions: (samples,) int64 positions of the samples in the user's data set or stream.
         new_labels: (samples,) int64 wanted labels of a relabel goal, else ``None``.
         batch_size: samples a batch when none is asked for: that of the user's loader.
+        at_once: samples a batch where nothing is learnt from them: more than ``batch_size`` where
+            they are features of few numbers.
     """
 
     labels: Tensor
     positions: Tensor
     batch_size: int
+    at_once: int
     new_labels: Tensor | None
 
     def __len__(self) -> int: ...

@@ -256,10 +256,13 @@ def test_measuring_counts_every_batch() -> None:
     samples = split(
         loader(), Instances(None), num_classes=3, forget_classes=(), need_retain=False
     ).forget
+    samples.at_once = 7
     found = measure(
-        samples, lambda batch: batch.inputs.flatten(1)[:, :3], 3, Place(torch.device("cpu")),  # type: ignore[union-attr]  # images are one tensor
-        batch_size=7,
-    )  # fmt: skip
+        samples,
+        lambda batch: batch.inputs.flatten(1)[:, :3],  # type: ignore[union-attr]  # one tensor
+        3,
+        Place(torch.device("cpu")),
+    )
     images, labels = TRAIN.tensors
     hits = ((images.flatten(1)[:, :3] > 0) == (labels > 0)).double()
     assert list(found.by_label.values()) == pytest.approx(hits.mean(dim=0).tolist())

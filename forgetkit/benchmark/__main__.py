@@ -226,9 +226,12 @@ def speed(
     """Print every speed ratio that the project promises. Run it on an idle machine."""
     from itertools import chain
 
+    import torch
+
     from forgetkit.benchmark.method_speed import method_ratios
     from forgetkit.benchmark.speed import all_ratios
 
+    torch.manual_seed(0)  # the untrained networks decide how long a run goes on
     _show("| what | seconds | over | ratio | wanted |\n| --- | ---: | ---: | ---: | --- |")
     both = (all_ratios, method_ratios)
     for ratio in chain.from_iterable(made(quick=quick, repeats=repeats) for made in both):

@@ -40,7 +40,7 @@ class IndexedSet:
         self.positions = positions
         self.labels = labels
         self.new_labels = new_labels
-        self.batch_size = reading.batch_size
+        self.batch_size = self.at_once = reading.batch_size
         self._name = name
         # Workers seed their augmentations from this, so that two reads differ as they would
         # in one process. Parts share it for the same reason.
@@ -136,6 +136,7 @@ class StoredSet:
         labels: (samples,) int64 or (samples, classes) float.
         positions: (samples,) int64 positions in the user's stream; default 0, 1, 2, ...
         batch_size: samples in a batch.
+        at_once: samples in a batch where nothing is learnt from them; default ``batch_size``.
         new_labels: (samples,) int64 corrected labels, for the goal ``relabel`` only.
 
     Raises:
@@ -149,12 +150,14 @@ class StoredSet:
         positions: Tensor | None = None,
         batch_size: int = DEFAULT_BATCH_SIZE,
         *,
+        at_once: int | None = None,
         new_labels: Tensor | None = None,
     ) -> None:
         self.inputs = inputs
         self.labels = labels
         self.positions = torch.arange(len(labels)) if positions is None else positions
         self.batch_size = batch_size
+        self.at_once = at_once or batch_size
         self.new_labels = new_labels
         named = {"inputs": inputs} if isinstance(inputs, Tensor) else inputs
         sizes = {name: len(value) for name, value in named.items()}
@@ -200,14 +203,16 @@ class StoredSet:
             self.labels[rows],
             self.positions[rows],
             self.batch_size,
+            at_once=self.at_once,
             new_labels=None if self.new_labels is None else self.new_labels[rows],
         )
 
     def relabelled(self, new_labels: Tensor) -> StoredSet:
         """Return the same samples with corrected labels beside the old ones."""
         return StoredSet(
-            self.inputs, self.labels, self.positions, self.batch_size, new_labels=new_labels
-        )
+            self.inputs, self.labels, self.positions, self.batch_size, at_once=self.at_once,
+            new_labels=new_labels,
+        )  # fmt: skip
 
 
 def read_chunks(

@@ -20,6 +20,7 @@ class _Composed(abc.ABC):
 
     labels: Tensor
     batch_size: int
+    at_once: int
     _reads: Iterator[int]  # two reads draw their augmentations anew
 
     def __len__(self) -> int:
@@ -63,6 +64,7 @@ class RowsOf(_Composed):
         self.labels = samples.labels[self.rows]
         self.positions = samples.positions[self.rows]
         self.batch_size = samples.batch_size
+        self.at_once = samples.at_once
         new = samples.new_labels
         self.new_labels = None if new is None else new[self.rows]
         self._reads = getattr(samples, "_reads", None) or itertools.count()
@@ -102,6 +104,7 @@ class Joined(_Composed):
         self.labels = torch.cat([part.labels for part in parts])
         self.positions = torch.cat([part.positions for part in parts])
         self.batch_size = parts[0].batch_size
+        self.at_once = min(part.at_once for part in parts)
         self.new_labels: Tensor | None = None
         self.starts = torch.tensor([0, *(len(part) for part in parts)]).cumsum(dim=0)
         # joined anew for each epoch, it must go on counting where the last one stopped

@@ -18,6 +18,9 @@ from forgetkit.view import ModelView
 MEMORY_BUDGET = 2 * 1024**3
 """Bytes of features that stay in memory; a larger bank lives in a memory-mapped file."""
 
+AT_ONCE = 64 * 1024**2
+"""Bytes of features that the head is given together where nothing is learnt from them."""
+
 
 class FeatureBank:
     """Extracts the head's inputs of sample sets, and keeps them until the run ends.
@@ -75,7 +78,9 @@ class FeatureBank:
                 f"features of the model: expected {len(samples)} rows, found {filled}; the loader "
                 "must give the same samples each time it is read"
             )
-        return StoredSet(store, samples.labels, samples.positions)
+        return StoredSet(
+            store, samples.labels, samples.positions, samples.batch_size, at_once=_at_once(store)
+        )
 
     def _local_features(self, samples: SampleSet, batch: Batch) -> Tensor:
         source = batch
@@ -108,3 +113,8 @@ class FeatureBank:
             str(file), shared=True, size=rows * like[0].numel(), dtype=torch.float32
         )
         return mapped.view(shape)
+
+
+def _at_once(features: Tensor) -> int:
+    """Return how many rows the head is given together: thousands of vectors, few feature maps."""
+    return min(4096, max(1, AT_ONCE // (4 * features[0].numel())))

@@ -55,7 +55,6 @@ def measure(
     num_classes: int,
     place: Place,
     *,
-    batch_size: int | None = None,
     labels: Tensor | None = None,
 ) -> SetAccuracy:
     """Measure a set in one pass; the caller has put the model into eval mode.
@@ -65,7 +64,6 @@ def measure(
         logits_of: maps a batch to logits (batch, classes).
         num_classes: width of the logits.
         place: device and processes.
-        batch_size: samples a batch; default that of the set.
         labels: held against the predictions instead of the set's own, (samples,).
 
     Raises:
@@ -73,7 +71,7 @@ def measure(
     """
     right = torch.zeros(num_classes + 2, dtype=torch.float64, device=place.device)
     count = torch.zeros(num_classes + 2, dtype=torch.float64, device=place.device)
-    for number, batch in enumerate(samples.batches(batch_size, shard=place.shard)):
+    for number, batch in enumerate(samples.batches(samples.at_once, shard=place.shard)):
         if len(batch) == 0:
             continue
         logits = logits_of(batch).float()

@@ -259,7 +259,8 @@ class Run:
         Every process computes all of them.
         """
         with self.eval_mode():
-            return torch.cat([self.logits(batch).float() for batch in samples.batches()])
+            batches = samples.batches(samples.at_once)
+            return torch.cat([self.logits(batch).float() for batch in batches])
 
     def accuracy(self, samples: SampleSet, labels: Tensor | None = None) -> float:
         """Return the live model's accuracy on a set in eval mode, against its labels or others."""

@@ -190,7 +190,7 @@ class LAU(StopsEarly):
         """Partial-PGD on the bank; closed form for an affine head, autograd for any other."""
         affine = effective_affine(run.view) if run.view.linear else None
         logits = []
-        for rows in run.forget.batches(4096):
+        for rows in run.forget.batches(run.forget.at_once):
             features = rows.inputs
             if not isinstance(features, Tensor):
                 raise TypeError("features are one tensor")

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 from forgetkit import forget
 from forgetkit.adapting import adapt
 from forgetkit.data.sets import StoredSet
+from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.place import Place
 from forgetkit.testing import toy
@@ -239,7 +240,26 @@ def test_a_large_bank_lives_in_a_file() -> None:
         torch.cat([b.inputs for b in on_disk.batches() if isinstance(b.inputs, Tensor)]),
         torch.cat([b.inputs for b in in_memory.batches() if isinstance(b.inputs, Tensor)]),
     )
+    assert on_disk.batch_size == 50
     bank.close()
+
+
+def test_the_head_is_given_many_vectors_at_once_and_few_maps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = toy("cnn")
+    model = some.model.eval()
+    x, y = some.train.tensors
+    samples = StoredSet(x, y, batch_size=5)
+    bank = FeatureBank(adapt(model, x[:2]), Place(torch.device("cpu")), lambda _: None)
+    found = bank.extract(samples)
+    assert found.at_once == 4096
+    assert found.take(torch.arange(3)).at_once == found.relabelled(y).at_once == 4096
+    assert RowsOf(found, torch.arange(3)).at_once == 4096
+    assert Joined(found, samples).at_once == 5
+    width = found.inputs[0].numel() if isinstance(found.inputs, Tensor) else 0
+    monkeypatch.setattr("forgetkit.engine.bank.AT_ONCE", 4 * width * 30)
+    assert bank.extract(samples).at_once == 30
 
 
 class Noisy(TensorDataset):
