@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass
 from typing import TypeAlias, TypeGuard
 
@@ -22,6 +22,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from forgetkit.data.workers import read_by_workers
 from forgetkit.errors import DataError
 
 Loader: TypeAlias = Iterable[object] | Dataset[object]
@@ -57,15 +58,29 @@ class Reading:
     timeout: float = 0.0
     prefetch: int | None = None
 
-    def batches(self, chunks: Sequence[list[int]], seed: int) -> Iterator[object]:
-        """Yield one collated batch for each list of positions in the data set.
+    def batches(self, chunks: list[list[int]], seed: int) -> Iterator[object]:
+        """Return one collated batch for each list of positions in the data set.
 
         Args:
             chunks: positions, batch by batch; none of them empty.
-            seed: what the worker processes derive their random numbers from.
+            seed: what worker processes that are started derive their random numbers from.
         """
-        workers = min(self.workers, len(chunks))  # one more would be started for nothing
-        loader: DataLoader[object] = DataLoader(
+        if self.workers > 0:
+            return read_by_workers(self, chunks, seed)
+        return iter(self.loader(chunks, workers=0, seed=seed))
+
+    def loader(
+        self, chunks: Iterable[list[int]], *, workers: int, seed: int, keep: bool = False
+    ) -> DataLoader[object]:
+        """Return a loader of these batches that reads as the user's does.
+
+        Args:
+            chunks: positions, batch by batch.
+            workers: processes that read ahead.
+            seed: what they derive their random numbers from.
+            keep: whether they go on living between two passes.
+        """
+        return DataLoader(
             self.dataset,
             batch_sampler=chunks,
             collate_fn=self.collate,
@@ -75,10 +90,10 @@ class Reading:
             worker_init_fn=self.worker_init,
             multiprocessing_context=self.context if workers else None,
             prefetch_factor=self.prefetch if workers else None,
+            persistent_workers=keep,
             # without one of its own, every pass draws from torch's global generator
             generator=torch.Generator().manual_seed(seed),
         )
-        return iter(loader)
 
 
 class _WholeBatches(Dataset[object]):

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from forgetkit.adapting import logits_of
 from forgetkit.data.loaders import Loader
+from forgetkit.data.workers import workers_kept
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
@@ -60,6 +61,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_autocast())
         stack.enter_context(_eager())
+        stack.enter_context(workers_kept())
         execution: Execution | None = None
         try:
             with clock("prepare"):
