@@ -38,7 +38,7 @@ html_title = f"forgetkit {release}"
 nitpick_ignore_regex = [
     ("py:class", r"(pathlib|collections\.abc|torch|nn|typing|accelerate)\..*"),
     ("py:class", r"(Tensor|Accelerator|Run|Loader|Goal|State|Pair|Split|Terms|Example|Entry)"),
-    ("py:class", r"(OutputChoice|forgetkit\.method\.(M|Facts))"),
+    ("py:class", r"(Model|OutputChoice|forgetkit\.method\.(M|Facts))"),
     (
         "py:class",
         r"(Settings|GoalKind|Steps|Scope|Need|DataLoader|Sensitive|Path|forgetkit\.types\.SampleSet)",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from tables import cell, facts_table, settings_section, write_folder
 
-from forgetkit.audit.record import GROUPS
+from forgetkit.auditing.record import GROUPS
 from forgetkit.fields import bounds_of
 from forgetkit.metric import LEVELS, Metric, MetricCard, all_metrics
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from forgetkit.adapting import adapt
     from forgetkit.api import Request, forget
-    from forgetkit.audit.record import Audit
-    from forgetkit.audit.references import train_references
-    from forgetkit.audit.run import audit as audit_model
+    from forgetkit.auditing.record import Audit
+    from forgetkit.auditing.references import train_references
+    from forgetkit.auditing.run import audit
     from forgetkit.comparing import compare
     from forgetkit.engine.guard import Guard
     from forgetkit.errors import (
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Audit": "audit.record",
-    "audit_model": "audit.run",
-    "train_references": "audit.references",
+    "Audit": "auditing.record",
+    "audit": "auditing.run",
+    "train_references": "auditing.references",
     "forget": "api",
     "Request": "api",
     "adapt": "adapting",
@@ -67,8 +67,6 @@ _HOME = {
     "UnlearningFailed": "errors",
 }
 
-_NAMES = {"audit_model": "audit"}  # `forgetkit.audit` itself is the package that holds it
-
 __all__ = [
     "AmnesiacLog",
     "Audit",
@@ -91,7 +89,7 @@ __all__ = [
     "UnknownMethod",
     "UnlearningFailed",
     "adapt",
-    "audit_model",
+    "audit",
     "compare",
     "forget",
     "load_model",
@@ -106,7 +104,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOME:
         raise AttributeError(f"module 'forgetkit' has no attribute {name!r}")
     home = importlib.import_module(f"forgetkit.{_HOME[name]}")
-    return getattr(home, _NAMES.get(name, name))
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

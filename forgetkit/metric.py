@@ -15,7 +15,7 @@ from forgetkit import fields
 from forgetkit.errors import BadHyperparameter, UnknownMethod
 
 if TYPE_CHECKING:
-    from forgetkit.audit.evidence import Evidence
+    from forgetkit.auditing.evidence import Evidence
 
 Group: TypeAlias = Literal["accuracy", "score", "distribution", "representation", "attack", "audit"]
 Level: TypeAlias = Literal["quick", "standard", "full"]

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from forgetkit.audit.record import Audit
+    from forgetkit.auditing.record import Audit
     from forgetkit.data.loaders import Loader
+    from forgetkit.dryrun.outputs import OutputChoice
     from forgetkit.metric import Metric
     from forgetkit.patch import Patch
 
@@ -58,6 +59,8 @@ class Result:
         class_names: names by class index, or ``None``.
         samples: size of each set that the run worked on.
         notes: what the method had to say: choices it made, what it could not do.
+        head: dotted path(s) of the head that the request named, or ``None``.
+        output: where the request said that the logits are, or ``None``.
     """
 
     model: nn.Module
@@ -76,6 +79,8 @@ class Result:
     class_names: list[str] | None = None
     samples: Mapping[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    head: str | Sequence[str] | None = None
+    output: OutputChoice = None
 
     @property
     def us(self) -> float | None:
@@ -123,6 +128,7 @@ class Result:
         device: torch.device | str | None = None,
         seed: int | None = None,
         head: str | Sequence[str] | None = None,
+        output: OutputChoice = None,
         report: str | Path | None = None,
     ) -> Audit:
         """Find out what the model still knows of what it was to forget.
@@ -139,7 +145,9 @@ class Result:
             metrics: names or objects to run instead of all of the level.
             device: where to compute; the default is Accelerate's own choice.
             seed: of every random choice; the default is the run's.
-            head: dotted path(s) of the head, when detection must be overruled.
+            head: dotted path(s) of the head, when detection must be overruled; the default is the
+                run's.
+            output: key, index or function that leads to the logits; the default is the run's.
             report: an .html file to write the audit to, with pictures.
 
         Returns:
@@ -147,10 +155,10 @@ class Result:
 
         Raises:
             PatchMismatch: the model was changed since the run, or the run was undone.
-            ForgetkitError: models or data cannot be used; see ``forgetkit.audit.run.audit``.
+            ForgetkitError: models or data cannot be used; see ``forgetkit.auditing.run.audit``.
         """
         from forgetkit.adapting import unwrap
-        from forgetkit.audit.run import audit
+        from forgetkit.auditing.run import audit
         from forgetkit.copying import independent_copy
 
         self._require_state("audit", exactly=True)
@@ -169,7 +177,8 @@ class Result:
             metrics=metrics,
             device=device,
             seed=self.seed if seed is None else seed,
-            head=head,
+            head=self.head if head is None else head,
+            output=self.output if output is None else output,
             head_masked=self.head_masked,
             report=report,
             history=self.history,

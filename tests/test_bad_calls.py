@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from forgetkit import Patch, Statistics, audit_model, forget
+from forgetkit import Patch, Statistics, audit, forget
 from forgetkit.comparing import compare
 from forgetkit.errors import (
     BadHyperparameter,
@@ -54,7 +54,7 @@ def test_files_that_are_not_there_are_forgetkits_errors(tmp_path: Path) -> None:
 def test_single_values_where_a_list_is_due() -> None:
     some = toy("cnn")
     with pytest.raises(BadHyperparameter, match=r"metrics=\['accuracy'\]"):
-        audit_model(some.model, forget=some.loader(), classes=[3], metrics="accuracy")
+        audit(some.model, forget=some.loader(), classes=[3], metrics="accuracy")
     with pytest.raises(BadTarget, match=r"targets=\[3, 5\]"):
         compare(some.model, some.loader(), 3, ["lau"])  # type: ignore[arg-type]
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from forgetkit.api import forget
-from forgetkit.audit.record import GROUPS, Audit, between, number
-from forgetkit.audit.run import audit
-from forgetkit.audit.shadows import Shadows, save_shadows
+from forgetkit.auditing.record import GROUPS, Audit, between, number
+from forgetkit.auditing.run import audit
+from forgetkit.auditing.shadows import Shadows, save_shadows
 from forgetkit.benchmark.datasets import Pair, TensorImages
 from forgetkit.benchmark.scoring import logits_on
 from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from forgetkit.adapting import adapt
-from forgetkit.audit.intervals import percentile_interval, resampled_means
+from forgetkit.auditing.intervals import percentile_interval, resampled_means
 from forgetkit.benchmark.datasets import Pair, TensorImages
 from forgetkit.losses import kl_divergence, unlearning_score
 from forgetkit.view import ModelView

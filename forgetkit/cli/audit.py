@@ -81,7 +81,7 @@ def audit(
     as_json: Json = False,
 ) -> None:
     """Find out what a model still knows of classes that it was to forget."""
-    from forgetkit.audit.run import audit as examine
+    from forgetkit.auditing.run import audit as examine
     from forgetkit.loading import load_model
 
     wanted = parse_classes(classes)

@@ -16,8 +16,8 @@ from torch import nn
 from forgetkit import __version__
 from forgetkit.adapting import unwrap
 from forgetkit.api import forget
-from forgetkit.audit.inputs import digest as model_digest
-from forgetkit.audit.inputs import prints_of
+from forgetkit.auditing.inputs import digest as model_digest
+from forgetkit.auditing.inputs import prints_of
 from forgetkit.comparing.accuracies import Ground, ground_of, score_of
 from forgetkit.comparing.sharing import Task, finish
 from forgetkit.comparing.table import Comparison

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.comparing.table import Row
 from forgetkit.comparing.tradeoff import tradeoff_figure
 from forgetkit.comparing.written import digest

@@ -182,6 +182,8 @@ class Execution:
             class_names=self._prepared.class_names,
             samples=self._prepared.sizes(),
             notes=list(self._active().notes),
+            head=self._request.head_name,
+            output=self._request.output,
         )
 
     @contextmanager

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import SPLITS, Evidence
-from forgetkit.audit.intervals import compared, wilson
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import SPLITS, Evidence
+from forgetkit.auditing.intervals import compared, wilson
+from forgetkit.auditing.readings import (
     HIDDEN,
     by_role,
     controls,

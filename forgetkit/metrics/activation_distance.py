@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.divergence import differences, root_mean_square
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.to_reference import distance_finding
+from forgetkit.auditing.divergence import differences, root_mean_square
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.to_reference import distance_finding
 from forgetkit.fields import choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 

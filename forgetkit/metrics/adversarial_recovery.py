@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.evidence import ROLES
-from forgetkit.audit.excess import needs_classes, references, surely_above
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.neighbourhood import (
+from forgetkit.auditing.evidence import ROLES
+from forgetkit.auditing.excess import needs_classes, references, surely_above
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.neighbourhood import (
     answer_of,
     dtype_of,
     images,
@@ -25,7 +25,7 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Subject
+    from forgetkit.auditing.evidence import Evidence, Subject
 
 RADII = (2, 4, 8)
 

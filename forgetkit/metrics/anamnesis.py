@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Missing, Role, Subject
-from forgetkit.audit.readings import hits, outputs, retrained
-from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
+from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject
+from forgetkit.auditing.readings import hits, outputs, retrained
+from forgetkit.auditing.relearned import Lessons, Progress, mean_over, relearn
 from forgetkit.draws import uniform
 from forgetkit.fields import bounded
 from forgetkit.losses import accuracy

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.gaps import mean_gap, rows_against
-from forgetkit.audit.readings import hidden_note
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.gaps import mean_gap, rows_against
+from forgetkit.auditing.readings import hidden_note
 from forgetkit.fields import flag
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 

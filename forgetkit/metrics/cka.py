@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.cka import linear_cka
-from forgetkit.audit.evidence import Evidence, Missing, Role
-from forgetkit.audit.readings import outputs, roles_with
+from forgetkit.auditing.cka import linear_cka
+from forgetkit.auditing.evidence import Evidence, Missing, Role
+from forgetkit.auditing.readings import outputs, roles_with
 from forgetkit.fields import choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.cka import compressed, linear_cka
-from forgetkit.audit.evidence import Evidence, Missing, Role
-from forgetkit.audit.stages import stage_features
+from forgetkit.auditing.cka import compressed, linear_cka
+from forgetkit.auditing.evidence import Evidence, Missing, Role
+from forgetkit.auditing.stages import stage_features
 from forgetkit.draws import uniform
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Missing, Outputs
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.readings import (
     hits,
     name_of,
     roles_with,

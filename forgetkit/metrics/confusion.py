@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.audit.divergence import LN2, distribution, shares_js, spread
-from forgetkit.audit.evidence import Evidence, Outputs
-from forgetkit.audit.readings import (
+from forgetkit.auditing.divergence import LN2, distribution, shares_js, spread
+from forgetkit.auditing.evidence import Evidence, Outputs
+from forgetkit.auditing.readings import (
     log_probs,
     masked_note,
     outputs,

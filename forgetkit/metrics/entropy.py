@@ -9,10 +9,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.audit.divergence import bins_for, entropy
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.intervals import compared, mean_interval
-from forgetkit.audit.readings import (
+from forgetkit.auditing.divergence import bins_for, entropy
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.intervals import compared, mean_interval
+from forgetkit.auditing.readings import (
     log_probs,
     masked_note,
     outputs,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Role
-from forgetkit.audit.loss_attack import score_of
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import Evidence, Role
+from forgetkit.auditing.loss_attack import score_of
+from forgetkit.auditing.readings import (
     entropy_note,
     hits,
     outputs,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.loss_attack import loss_auc, member_losses, roles_attacked, score_of
-from forgetkit.audit.readings import entropy_note
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.loss_attack import loss_auc, member_losses, roles_attacked, score_of
+from forgetkit.auditing.readings import entropy_note
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.divergence import LN2, js
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.to_reference import distance_finding
+from forgetkit.auditing.divergence import LN2, js
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.to_reference import distance_finding
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

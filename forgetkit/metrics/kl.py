@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.divergence import kl
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.to_reference import distance_finding
+from forgetkit.auditing.divergence import kl
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.to_reference import distance_finding
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from forgetkit.adapting import unwrap
-from forgetkit.audit.evidence import Evidence, Missing
-from forgetkit.audit.readings import retrained
+from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.readings import retrained
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 HEAD_ONLY = "only the classification head changed; the features still carry whatever they carried"

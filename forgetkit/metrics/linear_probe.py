@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from forgetkit.audit.probes import probe_predictions
-from forgetkit.audit.recovery import Bank, Recovery
+from forgetkit.auditing.probes import probe_predictions
+from forgetkit.auditing.recovery import Bank, Recovery
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence
+    from forgetkit.auditing.evidence import Evidence
 
 CURVE = (1, 5, 20)
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.likelihood import POOL_BELOW, gaussian, pooled_deviation, standard_score
-from forgetkit.audit.members import attacked, groups
-from forgetkit.audit.reference import Reference, references_for
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.likelihood import POOL_BELOW, gaussian, pooled_deviation, standard_score
+from forgetkit.auditing.members import attacked, groups
+from forgetkit.auditing.reference import Reference, references_for
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Role
+    from forgetkit.auditing.evidence import Evidence, Role
 
 
 @register_metric

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence
-from forgetkit.audit.loss_attack import member_losses, roles_attacked
-from forgetkit.audit.readings import entropy_note
+from forgetkit.auditing.evidence import Evidence
+from forgetkit.auditing.loss_attack import member_losses, roles_attacked
+from forgetkit.auditing.readings import entropy_note
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.attacks import (
+from forgetkit.auditing.attacks import (
     FEWEST,
     balanced_rows,
     called_members,
@@ -15,18 +15,18 @@ from forgetkit.audit.attacks import (
     interval,
     modified_entropy,
 )
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.excess import roles_with, unlike_retrain
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.members import log_probs_of
-from forgetkit.audit.readings import joined, single_label, tests_given
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.excess import roles_with, unlike_retrain
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.members import log_probs_of
+from forgetkit.auditing.readings import joined, single_label, tests_given
 from forgetkit.fields import bounded, choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Outputs
+    from forgetkit.auditing.evidence import Evidence, Outputs
 
 FEATURES = ("entropy", "confidence", "correctness", "modified_entropy")
 

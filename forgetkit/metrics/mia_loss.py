@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from forgetkit.audit.attacks import attack_accuracy, auc, cross_scores, entropy
-from forgetkit.audit.members import attacked, by_role, groups, log_probs_of, loss_score
+from forgetkit.auditing.attacks import attack_accuracy, auc, cross_scores, entropy
+from forgetkit.auditing.members import attacked, by_role, groups, log_probs_of, loss_score
 from forgetkit.fields import bounded, choice
 from forgetkit.membership import forgetting_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Outputs
+    from forgetkit.auditing.evidence import Evidence, Outputs
 
 
 @register_metric

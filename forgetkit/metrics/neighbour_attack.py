@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.attacks import (
+from forgetkit.auditing.attacks import (
     auc,
     blocked_mask,
     bootstrap_auc,
@@ -16,15 +16,15 @@ from forgetkit.audit.attacks import (
     interval,
     neighbour_profile,
 )
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.excess import references
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.excess import references
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Role, Subject
+    from forgetkit.auditing.evidence import Evidence, Role, Subject
 
 
 @register_metric

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.attacks import renormalised
-from forgetkit.audit.evidence import ROLES
-from forgetkit.audit.excess import needs_classes, references, surely_above
-from forgetkit.audit.neighbourhood import (
+from forgetkit.auditing.attacks import renormalised
+from forgetkit.auditing.evidence import ROLES
+from forgetkit.auditing.excess import needs_classes, references, surely_above
+from forgetkit.auditing.neighbourhood import (
     answer_of,
     dtype_of,
     images,
@@ -27,7 +27,7 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Subject
+    from forgetkit.auditing.evidence import Evidence, Subject
 
 
 @register_metric

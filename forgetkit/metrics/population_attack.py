@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.attacks import auc, interval, population_attack
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.shadows import load_shadows
+from forgetkit.auditing.attacks import auc, interval, population_attack
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.shadows import load_shadows
 from forgetkit.fields import artefact, bounded, choice
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence
+    from forgetkit.auditing.evidence import Evidence
 
 FEWEST = 6
 

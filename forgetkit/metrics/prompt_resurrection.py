@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.evidence import ROLES, Missing
-from forgetkit.audit.excess import excess, needs_classes, references
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.neighbourhood import answer_of, dtype_of, images, logits_over, value_range
-from forgetkit.audit.resurrection import border_size, learnt_prompt, prompted
+from forgetkit.auditing.evidence import ROLES, Missing
+from forgetkit.auditing.excess import excess, needs_classes, references
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.neighbourhood import answer_of, dtype_of, images, logits_over, value_range
+from forgetkit.auditing.resurrection import border_size, learnt_prompt, prompted
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.fields import bounded
@@ -21,7 +21,7 @@ from forgetkit.pixels import gathered, pixels_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Subject
+    from forgetkit.auditing.evidence import Evidence, Subject
 
 
 @register_metric

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.evidence import ROLES
-from forgetkit.audit.probes import (
+from forgetkit.auditing.evidence import ROLES
+from forgetkit.auditing.probes import (
     class_means,
     few_shot_rows,
     harmonic_mean,
     nearest_mean_head,
     prototype_row,
 )
-from forgetkit.audit.recovery import Bank, Recovery
+from forgetkit.auditing.recovery import Bank, Recovery
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 from forgetkit.view import effective_affine
@@ -23,7 +23,7 @@ from forgetkit.view import effective_affine
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence
+    from forgetkit.auditing.evidence import Evidence
 
 CURVE = (1, 5, 20)
 BETAS = (0.0, 0.25, 0.5, 1.0)

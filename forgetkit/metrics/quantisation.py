@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from forgetkit.audit.evidence import ROLES, Missing, collect
-from forgetkit.audit.excess import needs_classes, references, surely_above
-from forgetkit.audit.quantising import SETTINGS, compressed
-from forgetkit.audit.relearning import few_rows
+from forgetkit.auditing.evidence import ROLES, Missing, collect
+from forgetkit.auditing.excess import needs_classes, references, surely_above
+from forgetkit.auditing.quantising import SETTINGS, compressed
+from forgetkit.auditing.relearning import few_rows
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Subject
+    from forgetkit.auditing.evidence import Evidence, Subject
 
 
 @register_metric

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Missing, Role
-from forgetkit.audit.readings import LARGEST_LOSS, losses, outputs, retrained
-from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
+from forgetkit.auditing.evidence import Evidence, Missing, Role
+from forgetkit.auditing.readings import LARGEST_LOSS, losses, outputs, retrained
+from forgetkit.auditing.relearned import Lessons, Progress, mean_over, relearn
 from forgetkit.draws import uniform
 from forgetkit.fields import bounded
 from forgetkit.losses import per_sample_loss

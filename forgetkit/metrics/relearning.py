@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from forgetkit.audit.evidence import ROLES, Missing
-from forgetkit.audit.excess import needs_classes, references
-from forgetkit.audit.relearning import Curve, arrivals_verdict, lesson, relearn
+from forgetkit.auditing.evidence import ROLES, Missing
+from forgetkit.auditing.excess import needs_classes, references
+from forgetkit.auditing.relearning import Curve, arrivals_verdict, lesson, relearn
 from forgetkit.fields import bounded, flag
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
-    from forgetkit.audit.evidence import Evidence, Subject
+    from forgetkit.auditing.evidence import Evidence, Subject
 
 SHOTS = (1, 5, 20)
 

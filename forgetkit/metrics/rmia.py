@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.attacks import FEWEST, auc
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.likelihood import average_probability, relative_score
-from forgetkit.audit.members import attacked, groups
-from forgetkit.audit.reference import Reference, references_for
+from forgetkit.auditing.attacks import FEWEST, auc
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.likelihood import average_probability, relative_score
+from forgetkit.auditing.members import attacked, groups
+from forgetkit.auditing.reference import Reference, references_for
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence, Role
+    from forgetkit.auditing.evidence import Evidence, Role
 
 GRID = tuple(step / 10 for step in range(11))
 

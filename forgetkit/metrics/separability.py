@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing, Role
-from forgetkit.audit.intervals import compared, wilson
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import Evidence, Missing, Role
+from forgetkit.auditing.intervals import compared, wilson
+from forgetkit.auditing.readings import (
     outputs,
     retrained,
     roles_with,

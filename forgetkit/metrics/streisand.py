@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.divergence import distribution
-from forgetkit.audit.evidence import Evidence, Outputs, Role
-from forgetkit.audit.readings import log_probs, masked_note, outputs, roles_with
+from forgetkit.auditing.divergence import distribution
+from forgetkit.auditing.evidence import Evidence, Outputs, Role
+from forgetkit.auditing.readings import log_probs, masked_note, outputs, roles_with
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.evidence import SPLITS, Evidence, Missing, Outputs
-from forgetkit.audit.intervals import compared, wilson
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import SPLITS, Evidence, Missing, Outputs
+from forgetkit.auditing.intervals import compared, wilson
+from forgetkit.auditing.readings import (
     HIDDEN,
     by_role,
     controls,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.audit.evidence import Evidence, Missing
-from forgetkit.audit.gaps import rows_against, tug_of_war
-from forgetkit.audit.readings import hidden_note
+from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.gaps import rows_against, tug_of_war
+from forgetkit.auditing.readings import hidden_note
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.likelihood import (
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.likelihood import (
     gaussians,
     likelihood_ratio,
     logit_confidence,
     membership_probability,
 )
-from forgetkit.audit.readings import masked_note
-from forgetkit.audit.shadows import load_shadows
+from forgetkit.auditing.readings import masked_note
+from forgetkit.auditing.shadows import load_shadows
 from forgetkit.fields import artefact, bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.audit.evidence import Evidence
+    from forgetkit.auditing.evidence import Evidence
 
 
 WORKS = 0.55

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing
-from forgetkit.audit.intervals import percentile_interval, resampled_means
-from forgetkit.audit.readings import hidden_note, hits, outputs, roles_with
+from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.intervals import percentile_interval, resampled_means
+from forgetkit.auditing.readings import hidden_note, hits, outputs, roles_with
 from forgetkit.losses import unlearning_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 

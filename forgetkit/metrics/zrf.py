@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.audit.divergence import zrf
-from forgetkit.audit.evidence import Evidence, Outputs
-from forgetkit.audit.intervals import compared, mean_interval
-from forgetkit.audit.readings import outputs, retrained_outputs, roles_with, single_label
+from forgetkit.auditing.divergence import zrf
+from forgetkit.auditing.evidence import Evidence, Outputs
+from forgetkit.auditing.intervals import compared, mean_interval
+from forgetkit.auditing.readings import outputs, retrained_outputs, roles_with, single_label
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.errors import DataError
 from forgetkit.report.bars import bars_figure
 from forgetkit.report.drawing import Picture, inline

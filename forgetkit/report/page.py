@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence, Missing
 from forgetkit.errors import DataError
 from forgetkit.report.drawing import NAMES, ORDER, Picture, inline
 from forgetkit.report.pictures import PICTURES

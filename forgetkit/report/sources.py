@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence, Missing
 from forgetkit.metric import find_metric
 from forgetkit.report.drawing import ORDER
 from forgetkit.report.record import Record, mapping_in, numbers_in, sequence_in

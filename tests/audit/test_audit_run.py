@@ -21,12 +21,12 @@ from forgetkit import (
     DataError,
     ModelError,
     PatchMismatch,
+    audit,
     forget,
 )
-from forgetkit import audit_model as audit
-from forgetkit.audit import inputs
-from forgetkit.audit.evidence import Evidence, Missing
-from forgetkit.audit.verdict import (
+from forgetkit.auditing import inputs
+from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.verdict import (
     HEAD_ONLY,
     LAST,
     MASKED,
@@ -546,11 +546,11 @@ def test_a_result_is_audited_with_the_original_from_its_patch() -> None:
 
 
 def test_the_function_is_found_whatever_was_imported_before() -> None:
-    import forgetkit.audit.evidence
-    import forgetkit.audit.run as home
+    import forgetkit.auditing.evidence
+    import forgetkit.auditing.run as home
 
-    assert forgetkit.audit_model is home.audit
-    assert forgetkit.audit_model is audit
+    assert forgetkit.audit is home.audit
+    assert forgetkit.audit is audit
 
 
 def ask(**changes: object) -> Audit:
@@ -698,7 +698,7 @@ def test_every_check_of_the_level_and_no_other_is_run(monkeypatch: pytest.Monkey
     class Long(Answers):
         card: ClassVar[MetricCard] = card("long", level="full")
 
-    monkeypatch.setattr("forgetkit.audit.run.all_metrics", lambda: [Answers, Long])
+    monkeypatch.setattr("forgetkit.auditing.run.all_metrics", lambda: [Answers, Long])
     quick = ask(metrics=None)
     assert [finding.slug for finding in quick.findings] == ["answers"]
     assert quick.beyond == ["long"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from forgetkit.audit.cka import LinearCKA, linear_cka
+from forgetkit.auditing.cka import LinearCKA, linear_cka
 from forgetkit.errors import DataError
 
 X = torch.tensor([[1.0, 0], [0, 1], [1, 1], [0, 0]])

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 from torchmetrics import KLDivergence
 from torchmetrics.regression import JensenShannonDivergence
 
-from forgetkit.audit import divergence
-from forgetkit.audit.divergence import LN2
+from forgetkit.auditing import divergence
+from forgetkit.auditing.divergence import LN2
 
 P = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], dtype=torch.float64).log()
 Q = torch.tensor([[0.6, 0.3, 0.1], [0.2, 0.5, 0.3]], dtype=torch.float64).log()

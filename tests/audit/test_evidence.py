@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject, collect
-from forgetkit.audit.inputs import view_of
+from forgetkit.auditing.evidence import Evidence, Missing, Subject, collect
+from forgetkit.auditing.inputs import view_of
 from forgetkit.data.sets import StoredSet
 from forgetkit.errors import BadHyperparameter, UnknownMethod
 from forgetkit.fields import bounded

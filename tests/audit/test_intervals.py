@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from forgetkit.audit.intervals import compared, mean_interval, percentile_interval, wilson
+from forgetkit.auditing.intervals import compared, mean_interval, percentile_interval, wilson
 from forgetkit.errors import DataError
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetkit import BadHyperparameter, BadTarget, audit_model, train_references
-from forgetkit.audit import references
+from forgetkit import BadHyperparameter, BadTarget, audit, train_references
+from forgetkit.auditing import references
 from forgetkit.testing import toy
 
 GONE = 3
@@ -43,7 +43,7 @@ def test_references_never_saw_the_class_and_differ() -> None:
         assert float(right[labels == GONE].double().mean()) == 0.0
         assert float(right[labels != GONE].double().mean()) > 0.8
     assert not same(*states(found))
-    record = audit_model(
+    record = audit(
         some.model, forget=some.loader(), test=some.loader(), classes=[GONE], device="cpu",
         reference=found, metrics=["js", "rmia"],
     )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from forgetkit.audit.shadows import load_shadows
+from forgetkit.auditing.shadows import load_shadows
 from forgetkit.benchmark import evidence, zoo
 from forgetkit.benchmark.datasets import digits
 from forgetkit.benchmark.train import RECIPES, TrainRecipe

@@ -22,7 +22,7 @@ FEW = ("accuracy", "layer_distance", "linear_probe", "mia_loss")
 def few_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave four checks in the registry: one of each kind."""
     chosen = [find_metric(slug) for slug in FEW]
-    monkeypatch.setattr("forgetkit.audit.run.all_metrics", lambda: chosen)
+    monkeypatch.setattr("forgetkit.auditing.run.all_metrics", lambda: chosen)
 
 
 def words(colours: Path, *more: object) -> list[object]:

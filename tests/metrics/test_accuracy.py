@@ -5,8 +5,8 @@ import torch
 import toy_evidence as toys
 from torchmetrics.classification import MulticlassAccuracy
 
-from forgetkit.audit.evidence import Evidence, Outputs, Subject
-from forgetkit.audit.readings import hits
+from forgetkit.auditing.evidence import Evidence, Outputs, Subject
+from forgetkit.auditing.readings import hits
 from forgetkit.metrics.accuracy import Accuracy
 
 FOUR = toys.outputs(

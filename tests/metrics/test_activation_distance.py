@@ -4,7 +4,7 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Evidence, Subject
+from forgetkit.auditing.evidence import Evidence, Subject
 from forgetkit.metrics.activation_distance import ActivationDistance
 
 P = toys.outputs(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]).log(), torch.tensor([0, 1]))

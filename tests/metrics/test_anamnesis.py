@@ -7,8 +7,8 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Missing, Role, Subject
-from forgetkit.audit.relearned import Lessons, Progress, mean_over, relearn
+from forgetkit.auditing.evidence import Missing, Role, Subject
+from forgetkit.auditing.relearned import Lessons, Progress, mean_over, relearn
 from forgetkit.errors import UnlearningFailed
 from forgetkit.losses import accuracy
 from forgetkit.metric import Verdict

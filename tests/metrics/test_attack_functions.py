@@ -9,7 +9,7 @@ import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import Generator, Tensor
 
-from forgetkit.audit.attacks import (
+from forgetkit.auditing.attacks import (
     attack_accuracy,
     auc,
     balanced_rows,
@@ -26,7 +26,7 @@ from forgetkit.audit.attacks import (
     roc,
     tpr_at,
 )
-from forgetkit.audit.likelihood import (
+from forgetkit.auditing.likelihood import (
     average_probability,
     gaussian,
     gaussians,

@@ -9,10 +9,10 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Missing, collect
-from forgetkit.audit.inputs import view_of
-from forgetkit.audit.neighbourhood import answer_of, images, logits_over, towards, value_range
-from forgetkit.audit.relearning import lesson, relearn, reset_rows
+from forgetkit.auditing.evidence import Missing, collect
+from forgetkit.auditing.inputs import view_of
+from forgetkit.auditing.neighbourhood import answer_of, images, logits_over, towards, value_range
+from forgetkit.auditing.relearning import lesson, relearn, reset_rows
 from forgetkit.engine.modes import evaluating
 from forgetkit.metric import Metric, find_metric
 from forgetkit.metrics.adversarial_recovery import AdversarialRecovery
@@ -287,7 +287,7 @@ def test_an_unlearned_copy_of_the_original_is_residual_without_a_retrained_model
 def test_relearning_takes_a_step_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for part in (64, 3):
-        monkeypatch.setattr("forgetkit.audit.relearning.PART", part)
+        monkeypatch.setattr("forgetkit.auditing.relearning.PART", part)
         found.append(QUICK.measure(toys.evidence()).details["curves"])
     whole, parts = (json.loads(json.dumps(one)) for one in found)
     assert whole["reset"]["unlearned"][0]["steps"] == parts["reset"]["unlearned"][0]["steps"]
@@ -305,7 +305,7 @@ def test_relearning_knows_the_head_that_the_caller_named(monkeypatch: pytest.Mon
         asked.append(args[-1])
         return view_of(*args)  # type: ignore[arg-type]  # passed on
 
-    monkeypatch.setattr("forgetkit.audit.relearning.view_of", watched)
+    monkeypatch.setattr("forgetkit.auditing.relearning.view_of", watched)
     replace(QUICK, steps=1).measure(replace(toys.evidence(), head="fc"))
     assert set(asked) == {"fc"}
 

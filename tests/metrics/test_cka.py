@@ -4,8 +4,8 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.cka import linear_cka
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.cka import linear_cka
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.metrics.cka import CKA
 
 

@@ -5,7 +5,7 @@ import torch
 import toy_evidence as toys
 from torch import nn
 
-from forgetkit.audit.stages import pooled, stage_features
+from forgetkit.auditing.stages import pooled, stage_features
 from forgetkit.metrics.cka_layers import CKALayers
 
 

@@ -7,7 +7,7 @@ import torch
 import toy_evidence as toys
 from torchmetrics.classification import MulticlassAccuracy
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.metrics.class_accuracy import ClassAccuracy
 
 FOUR = toys.outputs(

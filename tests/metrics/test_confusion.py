@@ -6,8 +6,8 @@ import toy_evidence as toys
 from sklearn.metrics import confusion_matrix as scikit_matrix
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from forgetkit.audit.evidence import Evidence, Subject
-from forgetkit.audit.readings import together
+from forgetkit.auditing.evidence import Evidence, Subject
+from forgetkit.auditing.readings import together
 from forgetkit.metrics.confusion import Confusion, confusion_matrix
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Evidence, Missing, Outputs, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Subject
 from forgetkit.data.sets import StoredSet
 from forgetkit.metrics.correction import Correction
 

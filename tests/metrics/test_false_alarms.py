@@ -9,7 +9,7 @@ import pytest
 import torch
 from toy_evidence import GONE, original, sets, subject, trained_without, untrained
 
-from forgetkit.audit.evidence import Evidence
+from forgetkit.auditing.evidence import Evidence
 from forgetkit.metric import Finding, find_metric
 
 RELIABLE = (

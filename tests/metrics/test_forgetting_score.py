@@ -4,8 +4,8 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
-from forgetkit.audit.loss_attack import loss_auc
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.loss_attack import loss_auc
 from forgetkit.membership import forgetting_score
 from forgetkit.metrics.forgetting_score import ForgettingScore
 

@@ -7,8 +7,8 @@ import torch
 import toy_evidence as toys
 from torchmetrics import KLDivergence
 
-from forgetkit.audit.divergence import restricted
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.divergence import restricted
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.metrics.kl import KLToRetrained
 
 P = toys.outputs(torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]).log(), torch.tensor([0, 1]))

@@ -5,7 +5,7 @@ import torch
 import toy_evidence as toys
 from torch import nn
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.metrics.layer_distance import LayerDistance, distances
 
 

@@ -8,7 +8,7 @@ import toy_evidence as toys
 from scipy.stats import wasserstein_distance
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Outputs, Subject
+from forgetkit.auditing.evidence import Evidence, Outputs, Subject
 from forgetkit.metrics.loss_distance import LossDistance
 
 

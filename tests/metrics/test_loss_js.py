@@ -4,8 +4,8 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.audit.divergence import histogram_js
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.divergence import histogram_js
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.membership import jensen_shannon_distance
 from forgetkit.metrics.loss_js import LossJS
 

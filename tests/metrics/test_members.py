@@ -9,11 +9,11 @@ import torch
 import toy_evidence as toys
 from torch import Generator, Tensor, nn
 
-from forgetkit.audit.attacks import matched_rows
-from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role, Subject
-from forgetkit.audit.excess import unlike_retrain
-from forgetkit.audit.loss_attack import member_losses
-from forgetkit.audit.members import groups
+from forgetkit.auditing.attacks import matched_rows
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role, Subject
+from forgetkit.auditing.excess import unlike_retrain
+from forgetkit.auditing.loss_attack import member_losses
+from forgetkit.auditing.members import groups
 from forgetkit.data.sets import StoredSet
 from forgetkit.metric import Metric
 from forgetkit.metrics.entropy import Entropy

@@ -12,8 +12,8 @@ import torch
 import toy_evidence as toys
 from torch import Generator, Tensor, nn
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
-from forgetkit.audit.shadows import Shadows, load_shadows, save_shadows
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.shadows import Shadows, load_shadows, save_shadows
 from forgetkit.errors import DataError
 from forgetkit.metric import Metric, find_metric
 from forgetkit.metrics.lira import LiRA

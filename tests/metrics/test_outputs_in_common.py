@@ -11,7 +11,7 @@ import torch
 import toy_evidence as toys
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role, Subject, collect
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role, Subject, collect
 from forgetkit.metric import Finding, Metric, find_metric
 from forgetkit.metrics.anamnesis import Anamnesis
 from forgetkit.metrics.relearn_time import RelearnTime

@@ -10,10 +10,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from torch import Tensor, nn
 
-from forgetkit.audit.excess import excess, standard_error, unlike_retrain
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.neighbourhood import jensen_shannon
-from forgetkit.audit.probes import (
+from forgetkit.auditing.excess import excess, standard_error, unlike_retrain
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.neighbourhood import jensen_shannon
+from forgetkit.auditing.probes import (
     class_means,
     few_shot_rows,
     harmonic_mean,
@@ -22,9 +22,9 @@ from forgetkit.audit.probes import (
     prototype_row,
     standardiser,
 )
-from forgetkit.audit.quantising import SETTINGS, compressed, quantised, weights_of
-from forgetkit.audit.relearning import Curve, arrivals_verdict
-from forgetkit.audit.resurrection import border_mask, border_size, prompted
+from forgetkit.auditing.quantising import SETTINGS, compressed, quantised, weights_of
+from forgetkit.auditing.relearning import Curve, arrivals_verdict
+from forgetkit.auditing.resurrection import border_mask, border_size, prompted
 from forgetkit.errors import DataError
 from forgetkit.pixels import pixel_range
 from forgetkit.testing import toy

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.metrics.relearn_time import RelearnTime
 
 QUICK = RelearnTime(lr=0.03, batch_size=240, epochs=30, eval_every=3)

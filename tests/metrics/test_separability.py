@@ -5,7 +5,7 @@ import torch
 import toy_evidence as toys
 from torch import Generator, Tensor
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.metrics.separability import Separability, nearest_mean, purity, silhouette
 
 

@@ -6,7 +6,7 @@ import toy_evidence as toys
 from scipy.stats import ks_2samp
 from torch import Generator
 
-from forgetkit.audit.evidence import Evidence, Outputs, Subject
+from forgetkit.auditing.evidence import Evidence, Outputs, Subject
 from forgetkit.metric import Verdict
 from forgetkit.metrics.streisand import Streisand
 

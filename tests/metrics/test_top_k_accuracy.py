@@ -6,7 +6,7 @@ import toy_evidence as toys
 from torch import Generator
 from torchmetrics.classification import MulticlassAccuracy
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.metrics.top_k_accuracy import TopKAccuracy, top_k_hits
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Missing
-from forgetkit.audit.gaps import tug_of_war
+from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.gaps import tug_of_war
 from forgetkit.metrics.tow import TugOfWar
 
 

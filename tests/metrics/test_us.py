@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import toy_evidence as toys
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.losses import unlearning_score
 from forgetkit.metrics.us import UnlearningScore
 

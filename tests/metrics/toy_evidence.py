@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetkit import forget
-from forgetkit.audit.evidence import Evidence, Outputs, Role, Subject, collect
-from forgetkit.audit.inputs import view_of
+from forgetkit.auditing.evidence import Evidence, Outputs, Role, Subject, collect
+from forgetkit.auditing.inputs import view_of
 from forgetkit.data.sets import StoredSet
 from forgetkit.fingerprint import TensorBits
 from forgetkit.testing import TOYS, toy

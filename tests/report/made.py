@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from forgetkit.audit.evidence import Evidence, Role, Subject, collect
-from forgetkit.audit.inputs import view_of
+from forgetkit.auditing.evidence import Evidence, Role, Subject, collect
+from forgetkit.auditing.inputs import view_of
 from forgetkit.comparing import RunRecord
 from forgetkit.data.sets import StoredSet
 from forgetkit.testing import toy

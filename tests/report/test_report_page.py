@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made import evidence, record
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.errors import DataError
 from forgetkit.report import load_record, write_report
 from forgetkit.report.page import facts_of, number_words

@@ -14,7 +14,7 @@ from made import GONE, evidence, record
 from torch.nn import functional
 
 from forgetkit.adapting import logits_of
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.report.pictures import (
     cka,
     class_accuracy,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer
 from transformers import ViTConfig, ViTForImageClassification
 
-from forgetkit.audit.evidence import Missing, Subject
+from forgetkit.auditing.evidence import Missing, Subject
 from forgetkit.report.attention import AttentionReader, over_image, rollout
 from forgetkit.report.pictures import rollout as drawn
 from forgetkit.report.record import read_record

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from forgetkit.audit.evidence import Evidence
+from forgetkit.auditing.evidence import Evidence
 from forgetkit.report.drawing import Picture
 from forgetkit.report.pictures import (
     cka,

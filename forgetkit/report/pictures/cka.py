@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import MEANING, Evidence, Missing
+from forgetkit.auditing.evidence import MEANING, Evidence, Missing
 from forgetkit.report.drawing import Picture, ink_on, sheet, short, soft_grid, style
 from forgetkit.report.record import Record, mapping_in, number_in, sequence_in
 from forgetkit.report.sources import details_of

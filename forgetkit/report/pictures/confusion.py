@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence, Missing
 from forgetkit.report.drawing import NAMES, ORDER, Picture, ink_on, sheet, short, style
 from forgetkit.report.record import Record, mapping_in, numbers_in, sequence_in
 from forgetkit.report.sources import (

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import MEANING, Evidence, Missing, Role
-from forgetkit.audit.readings import name_of, single_label
+from forgetkit.auditing.evidence import MEANING, Evidence, Missing, Role
+from forgetkit.auditing.readings import name_of, single_label
 from forgetkit.report.drawing import PALETTE, Picture, sheet, short, style
 from forgetkit.report.record import Record
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import MEANING, Evidence, Missing
+from forgetkit.auditing.evidence import MEANING, Evidence, Missing
 from forgetkit.report.drawing import (
     COLOURS,
     DASHES,

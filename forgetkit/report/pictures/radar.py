@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence, Missing
 from forgetkit.report.drawing import GRID, PALETTE, Picture, sheet, style
 from forgetkit.report.record import Record, mapping_in, number_in
 

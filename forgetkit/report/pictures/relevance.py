@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetkit.adapting import logits_of
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.report.drawing import Picture, sheet, style

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from forgetkit.audit.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence, Missing
 from forgetkit.report.drawing import COLOURS, DASHES, GRID, NAMES, ORDER, Picture, sheet, style
 from forgetkit.report.record import Record, mapping_in, number_in, numbers_in
 from forgetkit.report.sources import details_of

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
 from forgetkit.engine.modes import evaluating
 from forgetkit.report.attention import AttentionReader, over_image, rollout
 from forgetkit.report.drawing import Picture

@@ -17,11 +17,12 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from forgetkit.audit import inputs
-from forgetkit.audit.evidence import Evidence, Missing, Role, Subject, collect
-from forgetkit.audit.record import Audit
-from forgetkit.audit.verdict import Circumstances, verdict
+from forgetkit.auditing import inputs
+from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject, collect
+from forgetkit.auditing.record import Audit
+from forgetkit.auditing.verdict import Circumstances, verdict
 from forgetkit.data.loaders import Loader
+from forgetkit.dryrun.outputs import OutputChoice
 from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
 from forgetkit.fingerprint import TensorPrint
@@ -56,6 +57,7 @@ def audit(
     device: torch.device | str | None = None,
     seed: int = 0,
     head: str | Sequence[str] | None = None,
+    output: OutputChoice = None,
     head_masked: bool = False,
     untrained: bool = True,
     report: str | Path | None = None,
@@ -84,6 +86,8 @@ def audit(
         device: where to compute; the default is Accelerate's own choice.
         seed: of every random choice.
         head: dotted path(s) of the head, when detection must be overruled.
+        output: key, index or function that leads to the logits, where the models return several
+            tensors that could be.
         head_masked: whether output rows were masked, so that forget accuracy is 0 by construction.
         untrained: whether an untrained twin of the model serves as a control.
         report: an .html file to write the audit to, with pictures.
@@ -130,6 +134,7 @@ def audit(
         device=_device(device),
         seed=seed,
         head=head,
+        output=output,
         head_masked=head_masked,
         untrained=untrained,
         say=say,
@@ -157,6 +162,7 @@ class _Session:
     device: torch.device
     seed: int
     head: str | Sequence[str] | None
+    output: OutputChoice
     head_masked: bool
     untrained: bool
     say: Callable[[str], None]
@@ -192,12 +198,12 @@ class _Session:
 
     def _prepare(self) -> None:
         with self._clock("read"):
-            own = inputs.copy_of(self.model, self.device)
+            own = self._copy(self.model)
             self.material = inputs.read(own, self.given, self.device, self.seed)
         models: list[tuple[Role, nn.Module]] = [("unlearned", own)]
         if self.original is not None:
-            models.append(("original", inputs.copy_of(self.original, self.device)))
-        models += [("retrained", inputs.copy_of(one, self.device)) for one in self.references]
+            models.append(("original", self._copy(self.original)))
+        models += [("retrained", self._copy(one)) for one in self.references]
         self._say_which_models_are_missing()
         with self._clock("fingerprint"):
             self._fingerprint()
@@ -206,6 +212,9 @@ class _Session:
         self._estimate(own, len(models))
         with self._clock("collect"):
             self._collect(models)
+
+    def _copy(self, model: nn.Module) -> nn.Module:
+        return inputs.copy_of(model, self.device, self.output)
 
     def _say_which_models_are_missing(self) -> None:
         if self.original is None:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
-from forgetkit.audit.loss_attack import loss_auc, member_losses
-from forgetkit.audit.readings import hits, outputs, retrained, tests_given, together
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.loss_attack import loss_auc, member_losses
+from forgetkit.auditing.readings import hits, outputs, retrained, tests_given, together
 
 Row = Mapping[str, float]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from forgetkit.audit.evidence import Missing, Subject
-from forgetkit.audit.inputs import view_of
-from forgetkit.audit.probes import few_shot_rows
+from forgetkit.auditing.evidence import Missing, Subject
+from forgetkit.auditing.inputs import view_of
+from forgetkit.auditing.probes import few_shot_rows
 from forgetkit.copying import independent_copy
 from forgetkit.dryrun.outputs import logits_of
 from forgetkit.engine.place import moved_inputs

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import Missing
+from forgetkit.auditing.evidence import Missing
 from forgetkit.errors import DataError
 
 
@@ -73,12 +73,12 @@ def load_shadows(path: str | Path | None, labels: Tensor) -> Shadows:
     if path is None:
         raise Missing(
             "needs outputs of shadow models: pass shadows='file.safetensors', written by "
-            "forgetkit.audit.shadows.save_shadows"
+            "forgetkit.auditing.shadows.save_shadows"
         )
     if not Path(path).is_file():
         raise DataError(
             f"shadows={str(path)!r}: expected a safetensors file, found none; write one with "
-            "forgetkit.audit.shadows.save_shadows"
+            "forgetkit.auditing.shadows.save_shadows"
         )
     from safetensors.torch import load_file
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import ROLES, Evidence, Missing, Role, Subject
-from forgetkit.audit.excess import excess, needs_classes, references, standard_error
-from forgetkit.audit.intervals import wilson
-from forgetkit.audit.probes import few_shot_rows, standardiser
+from forgetkit.auditing.evidence import ROLES, Evidence, Missing, Role, Subject
+from forgetkit.auditing.excess import excess, needs_classes, references, standard_error
+from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.probes import few_shot_rows, standardiser
 from forgetkit.metric import Verdict
 
 
@@ -89,7 +89,7 @@ class Recovered:
         right: (draws, samples) whether each prediction was right, by role.
         value: excess over retraining, or ``None``.
         error: its standard error, or ``None``.
-        verdict: by the rule of ``forgetkit.audit.excess.excess``. Features that are bit for bit
+        verdict: by the rule of ``forgetkit.auditing.excess.excess``. Features that are bit for bit
             those of the original were not unlearned: then any excess is ``residual``, and without
             a retrained model any accuracy that is surely above chance.
         samples: number of test samples.

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role
-from forgetkit.audit.intervals import compared, mean_interval
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role
+from forgetkit.auditing.intervals import compared, mean_interval
+from forgetkit.auditing.readings import (
     log_probs,
     losses,
     masked_note,

@@ -15,7 +15,7 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from forgetkit.api import Request, forget
-from forgetkit.audit import inputs
+from forgetkit.auditing import inputs
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
 from forgetkit.errors import BadHyperparameter, BadTarget
@@ -43,7 +43,7 @@ def train_references(
 ) -> list[nn.Module]:
     """Train models of the same architecture without the samples to forget.
 
-    They are what ``audit_model(..., reference=...)`` compares with: one shows where retraining
+    They are what ``audit(..., reference=...)`` compares with: one shows where retraining
     leads, several how much two retrained models differ by themselves, and RMIA and LiRA need them
     as models that never saw the samples. Each has untrained weights of its own, drawn from
     ``seed``, ``seed + 1``, ...; the data are the same. The model itself is left as it is.

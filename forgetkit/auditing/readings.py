@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from forgetkit.audit.divergence import restricted
-from forgetkit.audit.evidence import MEANING, ROLES, Evidence, Missing, Outputs, Role, Subject
+from forgetkit.auditing.divergence import restricted
+from forgetkit.auditing.evidence import MEANING, ROLES, Evidence, Missing, Outputs, Role, Subject
 from forgetkit.losses import accuracy, per_sample_loss
 
 LARGEST_LOSS = 400.0

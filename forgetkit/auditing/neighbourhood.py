@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from forgetkit.audit.evidence import Evidence, Missing, Subject
-from forgetkit.audit.probes import class_means, nearest_mean_head
-from forgetkit.audit.relearning import few_rows
+from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.probes import class_means, nearest_mean_head
+from forgetkit.auditing.relearning import few_rows
 from forgetkit.dryrun.outputs import logits_of
 from forgetkit.engine.place import moved_inputs
 from forgetkit.pixels import PixelRange, gathered, pixel_range, pixels_of, with_pixels

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor, nn
 
-from forgetkit.audit.neighbourhood import Answer
+from forgetkit.auditing.neighbourhood import Answer
 from forgetkit.pixels import PixelRange, pixels_of, with_pixels
 from forgetkit.types import Inputs
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing, Role, Subject
-from forgetkit.audit.excess import references, roles_with
-from forgetkit.audit.likelihood import logit_confidence
-from forgetkit.audit.members import log_probs_of
+from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject
+from forgetkit.auditing.excess import references, roles_with
+from forgetkit.auditing.likelihood import logit_confidence
+from forgetkit.auditing.members import log_probs_of
 
 
 @dataclass(frozen=True)

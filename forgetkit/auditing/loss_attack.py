@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from forgetkit.audit.evidence import Evidence, Missing, Role
-from forgetkit.audit.members import groups, loss_score
-from forgetkit.audit.readings import (
+from forgetkit.auditing.evidence import Evidence, Missing, Role
+from forgetkit.auditing.members import groups, loss_score
+from forgetkit.auditing.readings import (
     losses,
     outputs,
     roles_with,

@@ -196,7 +196,7 @@ class Audit:
 
     def markdown(self) -> str:
         """Return the whole report as Markdown."""
-        from forgetkit.audit.written import markdown
+        from forgetkit.auditing.written import markdown
 
         return markdown(self)
 

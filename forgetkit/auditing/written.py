@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from forgetkit.audit.evidence import MEANING
-from forgetkit.audit.record import GROUPS, Audit, between, number
+from forgetkit.auditing.evidence import MEANING
+from forgetkit.auditing.record import GROUPS, Audit, between, number
 from forgetkit.metric import Finding
 
 ROLES = ("original", "retrained", "untrained")

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from forgetkit.audit.evidence import ROLES, Evidence, Missing, Role, Subject
-from forgetkit.audit.intervals import FEWEST
-from forgetkit.audit.readings import single_label
+from forgetkit.auditing.evidence import ROLES, Evidence, Missing, Role, Subject
+from forgetkit.auditing.intervals import FEWEST
+from forgetkit.auditing.readings import single_label
 from forgetkit.metric import Verdict
 
 

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from forgetkit.adapting import adapt, unwrap, width_of
-from forgetkit.audit.evidence import MEANING
-from forgetkit.audit.unlabelled import with_placeholders
+from forgetkit.auditing.evidence import MEANING
+from forgetkit.auditing.unlabelled import with_placeholders
 from forgetkit.copying import independent_copy
 from forgetkit.data.batches import rows_of
 from forgetkit.data.loaders import Loader
@@ -22,6 +23,7 @@ from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.sources import read_all
 from forgetkit.data.split import split
+from forgetkit.dryrun.outputs import OutputChoice, logits_of
 from forgetkit.engine.checks import check_model
 from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
@@ -77,8 +79,14 @@ class Material:
     unlabelled: set[str] = field(default_factory=set)
 
 
-def copy_of(model: nn.Module, device: torch.device) -> nn.Module:
+def copy_of(model: nn.Module, device: torch.device, output: OutputChoice = None) -> nn.Module:
     """Return the model without wrappers, copied to a device, in eval mode, without gradients.
+
+    Args:
+        model: left as it was.
+        device: where the copy computes.
+        output: key, index or function that leads to the logits in what the model returns; the
+            copy then returns those alone.
 
     Raises:
         ModelError: the weights cannot be read, or the model cannot be copied.
@@ -95,7 +103,13 @@ def copy_of(model: nn.Module, device: torch.device) -> nn.Module:
         ) from error
     for parameter in twin.parameters():
         parameter.grad = None
+    if output is not None:
+        twin.register_forward_hook(partial(_logits_alone, output))
     return twin.eval()
+
+
+def _logits_alone(choice: OutputChoice, _: nn.Module, __: object, output: object) -> Tensor:
+    return logits_of(output, choice)
 
 
 def untrained_copy(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from forgetkit.audit.attacks import (
+from forgetkit.auditing.attacks import (
     FEWEST,
     LARGEST_LOSS,
     auc,
@@ -20,9 +20,9 @@ from forgetkit.audit.attacks import (
     roc,
     tpr_at,
 )
-from forgetkit.audit.evidence import Evidence, Missing, Outputs, Role, Subject
-from forgetkit.audit.excess import roles_with, unlike_retrain
-from forgetkit.audit.readings import joined, single_label, tests_given
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role, Subject
+from forgetkit.auditing.excess import roles_with, unlike_retrain
+from forgetkit.auditing.readings import joined, single_label, tests_given
 from forgetkit.metric import Verdict
 
 
@@ -118,7 +118,7 @@ class Attacked:
         auc: area under the ROC curve by role.
         intervals: 95 % bootstrap intervals by role.
         difference: 95 % interval of the AUC minus that under the retrained model, or ``None``.
-        verdict: by the rule of ``forgetkit.audit.excess.unlike_retrain``.
+        verdict: by the rule of ``forgetkit.auditing.excess.unlike_retrain``.
         rates: true positive rate at small false positive rates, by role; a sentence where there
             are too few samples.
         curves: ROC curves by role: (false positive rates, true positive rates).
