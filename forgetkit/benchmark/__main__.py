@@ -218,6 +218,17 @@ def evidence(
 
 
 @app.command()
+def alarms(
+    models: Annotated[int, typer.Option(help="honest models")] = 10,
+    level: Annotated[str, typer.Option(help="quick, standard or full")] = "full",
+) -> None:
+    """Audit models that never saw the class, and count the false alarms."""
+    from forgetkit.benchmark.alarms import alarm_markdown, honest_audits
+
+    _show(alarm_markdown(honest_audits(models, level=level)))
+
+
+@app.command()
 def speed(
     *,
     quick: Annotated[bool, typer.Option(help="few images, for a smoke test")] = False,
