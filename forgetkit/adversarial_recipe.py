@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -11,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
+from forgetkit.data.sets import batches_in
 from forgetkit.fields import bounded, choice, interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Facts, Pair, Pass, State
@@ -30,7 +30,8 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         L = w_f L_UL over D_f + w_a CE(z, target) over D_adv
         L_UL = -CE(z, y), or CE(z, y*) for a relabel goal
 
-    An epoch is a round over D_adv, D_f is restarted as often as needed.
+    An epoch is a round over D_adv, D_f is restarted as often as needed. The run stops when all of
+    D_f is predicted otherwise than before (has its new labels), whatever validation data say.
     """
 
     adversaries: int | None = bounded(
@@ -65,6 +66,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
 
     def setup(self, run: Run) -> State:
         """Make D_adv with the weights as they are: all pairs of image and target at once."""
+        run.target = 0.0
         wanted = run.forget.new_labels
         if wanted is not None:
             reject_contradictions(run.forget, wanted)
@@ -111,7 +113,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
                 retain=adversaries,
                 batch_size=sizes[0],
                 other_batch_size=sizes[1],
-                limit=math.ceil(len(targets) / size),
+                limit=batches_in(len(targets), size),
             ),
         )
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from forgetkit.data.randomness import repeats
 from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, membership
 from forgetkit.masked_targets import adjusted_probabilities
 from forgetkit.method import State
 from forgetkit.recipe import FullNetwork, StopsEarly
-from forgetkit.types import Batch, SampleSet
+from forgetkit.types import Batch
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -89,14 +89,3 @@ class SoftTargets(FullNetwork, StopsEarly):
                 "than a model that never saw them would do; pass .validate(loader) or "
                 "reference=<accuracy on unseen samples> to stop there"
             )
-
-
-def repeats(samples: SampleSet) -> bool:
-    """Return whether a sample gives the same tensors each time it is read."""
-    few = samples.take(torch.arange(min(2, len(samples))))
-    first, again = (next(iter(few.batches(2))).inputs for _ in range(2))
-    if isinstance(first, Tensor) and isinstance(again, Tensor):
-        return first.equal(again)
-    if isinstance(first, Tensor) or isinstance(again, Tensor):
-        return False
-    return all(first[name].equal(again[name]) for name in first)

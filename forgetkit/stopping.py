@@ -21,8 +21,8 @@ _BACK = "back"
 def begin_gap(run: Run) -> State:
     """Return the state of ``validation_gap`` before training."""
     unseen, forgotten = _accuracies(run)
-    gap = torch.tensor(unseen - forgotten)
-    return {"unseen": torch.tensor(unseen), "gap": gap, "distance": gap.abs(), **_copies(run)}
+    gap = _exact(unseen - forgotten)
+    return {"unseen": _exact(unseen), "gap": gap, "distance": gap.abs(), **_copies(run)}
 
 
 def is_closed(run: Run) -> bool:
@@ -53,7 +53,7 @@ def validation_gap(run: Run) -> str | None:
     now = unseen - forgotten
     distance = abs(now) + max(float(run.state["unseen"]) - unseen, 0.0)
     if now < 0:
-        seen = {"gap": torch.tensor(now), "distance": torch.tensor(distance)}
+        seen = {"gap": _exact(now), "distance": _exact(distance)}
         run.state = {**run.state, **seen, **_copies(run)}
         return None
     earlier = float(run.state["distance"]) < distance
@@ -75,7 +75,7 @@ def _accuracies(run: Run) -> tuple[float, float]:
 
 def begin_patience() -> State:
     """Return the state of ``validation_patience`` before training."""
-    return {"best": torch.tensor(-1.0), "waited": torch.tensor(0)}
+    return {"best": _exact(-1.0), "waited": torch.tensor(0)}
 
 
 def validation_patience(run: Run, epochs: int) -> str | None:
@@ -84,7 +84,7 @@ def validation_patience(run: Run, epochs: int) -> str | None:
         raise TypeError("patience needs validation samples")
     now = run.accuracy(run.validation)
     if now > float(run.state["best"]):
-        begun = {"best": torch.tensor(now), "waited": torch.tensor(0), _BACK: torch.ones(())}
+        begun = {"best": _exact(now), "waited": torch.tensor(0), _BACK: torch.ones(())}
         run.state = {**run.state, **begun, **_copies(run)}
         return None
     waited = int(run.state["waited"]) + 1
@@ -111,3 +111,8 @@ def take_back(run: Run) -> None:
 
 def _copies(run: Run) -> dict[str, Tensor]:
     return {f"{_KEPT}{name}": tensor for name, tensor in run.snapshot().items()}
+
+
+def _exact(number: float) -> Tensor:
+    """Return a float64 scalar: rounded to float32, an accuracy would rise above itself."""
+    return torch.tensor(number, dtype=torch.float64)

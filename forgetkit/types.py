@@ -23,7 +23,8 @@ class Batch:
         inputs: (batch, channels, height, width), features (batch, dim), or a mapping of tensors.
         labels: (batch,) int64 class indices, or (batch, classes) float 0/1 for multi-label.
         index: (batch,) int64 positions of the samples in the set they come from.
-        total: size of the whole batch over all processes; equals ``len(labels)`` in one process.
+        total: size of the whole batch over all processes, and of all parts where gradients are
+            accumulated; equals ``len(labels)`` in one process that takes batches whole.
     """
 
     inputs: Inputs

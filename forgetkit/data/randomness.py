@@ -1,4 +1,4 @@
-"""Looking at data without moving the caller's random numbers."""
+"""Random numbers of the caller, and of a data set that augments its images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from forgetkit.types import SampleSet
+
+LOOKED_AT = 32
+"""Samples that are read twice; of two, a random flip leaves both as they are one time in four."""
 
 
 @contextmanager
@@ -20,3 +26,16 @@ def random_state_kept() -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
         torch.set_rng_state(cpu)
+
+
+def repeats(samples: SampleSet) -> bool:
+    """Return whether samples give the same tensors each time they are read.
+
+    Args:
+        samples: at least one; the first ones are read twice.
+    """
+    few = samples.take(torch.arange(min(LOOKED_AT, len(samples))))
+    first, again = (next(iter(few.batches(LOOKED_AT))).inputs for _ in range(2))
+    if isinstance(first, Tensor) or isinstance(again, Tensor):
+        return isinstance(first, Tensor) and isinstance(again, Tensor) and first.equal(again)
+    return all(first[name].equal(again[name]) for name in first)

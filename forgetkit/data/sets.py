@@ -267,10 +267,19 @@ def cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, .
     if generator is None:
         return tuple(torch.arange(samples).split(size))
     rows = torch.randperm(samples, generator=generator)
-    if size > 1 and samples > size and samples % size == 1:
+    if _single_last(samples, size):
         *whole, last = rows[:-1].split(size)
         return (*whole, torch.cat([last, rows[-1:]]))
     return tuple(rows.split(size))
 
 
-__all__ = ["IndexedSet", "StoredSet", "cut", "read_chunks"]
+def batches_in(samples: int, size: int, *, shuffled: bool = True) -> int:
+    """Return how many batches ``cut`` makes."""
+    return -(-samples // size) - (shuffled and _single_last(samples, size))
+
+
+def _single_last(samples: int, size: int) -> bool:
+    return size > 1 and samples > size and samples % size == 1
+
+
+__all__ = ["IndexedSet", "StoredSet", "batches_in", "cut", "read_chunks"]

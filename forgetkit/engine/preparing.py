@@ -13,7 +13,8 @@ from torch import Generator, Tensor, nn
 from forgetkit.adapting import adapt, logits_of, unwrap, width_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
-from forgetkit.data.split import example_inputs, split
+from forgetkit.data.randomness import repeats
+from forgetkit.data.split import split
 from forgetkit.engine import checks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
@@ -215,14 +216,7 @@ def _is_transformer(model: nn.Module) -> bool:
 
 
 def _differs_when_read_again(samples: SampleSet) -> bool:
-    example, again = example_inputs(samples), example_inputs(samples)
-
-    def same(left: Inputs, right: Inputs) -> bool:
-        if isinstance(left, Tensor) or isinstance(right, Tensor):
-            return isinstance(left, Tensor) and isinstance(right, Tensor) and left.equal(right)
-        return all(left[name].equal(right[name]) for name in left)
-
-    if same(example, again):
+    if repeats(samples):
         return False
     logger.warning(
         "the loader gives a different image each time a sample is read (random augmentation); "

@@ -218,6 +218,10 @@ class Run:
 
     def logits_from_inputs(self, inputs: Inputs) -> Tensor:
         """Return the live model's logits from the user's inputs, whatever the method edits."""
+        if self._head_only:  # the head is float32 then, whatever the layers before it are
+            with self._own_precision(), self._autocast():
+                features = self.view.features(self._on_device(inputs))
+            return self.head(features)
         with self._autocast():
             return self._logits_of(_call(self._model, self._on_device(inputs)))
 

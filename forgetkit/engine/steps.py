@@ -59,13 +59,13 @@ def pairs(
 
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:
-    """Return the given rows of a batch; ``total`` becomes their number."""
+    """Return the given rows of a batch; ``total`` stays the size of the whole."""
     inputs: Inputs
     if isinstance(batch.inputs, torch.Tensor):
         inputs = batch.inputs[rows]
     else:
         inputs = {name: value[rows] for name, value in batch.inputs.items()}
-    return Batch(inputs, batch.labels[rows], batch.index[rows], len(rows))
+    return Batch(inputs, batch.labels[rows], batch.index[rows], batch.total)
 
 
 def chunks(pair: Pair, count: int) -> list[tuple[Pair, float, float]]:

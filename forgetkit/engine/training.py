@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from forgetkit.data.sets import batches_in
 from forgetkit.engine.masks import element_masks
 from forgetkit.engine.place import Place
 from forgetkit.engine.run import Run
@@ -210,7 +211,7 @@ class Loop:
         kept = 0 if retain is None else len(retain)
         rows = {"forget": len(forget), "retain": kept, "both": max(len(forget), kept)}
         size = one.batch_size or self._method.batch_size or forget.batch_size
-        count = int(-(-rows[one.steps] // size))
+        count = batches_in(rows[one.steps], size, shuffled=one.shuffle)
         return count if one.limit is None else min(count, one.limit)
 
     def _prepare_optimizer(self, one: Pass) -> None:

@@ -75,6 +75,7 @@ class Correct(FullNetwork, StopsEarly):
 
     def setup(self, run: Run) -> State:
         """Return the wanted labels, (N_f,): those asked for, else drawn ones."""
+        run.target = 0.0
         wanted = run.forget.new_labels
         if wanted is not None:
             reject_contradictions(run.forget, wanted)

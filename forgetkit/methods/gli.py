@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from forgetkit.data.sets import batches_in
 from forgetkit.fields import bounded, choice, interval
 from forgetkit.guided import DISTANCES, guided_images, objective, ramp, widened
 from forgetkit.losses import accuracy, cross_entropy, per_sample_loss
@@ -198,7 +199,7 @@ class GuidedLossIncreasing(FullNetwork):
         return min(len(run.forget), unseen) >= FEWEST
 
     def _batches(self, run: Run) -> int:
-        return -(-len(run.retain) // (self.batch_size or run.forget.batch_size))
+        return batches_in(len(run.retain), self.batch_size or run.forget.batch_size)
 
 
 def _images(*sets: SampleSet) -> Iterator[Tensor]:

@@ -191,7 +191,8 @@ class PGU(Trained):
             raise TypeError("pgu runs with the shares that tuned() filled in")
         kept = retained(run, self.statistics, self.positions, dense_patches=self.dense_patches)
         served = kept.requests if self.requests is None else self.requests
-        weights, moments = run.parameters, kept.moments.sums
+        weights = run.parameters
+        moments = {n: moment for n, moment in kept.moments.sums.items() if n in weights}
         last = [name for name in moments if len(weights[name]) == run.num_classes][-1:]
         state, negative = protections(
             weights,

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from forgetkit.data.randomness import repeats
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import accuracy as hits
 from forgetkit.masked_targets import current_divergence, entropy, in_layers, target_divergence
 from forgetkit.method import Card, Facts, Pair, Pass, Seen, State, register
-from forgetkit.soft_targets import SoftTargets, repeats
+from forgetkit.soft_targets import SoftTargets
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit.data.loaders import reading_of
-from forgetkit.data.sets import IndexedSet, StoredSet
+from forgetkit.data.randomness import repeats
+from forgetkit.data.sets import IndexedSet, StoredSet, batches_in, cut
 from forgetkit.data.split import example_inputs
 from forgetkit.errors import DataError
 from forgetkit.types import Batch, SampleSet
@@ -198,3 +199,33 @@ def test_a_collate_function_that_drops_samples_is_refused() -> None:
     assert reading is not None
     with pytest.raises(DataError, match="expected 3 samples, found 2"):
         list(IndexedSet(reading, ROWS, Y[ROWS]).batches())
+
+
+@pytest.mark.parametrize("shuffled", [True, False])
+def test_batches_are_counted_as_they_are_cut(shuffled: bool) -> None:
+    generator = Generator().manual_seed(0) if shuffled else None
+    for samples in (1, 2, 15, 16, 17, 64, 65):
+        for size in (1, 2, 16, 100):
+            found = len(cut(samples, size, generator))
+            assert batches_in(samples, size, shuffled=shuffled) == found, (samples, size)
+
+
+class Flipping(TensorDataset):
+    """Mirrors every other sample, at random."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = (tensor[index] for tensor in self.tensors)
+        return image.flip(0) if torch.rand(()) < 0.5 else image, label
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_a_random_flip_is_noticed_whatever_the_seed(seed: int) -> None:
+    images, labels = torch.randn(40, 3), torch.zeros(40, dtype=torch.int64)
+    found = []
+    for data in (Flipping(images, labels), TensorDataset(images, labels)):
+        reading = reading_of(DataLoader(data, batch_size=4))
+        assert reading is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            found.append(repeats(IndexedSet(reading, torch.arange(40), labels)))
+    assert found == [False, True]

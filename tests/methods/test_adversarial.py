@@ -407,3 +407,33 @@ def test_adversaries_keep_more_than_ascent_alone() -> None:
 
 def test_blocked_classes_leave_a_target() -> None:
     assert not blocked_classes(torch.tensor([0]), (1, 2), 4)[:, 3].any()
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Correct(lr=0.05, batch_size=16, epochs=60), Adv(**{**QUICK, "epochs": 60})],
+    ids=["correct", "adv"],
+)
+def test_validation_data_do_not_end_it_before_all_are_forgotten(method: Method) -> None:
+    some = toy("cnn")
+    noise = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    poor = DataLoader(TensorDataset(noise, torch.arange(60) % 4), batch_size=32)
+    request = forget(some.model).instances(range(3)).using(method).validate(poor).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert result.before["validation_retain"].accuracy > 0.2
+    assert "target of 0.00 %" in result.stopped_because
+    assert result.after["forget"].accuracy == 0.0
+
+
+def test_parts_of_a_step_weigh_the_two_sets_as_the_whole_does() -> None:
+    models = []
+    for parts in (1, 2):
+        some = toy("cnn")
+        request = forget(some.model).instances(range(3)).on("cpu", accumulate=parts)
+        adv = Adv(**{**QUICK, "adversaries": 20, "batch_size": 60, "epochs": 1, "lr": 0.01})
+        request.using(adv).run(some.loader(), guard=None)
+        models.append(some.model)
+    start = weights(toy("cnn").model)
+    for name, left in weights(models[0]).items():
+        moved = (left - start[name]).abs().max()
+        assert (left - weights(models[1])[name]).abs().max() <= 1e-4 * moved + 1e-9, name

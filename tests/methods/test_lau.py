@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +13,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import forget
 from forgetkit.attacks import affine_sign_attack, projection, sign_attack
 from forgetkit.losses import blocked_classes, kl_divergence
-from forgetkit.method import build
+from forgetkit.method import Pair, build
 from forgetkit.methods.lau import LAU
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
+from forgetkit.types import Batch
 
 
 def random_head(seed: int, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,7 +129,16 @@ def test_kl_is_the_literal_sum() -> None:
 
 
 def literal_loss(
-    student: Tensor, teacher: Tensor, label: int, forgotten: list[int], alpha: float, t: float
+    student: Tensor,
+    teacher: Tensor,
+    label: int,
+    forgotten: list[int],
+    alpha: float,
+    t: float,
+    *,
+    twice: bool = True,
+    reverse: bool = False,
+    mean: bool = False,
 ) -> float:
     """One sample of the objective in plain loops, from the text of the method."""
     classes = len(student)
@@ -144,9 +156,11 @@ def literal_loss(
 
     plain = softmax([float(value) for value in student])
     source = [float(value) for value in (teacher if remembered else student)]
-    target = softmax([value / t for value in softmax(source)])
+    target = softmax([value / t for value in (softmax(source) if twice else source)])
     soft_student = softmax([float(value) / t for value in student])
-    distance = sum(q * math.log(q / s) for q, s in zip(target, soft_student, strict=True))
+    pair = (soft_student, target) if reverse else (target, soft_student)
+    distance = sum(q * math.log(q / s) for q, s in zip(*pair, strict=True))
+    distance /= classes if mean else 1
     return (1 - alpha) * -math.log(plain[goal]) + alpha * t**2 * distance
 
 
@@ -179,17 +193,76 @@ def test_first_step_follows_the_literal_objective() -> None:
     assert result.history[0]["loss"] == pytest.approx(sum(literal) / len(literal), rel=1e-4)
 
 
-def test_backbone_runs_once_whatever_the_settings() -> None:
+@pytest.mark.parametrize("forgotten", [(3,), (1, 3)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"double_softmax": False},
+        {"kd_direction": "student"},
+        {"kd_reduction": "mean"},
+        {"double_softmax": False, "kd_direction": "student", "kd_reduction": "mean"},
+    ],
+    ids=lambda options: "-".join(options) or "default",
+)
+def test_the_objective_is_the_literal_one_for_remembered_and_lost_samples(
+    options: dict[str, Any], forgotten: tuple[int, ...]
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+    students, teachers = (2 * torch.randn(12, 5, generator=generator) for _ in range(2))
+    labels = torch.tensor([3, forgotten[0]]).repeat(6)
+    gone = torch.isin(students.argmax(dim=1), torch.tensor(forgotten))
+    assert 0 < int(gone.sum()) < 12
+    run = SimpleNamespace(
+        logits=lambda batch: students[batch.index].requires_grad_(),
+        state={"teacher": teachers}, forget_classes=forgotten, num_classes=5,
+    )  # fmt: skip
+    rows = torch.tensor([11, 2, 5, 0, 7, 3, 8, 9])
+    batch = Batch(torch.zeros(8, 1), labels[rows], rows, 8)
+    terms = LAU(alpha=0.3, temperature=2.5, **options).loss(Pair(batch, None), run)  # type: ignore[arg-type]  # what a loss reads of a run
+    literal = [
+        literal_loss(
+            students[row], teachers[row], int(labels[row]), list(forgotten), 0.3, 2.5,
+            twice=options.get("double_softmax", True),
+            reverse=options.get("kd_direction") == "student",
+            mean=options.get("kd_reduction") == "mean",
+        )
+        for row in rows.tolist()
+    ]  # fmt: skip
+    found = float((terms["hard"] + terms["soft"]).detach())
+    assert found == pytest.approx(sum(literal) / len(literal), rel=1e-5)
+
+
+def test_without_editing_the_bias_it_keeps_its_bits() -> None:
     some = toy("cnn")
-    calls: list[int] = []
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("lau", edit_bias=False).on("cpu")
+    request.run(some.forget_loader(), guard=None)
+    assert changed(before, weights(some.model)) == ["fc.weight"]
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_images_are_attacked_through_a_model_in_half_precision(kind: str) -> None:
+    some = toy(kind)
+    some.model.to(torch.bfloat16)
+    request = forget(some.model).classes([3]).using("lau", attack="full", attack_steps=3)
+    result = request.on("cpu").run(some.forget_loader(), guard=None)
+    assert result.after["forget"].accuracy <= 0.05
+    assert all(p.dtype == torch.bfloat16 for p in some.model.parameters())
+
+
+@pytest.mark.parametrize(("size", "epochs"), [(16, 5), (60, 1)])
+def test_backbone_runs_once_whatever_the_settings(size: int, epochs: int) -> None:
+    some = toy("cnn")
+    seen: list[int] = []
     body = some.model.get_submodule("body")
-    hook = body.register_forward_hook(lambda *_: calls.append(1))
-    request = forget(some.model).classes([3]).using("lau", epochs=5, attack_steps=7, lr=1e-4)
-    request.on("cpu").run(some.forget_loader(batch_size=16), guard=None)
+    hook = body.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    request = forget(some.model).classes([3]).using("lau", epochs=epochs, attack_steps=7, lr=1e-4)
+    request.on("cpu").run(some.forget_loader(batch_size=size), guard=None)
     hook.remove()
-    passes = math.ceil(60 / 16)
-    detection = len(calls) - passes
-    assert 1 <= detection <= 6  # recording and checking on two samples, not on D_f
+    whole = [count for count in seen if count > 2]  # two samples at a time find and check the head
+    assert whole == [size] * (60 // size) + [60 % size] * (60 % size > 0)
+    assert len(seen) - len(whole) <= 3
 
 
 def test_result_does_not_depend_on_the_loaders_batch_size() -> None:

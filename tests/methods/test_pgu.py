@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,8 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Result, Statistics, forget
 from forgetkit.errors import BadHyperparameter
-from forgetkit.method import build
-from forgetkit.methods.pgu import PATIENCE
+from forgetkit.method import Facts, build
+from forgetkit.methods.pgu import PATIENCE, PGU
+from forgetkit.stopping import begin_patience, validation_patience
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.toys import Exploding
 from forgetkit.testing.trace import changed, weights
@@ -539,3 +542,36 @@ def test_presets_say_what_was_published() -> None:
     assert (code["lr"], code["dense_patches"], code["dropout"]) == (0.1, True, True)
     assert (paper["dense_patches"], paper["dropout"]) == (False, False)
     assert (paper["entropy_weight"], paper["epochs"], paper["batch_size"]) == (0.2, 100, 128)
+
+
+def test_statistics_of_layers_that_are_frozen_by_now_are_left_out(tmp_path: Path) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    Statistics.collect(some.model, some.loader(), positions="all").save(file)
+    frozen = some.model.get_parameter("body.0.weight").requires_grad_(False)
+    before = frozen.clone()
+    request = forget(some.model).classes([3]).using("pgu", statistics=file, epochs=1, lr=0.1)
+    result = request.on("cpu").run(some.forget_loader(), guard=None)
+    assert torch.equal(frozen, before)
+    assert result.after["forget"].loss > result.before["forget"].loss
+
+
+@pytest.mark.parametrize("accuracy", [0.9, 0.8, 0.35])
+def test_a_plateau_ends_the_wait_whatever_its_height(accuracy: float) -> None:
+    run = SimpleNamespace(
+        state=begin_patience(), validation=object(), accuracy=lambda _: accuracy, snapshot=dict
+    )
+    found = [validation_patience(run, 3) for _ in range(4)]  # type: ignore[arg-type]  # what the rule reads
+    assert found[:3] == [None] * 3
+    assert found[3] is not None
+    assert "not risen for 3 epochs" in found[3]
+
+
+def test_defaults_that_depend_on_the_goal() -> None:
+    facts = Facts("classes", 10, 90, 10, transformer=False)
+    for goal, share in (("classes", 0.9), ("instances", 0.95)):
+        tuned = PGU().tuned(replace(facts, goal=goal))  # type: ignore[arg-type]  # one of the kinds
+        assert (tuned.gamma, tuned.entropy_weight, tuned.epsilon) == (share, 0.2, 0.05)
+        assert tuned.trust_dim is None
+    cleaning = PGU().tuned(replace(facts, goal="depoison"))
+    assert (cleaning.gamma, cleaning.entropy_weight, cleaning.epsilon) == (0.95, 3.0, 0.1)
+    assert cleaning.trust_dim == 400
