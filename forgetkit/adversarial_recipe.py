@@ -44,7 +44,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     attack_steps: int = bounded(100, 0, 10000, "number of attack steps; n")
     bounds: tuple[float, float] | None = interval(
         "range of valid pixels, in the units of the model's inputs; None takes the smallest and "
-        "largest value of each channel of D_f"
+        "largest value of each channel of D_f, and rho is in units of that range"
     )
     balance: str = choice(
         "size",

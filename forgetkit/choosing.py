@@ -132,6 +132,7 @@ def effort(method: Method, facts: Facts) -> float:
     A run that ends by a rule counts for ten epochs at most, an edit of the head or a closed form
     for one pass over the sets that it reads (a forward pass is a third).
     """
+    method = method.tuned(facts)
     sizes = {"forget": facts.forget_size, "retain": facts.retain_size}
     read = float(sum(sizes[need] for need in method.needs))
     if method.card.edits == "head":

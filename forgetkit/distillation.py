@@ -25,12 +25,12 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float) -> Tensor
     return temperature**2 * divergences(teacher, student, temperature).mean()
 
 
-def bounded_departure(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
-    """Return minus ``distillation`` over samples whose divergence is still below its cap.
+def bounded_departure(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, int]:
+    """Return minus ``distillation`` over samples below the cap, and how many are beyond it.
 
     Ascent on a divergence is unbounded; a sample that is more than 2 log K + 5 nats away from its
     teacher (K classes) gets weight zero. The mean stays over the whole batch.
     """
     each = divergences(teacher, student, temperature)
-    cap = 2 * math.log(student.shape[1]) + 5
-    return -(temperature**2) * (each * (each.detach() <= cap)).mean()
+    within = each.detach() <= 2 * math.log(student.shape[1]) + 5
+    return -(temperature**2) * (each * within).mean(), int((~within).sum())

@@ -41,6 +41,9 @@ def reset_weights(
         return []
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.numel() == 1:  # its value does not tell whether it was ever trained
+                parameter.fill_(torch.nan)
         for module in model.modules():
             for verb in ("reset_parameters", "_reset_parameters", "reset_running_stats"):
                 reset = getattr(module, verb, None)
@@ -50,7 +53,8 @@ def reset_weights(
         untouched = [
             name
             for name, parameter in model.named_parameters()
-            if torch.equal(before[name], parameter) and not _is_constant(parameter)
+            if _is_unset(parameter)
+            or (torch.equal(before[name], parameter) and not _is_constant(parameter))
         ]
         tensors = dict(model.named_parameters())
         for name in untouched:
@@ -63,6 +67,10 @@ def reset_weights(
             FALLBACK_STD,
         )
     return untouched
+
+
+def _is_unset(tensor: Tensor) -> bool:
+    return tensor.numel() == 1 and bool(tensor.isnan())
 
 
 def _is_constant(tensor: Tensor) -> bool:

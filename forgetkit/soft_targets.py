@@ -80,12 +80,6 @@ class SoftTargets(FullNetwork, StopsEarly):
         return self.targets(run.original_logits(batch), batch.labels, run)
 
     def aim(self, run: Run) -> None:
-        """Let the run stop at ``reference``; say so when single samples have nothing to stop at."""
+        """Let the run stop at ``reference``, where it was given."""
         if self.reference is not None:
             run.target = self.reference
-        elif run.goal.kind == "instances" and run.validation is None:
-            run.log(
-                f"{self.card.slug} trains until no forget sample is predicted right, which is more "
-                "than a model that never saw them would do; pass .validate(loader) or "
-                "reference=<accuracy on unseen samples> to stop there"
-            )

@@ -136,7 +136,7 @@ class Execution:
         self._run: Run | None = None
         self._watched: SampleSet | None = None
         self._best: BestState | None = None
-        self._partly = False
+        self._partly, self._chosen = False, False
 
     def position(self) -> str:
         """Say how far the run is."""
@@ -252,6 +252,7 @@ class Execution:
                 measured_before = self._measure(accuracy)
             start = self._reading(measured_before)
             target = run.target = self._target(measured_before)
+            self._say_what_zero_means(target)
             edited = kept if not self._head_only else dict(editable)
             if (
                 self._guard is not None
@@ -347,7 +348,8 @@ class Execution:
         """Let only what the method trains require a gradient; the flags are given back."""
         trained = self._method.trained(run)
         frozen = any(not p.requires_grad for p in self._model.parameters())
-        self._partly = frozen or trained is not None
+        self._chosen = trained is not None
+        self._partly = frozen or self._chosen
         for name, parameter in run.parameters.items():
             parameter.requires_grad_(trained is None or name in trained)
         if not any(parameter.requires_grad for parameter in run.parameters.values()):
@@ -362,7 +364,9 @@ class Execution:
             return
         method = self._method
         bn = method.bn if isinstance(method, FullNetwork) else "frozen"
-        set_update_mode(self._model, bn=bn, dropout=method.dropout, partly=self._partly)
+        set_update_mode(
+            self._model, bn=bn, dropout=method.dropout, partly=self._partly, front=not self._chosen
+        )
 
     def _own_precision(self, storage: Storage) -> AbstractContextManager[None]:
         return storage.in_own_precision() if storage.halved else nullcontext()
@@ -439,6 +443,20 @@ class Execution:
         if count == 0:
             return 0.0
         return sum(accuracy * samples for accuracy, samples in seen) / count
+
+    def _say_what_zero_means(self, target: float | None) -> None:
+        """Say when single samples are pushed below what a model that never saw them would reach."""
+        settings = self._method.hyperparameters()
+        if self._prepared.goal.kind != "instances" or target != 0.0 or settings.get("reference"):
+            return
+        if "reference" in settings:
+            how = "pass .validate(loader), or reference=<accuracy on unseen samples>, to stop there"
+        else:
+            how = "pass .validate(loader) to see how well it reads unseen samples"
+        self._active().log(
+            f"{self._method.card.slug} trains until no forget sample is predicted right, which is "
+            f"more than a model that never saw them would do; {how}"
+        )
 
     def _fallback_target(self, start: Reading) -> float:
         """Return the forget accuracy that the guard counts as forgotten when no rule names one."""

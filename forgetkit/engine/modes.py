@@ -15,21 +15,29 @@ def has_running_statistics(module: nn.Module) -> bool:
     return isinstance(getattr(module, "running_mean", None), Tensor)
 
 
-def set_update_mode(model: nn.Module, *, bn: str, dropout: bool, partly: bool = False) -> None:
+def set_update_mode(
+    model: nn.Module, *, bn: str, dropout: bool, partly: bool = False, front: bool = True
+) -> None:
     """Set the mode of update passes: everything in eval but what is asked to train.
 
     Args:
         model: changed in place; the caller restores the flags.
         bn: ``"frozen"`` keeps normalisation with running statistics in eval, ``"train"`` not.
         dropout: whether the rest (dropout, stochastic depth) is in train mode.
-        partly: whether only a part of the network trains: then normalisation without a trained
-            parameter stays in eval whatever ``bn`` says.
+        partly: whether only a part of the network trains: then normalisation that is frozen stays
+            in eval whatever ``bn`` says; without parameters it is as frozen as what lies before it.
+        front: whether dropout acts before the first layer that trains, too.
     """
-    model.train(dropout)
+    trains, behind = not partly, front
     for module in model.modules():
+        own = [p.requires_grad for p in module.parameters(recurse=False)]
+        trains = any(own) if own and partly else trains
+        behind = behind or trains
         if has_running_statistics(module):
-            still = partly and not any(p.requires_grad for p in module.parameters(recurse=False))
-            module.train(bn == "train" and not still)
+            module.training = bn == "train" and trains
+        else:
+            holds = any(p.requires_grad for p in module.parameters())
+            module.training = dropout and (behind or holds)
 
 
 def frozen_tensors(model: nn.Module) -> list[str]:

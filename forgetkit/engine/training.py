@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,11 @@ from forgetkit.engine.steps import chunks, pairs
 from forgetkit.errors import DataError, UnlearningFailed
 from forgetkit.method import Method, Pair, Pass, Seen
 from forgetkit.progress import Bar, progress
-from forgetkit.recipe import Trained
+from forgetkit.recipe import FullNetwork, Trained
 from forgetkit.types import Batch, SampleSet
+
+Sums: TypeAlias = dict[str, list[tuple[Tensor, int]]]
+"""Terms of the loss by name: the value of each step, and the samples it is a mean over."""
 
 _ADAM_EPS = 1e-8
 
@@ -114,7 +117,7 @@ class Loop:
         if run.epoch == 0:
             self._steps_an_epoch = max(sum(self._count(one) for one in passes), 1)
             bar.expect(method.epochs * self._steps_an_epoch)
-        sums: dict[str, list[Tensor]] = {}
+        sums: Sums = {}
         why: str | None = None
         for one in passes:
             run.phase = one.name
@@ -125,6 +128,8 @@ class Loop:
             if why is not None:
                 break
         row = {"epoch": float(run.epoch + 1), "steps": float(run.step), **_means(sums)}
+        if isinstance(method, FullNetwork):
+            row["bn_train"] = float(method.bn == "train")
         row["seconds"] = time.perf_counter() - start
         row |= self._watch()
         row |= run.counts
@@ -142,21 +147,23 @@ class Loop:
         with torch.no_grad():
             return method.checked(seen, run)
 
-    def _pass(self, one: Pass, sums: dict[str, list[Tensor]], bar: Bar) -> str | None:
+    def _pass(self, one: Pass, sums: Sums, bar: Bar) -> str | None:
         """Train on the batches of one pass; return why the run ends within it, if it does."""
         self._reading = self._sets(one)
         self._prepare_optimizer(one)
         self._update_mode()
         if one.whole:
             for name, value in self._whole_step(one).items():
-                sums.setdefault(name, []).append(value)
+                sums.setdefault(name, []).append((value, 1))
             return self._stepped(bar)
         for number, pair in enumerate(self._pairs(one)):
             if one.limit is not None and number >= one.limit:
                 break
             self._optimizer.zero_grad(set_to_none=True)
             for name, value in self._backward(pair).items():
-                sums.setdefault(name, []).append(value)
+                batch = pair.forget if _set_of(name, pair) == "forget" else pair.retain
+                count = 1 if batch is None else batch.total
+                sums.setdefault(name, []).append((value, count))
             self._apply()
             why = self._stepped(bar)
             if why is not None:
@@ -332,8 +339,13 @@ def _never_empty(batch: Batch | None, samples: SampleSet | None) -> Batch | None
     return next(iter(samples.take(torch.tensor([0])).batches(1)))
 
 
-def _means(sums: Mapping[str, list[Tensor]]) -> dict[str, float]:
-    means = {name: float(torch.stack(values).mean()) for name, values in sums.items()}
+def _means(sums: Sums) -> dict[str, float]:
+    """Return the mean of each term over the samples of its set, and their sum."""
+    means = {}
+    for name, steps in sums.items():
+        values, counts = zip(*steps, strict=True)
+        weights = torch.tensor(counts, dtype=torch.float64)
+        means[name] = float(torch.stack(values).double().cpu() @ weights / weights.sum())
     return {**{f"loss_{name}": value for name, value in means.items()}, "loss": sum(means.values())}
 
 

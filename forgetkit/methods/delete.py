@@ -57,7 +57,7 @@ class Delete(SoftTargets):
         },
         presets={
             "code": {
-                "lr": 1e-3, "epochs": 20, "batch_size": 128, "bn": "train", "removed": "label",
+                "epochs": 20, "batch_size": 128, "bn": "train", "removed": "label",
             },
         },
     )  # fmt: skip

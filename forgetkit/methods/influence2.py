@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +19,9 @@ from forgetkit.types import Batch
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
+
+
+logger = logging.getLogger("forgetkit")
 
 
 @register
@@ -76,7 +80,9 @@ class Influence2(Influence):
     tolerance: float = bounded(
         1e-4, 0.0, 1.0, "stop: relative residual (cg) or last change (lissa)"
     )
-    iterations: int = bounded(100, 1, 1000000, "largest number of products with H")
+    iterations: int | None = bounded(
+        None, 1, 1000000, "largest number of products with H; None: 100, with LiSSA 10000"
+    )
     hessian_samples: int | None = bounded(
         1024, 1, 10000000, "retained samples that H is computed on; None takes all", optional=True
     )
@@ -89,6 +95,13 @@ class Influence2(Influence):
         change = correction(run.functional_logits, parameters, forget, old=old, new=new)
         found = self._solved(self._product(run, parameters, forget, new), change.double())
         run.log(f"influence2: {self.solver} {found}")
+        if not found.converged:
+            logger.warning(
+                "influence2: %s %s, so the step is not the whole one; allow more iterations, raise "
+                "damping, or use solver='cg'",
+                self.solver,
+                found,
+            )
         for name, piece in shaped(found.value, parameters).items():
             parameters[name].sub_(piece)
 
@@ -119,7 +132,7 @@ class Influence2(Influence):
                 right,
                 damping=self.damping,
                 tolerance=self.tolerance,
-                iterations=self.iterations,
+                iterations=self.iterations or 100,
             )
         return lissa(
             product,
@@ -127,7 +140,7 @@ class Influence2(Influence):
             decay=self.damping / self.scale,
             scale=self.scale,
             tolerance=self.tolerance,
-            iterations=self.iterations,
+            iterations=self.iterations or 10000,
         )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import cross_entropy
-from forgetkit.method import Card, Pair, register
+from forgetkit.method import Card, Pair, State, register
 from forgetkit.recipe import FullNetwork
 from forgetkit.types import Terms
 
@@ -73,6 +73,15 @@ class L1Sparse(FullNetwork):
     lr: float | None = bounded(0.01, 0.0, 10.0, "step size of the optimiser")
     batch_size: int | None = bounded(64, 1, 65536, "samples a step")
     bn: str = choice("train", ("frozen", "train"), "D_r is what the statistics should describe")
+
+    def setup(self, run: Run) -> State:
+        """Say when no epoch is left for the penalty."""
+        if self.penalty > 0 and self.free_epochs >= self.epochs:
+            run.log(
+                f"l1_sparse: all {self.epochs} epochs are without the penalty, so the run is plain "
+                f"fine-tuning; take more epochs than free_epochs={self.free_epochs}"
+            )
+        return {}
 
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return the cross-entropy on retained samples, and the penalty."""

@@ -47,6 +47,8 @@ class LAU(StopsEarly):
         ``attack_radius`` or ``attack_clamp`` is given; the stop rule looks at all of D_f after
         every batch; several classes may be forgotten at once, then none of them can be a target;
         momentum is 0.9, the paper names it for training only (``preset="paper"`` turns it off).
+        ``preset="code"`` has the attack and the distance of a third-party version, not its batch
+        normalisation in train mode nor its stop at the first batch of an epoch.
         With several classes the run ends when no sample is read as any of them. What ``share``
         draws is all that is read, trained on and measured, as if the rest were not at hand.
     """

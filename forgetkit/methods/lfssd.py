@@ -22,8 +22,8 @@ class LFSSD(Method):
         I(S)_j = mean over S of |d ||z||^2 / d theta_j|
         theta_j <- theta_j min(1, lambda I(D)_j / I(D_f)_j)  where I(D_f)_j > alpha I(D)_j
 
-    Labels are never read. D contains D_f, so a ratio never exceeds n / n_f, and an alpha above
-    that selects nothing; a note says so.
+    Labels are never read. D contains D_f, so that sample by sample a ratio never exceeds n / n_f,
+    and an alpha above that selects nothing; a note says so.
 
     Source: Foster et al., "Loss-Free Machine Unlearning", 2024, arXiv:2402.19308, Eq. 3.
 

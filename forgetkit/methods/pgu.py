@@ -77,8 +77,10 @@ class PGU(Trained):
         recovered less (see the benchmarks), and an end by validation waits for 20 epochs. For
         single samples the gap is that of this request's D_f, not of all forgotten so far, and what
         validation accuracy was lost since the start counts as gap, too. Other optimisers than SGD,
-        and weight decay, have the weights' whole displacement projected. ``mask`` cuts single
-        weights out of a projected gradient and so gives the protection up.
+        and weight decay, have the weights' whole displacement projected. The authors' end when
+        validation accuracy falls by five points is left out, the request's guard is there for
+        that; so are their look before the first epoch and their batch of 100 for classes. ``mask``
+        cuts single weights out of a projected gradient and so gives the protection up.
     """
 
     card: ClassVar[Card] = Card(

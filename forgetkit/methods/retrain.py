@@ -55,7 +55,9 @@ class Retrain(FullNetwork):
     )
 
     epochs: int = bounded(0, 0, 1000, "passes over D_r; 0: 160, for transformers 30")
-    lr: float | None = bounded(None, 0.0, 10.0, "step size; None: 0.1, transformers 5e-5")
+    lr: float | None = bounded(
+        None, 0.0, 10.0, "step size; None: SGD 0.1, Adam 1e-3; for transformers 0.01 and 5e-5"
+    )
     optimizer: str = choice(
         "auto", ("auto", "sgd", "adam", "adamw"), "auto: sgd, for transformers adamw"
     )
@@ -66,12 +68,15 @@ class Retrain(FullNetwork):
 
     def tuned(self, facts: Facts) -> Self:
         """Fill in what depends on the architecture."""
-        epochs, lr, optimizer = (30, 5e-5, "adamw") if facts.transformer else (160, 0.1, "sgd")
+        epochs, optimizer = (30, "adamw") if facts.transformer else (160, "sgd")
+        optimizer = optimizer if self.optimizer == "auto" else self.optimizer
+        adaptive, steepest = (5e-5, 0.01) if facts.transformer else (1e-3, 0.1)
+        lr = steepest if optimizer == "sgd" else adaptive
         return replace(
             self,
             epochs=self.epochs or epochs,
             lr=lr if self.lr is None else self.lr,
-            optimizer=optimizer if self.optimizer == "auto" else self.optimizer,
+            optimizer=optimizer,
         )
 
     def loss(self, batch: Pair, run: Run) -> Terms:

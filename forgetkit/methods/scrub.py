@@ -13,7 +13,7 @@ from typing_extensions import Self
 
 from forgetkit.distillation import bounded_departure, distillation
 from forgetkit.errors import DataError
-from forgetkit.fields import bounded, choice
+from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Facts, GoalKind, Pair, Pass, Settings, State, register
 from forgetkit.recipe import FullNetwork
@@ -42,6 +42,7 @@ _SMALL: Settings = {
     "temperature": 2.0, "forget_batch_size": 64, "batch_size": 32,
     "optimizer": "adam", "weight_decay": 0.1, "decay": "5-8-9",
 }  # fmt: skip
+_UNBOUNDED: Settings = {"max_norm": None, "cap": False}
 _MILESTONES = {"none": (), "3-5-9": (3, 5, 9), "5-8-9": (5, 8, 9)}
 _FIRST_EPS = 1e-6
 
@@ -63,8 +64,9 @@ class Scrub(FullNetwork):
     Source: Kurmanji, Triantafillou, Hayes, Triantafillou, "Towards Unbounded Machine Unlearning",
         NeurIPS 2023, https://github.com/meghdadk/SCRUB.
 
-    Differences: the cap; normalisation statistics are frozen; with Adam, epsilon is 1e-6 in the
-        first max pass, where it would otherwise blow rounding errors up to full steps.
+    Differences: the cap, and ``max_norm``, both off in the published presets; normalisation
+        statistics are frozen; with Adam, epsilon is 1e-6 in the first max pass, where it would
+        otherwise blow rounding errors up to full steps.
     """
 
     card: ClassVar[Card] = Card(
@@ -86,10 +88,10 @@ class Scrub(FullNetwork):
             "decay": {"lr": 0.02, "epochs": 6, "batch_size": 64},
         },
         presets={
-            "small": _SMALL,
-            "instances": _INSTANCES,
-            "classes": _PUBLISHED["classes"],
-            "depoison": _PUBLISHED["depoison"],
+            "small": {**_SMALL, **_UNBOUNDED},
+            "instances": {**_INSTANCES, **_UNBOUNDED},
+            "classes": {**_PUBLISHED["classes"], **_UNBOUNDED},
+            "depoison": {**_PUBLISHED["depoison"], **_UNBOUNDED},
         },
     )
 
@@ -115,6 +117,10 @@ class Scrub(FullNetwork):
     weight_decay: float = bounded(5e-4, 0.0, 1.0, "L2 penalty inside the optimiser")
     max_norm: float | None = bounded(
         5.0, 0.0, 1e6, "gradient norm above which a step is scaled down", optional=True
+    )
+    cap: bool = flag(
+        default=True,
+        about="give samples no weight that are 2 log K + 5 nats from their teacher in a max pass",
     )
 
     def tuned(self, facts: Facts) -> Self:
@@ -145,7 +151,11 @@ class Scrub(FullNetwork):
             raise TypeError("scrub trains with weights that tuned() has filled in")
         if batch.forget is not None:
             student, teacher = run.logits(batch.forget), run.original_logits(batch.forget)
-            return {"forget": bounded_departure(teacher, student, self.temperature)}
+            if not self.cap:
+                return {"forget": -distillation(teacher, student, self.temperature)}
+            departure, beyond = bounded_departure(teacher, student, self.temperature)
+            run.tally("capped", beyond)
+            return {"forget": departure}
         if batch.retain is None:
             raise TypeError("scrub steps over the forget set, then over the retain set")
         student, teacher = run.logits(batch.retain), run.original_logits(batch.retain)

@@ -23,8 +23,9 @@ class SSD(Method):
         theta_j <- theta_j min(1, lambda I(D)_j / I(D_f)_j)  where I(D_f)_j > alpha I(D)_j
 
     No training: one pass over D_f and D. With ``statistics``, the importance to D measured while
-    the training data were at hand, samples to forget are enough. D contains D_f, so a ratio never
-    exceeds n / n_f: with D_f a fifth of D, alpha = 10 selects nothing, and a note says so.
+    the training data were at hand, samples to forget are enough. D contains D_f, so that sample by
+    sample a ratio never exceeds n / n_f: with D_f a fifth of D, alpha = 10 selects nothing, and a
+    note says so.
 
     Source: Foster, Schoepf, Brintrup, "Fast Machine Unlearning Without Retraining Through
         Selective Synaptic Dampening", AAAI 2024, arXiv:2308.07707, Eq. 5-6;
@@ -32,7 +33,8 @@ class SSD(Method):
 
     Differences: the authors square the gradient of a batch mean, which depends on batch size and
         order; here every sample's gradient is squared unless ``importance="batch"``. Their alpha
-        was tuned for the batch form.
+        was tuned for the batch form. In that form D is read as D_f and then D_r, batch by batch,
+        as their loader does; a file of statistics has batches that mix both, and other ratios.
     """
 
     card: ClassVar[Card] = Card(

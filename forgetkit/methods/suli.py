@@ -81,6 +81,7 @@ class SULI(SoftTargets):
             },
             "code": {
                 "lr": 1e-4, "chunk_size": 500, "epochs": 10, "teacher": "current", "bn": "train",
+                "max_steps": 10**6,
             },
             "code_instances": {
                 "lr": 8e-5, "chunk_size": 32, "epochs": 10, "teacher": "current", "bn": "train",

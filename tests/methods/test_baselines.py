@@ -5,15 +5,19 @@ import math
 import pytest
 import torch
 from scipy.stats import chisquare
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.draws import uniform
+from forgetkit.engine.run import Run
+from forgetkit.fresh import reset_weights
 from forgetkit.losses import blocked_classes, bounded_ascent
-from forgetkit.method import find
+from forgetkit.method import Facts, Method, State, find
 from forgetkit.methods.linear_filtration import filtration_matrix
 from forgetkit.methods.random_label import wrong_labels
+from forgetkit.methods.retrain import Retrain
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
 
@@ -273,6 +277,32 @@ def test_filtration_matrix_forms() -> None:
     assert torch.allclose(drawn @ MEANS[:, 0], noise[:, 0].double(), atol=1e-6)
 
 
+def mean_logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean logits of each class, (classes, logits), in double precision."""
+    with torch.no_grad():
+        logits = model.eval()(images).double()
+    return torch.stack([logits[labels == label].mean(dim=0) for label in range(4)])
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("form", ["normalization", "zeroing", "randomization"])
+def test_linear_filtration_leaves_the_means_of_kept_classes(kind: str, form: str) -> None:
+    some = toy(kind)
+    images, labels = some.train.tensors
+    before = mean_logits(some.model, images, labels)
+    request = forget(some.model).classes([1]).using("linear_filtration", form=form)
+    request.on("cpu").run(some.loader(), guard=None)
+    after = mean_logits(some.model, images, labels)
+    kept = torch.tensor([0, 2, 3])
+    assert torch.allclose(after[kept][:, kept], before[kept][:, kept], rtol=1e-3, atol=1e-3)
+    gone, was = after[1, kept], before[1, kept]
+    if form == "zeroing":
+        assert torch.allclose(gone, torch.zeros(3).double(), atol=1e-3)
+    if form == "normalization":
+        wanted = was - was.mean() + before[kept][:, kept].mean()
+        assert torch.allclose(gone, wanted, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("kind", TOYS)
 @pytest.mark.parametrize("form", ["normalization", "zeroing", "randomization", "naive"])
 def test_linear_filtration_never_predicts_the_class(kind: str, form: str) -> None:
@@ -284,3 +314,140 @@ def test_linear_filtration_never_predicts_the_class(kind: str, form: str) -> Non
     assert float(probabilities[:, 3].max()) == 0.0
     assert some.accuracy(some.test, [0, 1, 2]) >= kept - 0.05
     assert result.head_masked
+
+
+class Scaled(nn.Module):
+    """A scalar that no initialiser of a library knows, before a layer that has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.scale = nn.Parameter(torch.tensor([7.3]))
+        self.fc = nn.Linear(64, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.scale * self.norm(images).flatten(1))
+        return logits
+
+
+def test_a_trained_scalar_does_not_stay(caplog: pytest.LogCaptureFixture) -> None:
+    model = Scaled()
+    assert reset_weights(model) == ["scale"]
+    assert abs(model.scale.item()) < 0.2
+    assert model.norm.weight.item() == 1.0  # its module knows how to reset it
+    assert "no initialiser is known for scale" in caplog.text
+
+
+class Normed(nn.Module):
+    """Dropout and normalisation without parameters between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(64, 8)
+        self.norm = nn.BatchNorm1d(8, affine=False)
+        self.drop = nn.Dropout(0.5)
+        self.two = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.two(self.drop(self.norm(self.one(images.flatten(1)))))
+        return logits
+
+
+@pytest.mark.parametrize("frozen", [(), ("two.bias",)])
+def test_retraining_learns_statistics_of_normalisation_without_parameters(
+    frozen: tuple[str, ...],
+) -> None:
+    some, model = toy("cnn"), Normed()
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    request = forget(model).classes([3]).using("retrain", epochs=2, lr=0.01, batch_size=32)
+    request.on("cpu").run(some.loader(), guard=None)
+    assert model.norm.running_mean is not None
+    assert int(model.norm.num_batches_tracked or 0) == 12
+    assert float(model.norm.running_mean.abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(("k", "batches"), [(2, 6), (1, 0)])
+def test_the_last_layers_alone_learn_statistics(k: int, batches: int) -> None:
+    some, model = toy("cnn"), Normed()
+    request = forget(model).classes([3]).using("eu_k", k=k, epochs=1, batch_size=32)
+    request.on("cpu").run(some.loader(), guard=None)
+    assert int(model.norm.num_batches_tracked or 0) == batches
+
+
+@pytest.mark.parametrize(("k", "constant"), [(1, True), (2, False)])
+def test_dropout_before_the_last_layers_is_off(k: int, constant: bool) -> None:
+    some, model = toy("cnn"), Normed()
+    modes: list[bool] = []
+
+    def note(module: nn.Module, *_: object) -> None:
+        if torch.is_grad_enabled():  # not where the run measures
+            modes.append(module.training)
+
+    hook = model.drop.register_forward_hook(note)
+    request = forget(model).classes([3]).using("cf_k", k=k, epochs=1, batch_size=32)
+    request.on("cpu").run(some.loader(), guard=None)
+    hook.remove()
+    assert len(modes) >= 6
+    assert not any(modes) if constant else all(modes[-5:])
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "transformer", "lr"),
+    [("adamw", False, 1e-3), ("sgd", True, 0.01), ("auto", False, 0.1), ("auto", True, 5e-5)],
+)
+def test_retraining_takes_the_rate_of_its_optimiser(
+    optimizer: str, transformer: bool, lr: float
+) -> None:
+    facts = Facts("classes", 10, 90, 10, transformer=transformer)
+    assert Retrain(optimizer=optimizer).tuned(facts).lr == lr
+
+
+@pytest.mark.parametrize("slug", ["random_label", "initial_label", "salun"])
+def test_no_forgotten_class_is_a_new_label(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    some, kind = toy("cnn"), find(slug)
+    seen: list[Tensor] = []
+    setup = kind.setup
+
+    def watched(method: Method, run: Run) -> State | None:
+        state = setup(method, run)
+        seen.append((state or {})["labels"])
+        return state
+
+    monkeypatch.setattr(kind, "setup", watched)
+    request = forget(some.model).classes([1, 3]).using(slug, epochs=1, lr=1e-5).on("cpu")
+    request.run(some.loader(), guard=None)
+    assert len(seen[0]) == 120
+    assert set(seen[0].tolist()) <= {0, 2}
+
+
+def test_samples_stop_at_the_accuracy_of_unseen_ones_of_their_classes() -> None:
+    some = toy("cnn")
+    images, labels = some.test.tensors
+    wrong = images.clone()
+    wrong[(labels == 0).nonzero()[:24, 0]] = images[(labels == 1).nonzero()[:24, 0]]
+    unseen = DataLoader(TensorDataset(wrong, labels), batch_size=32)
+    own = (some.train.tensors[1] == 0).nonzero()[:40, 0].tolist()
+    with torch.no_grad():
+        right = some.model.eval()(wrong).argmax(dim=1) == labels
+    wanted = 100 * float(right[labels == 0].float().mean())
+    assert wanted < 70 < 100 * float(right.float().mean())
+    request = forget(some.model).instances(own).using("neggrad", lr=0.01, check_every=1)
+    result = request.validate(unseen).on("cpu").run(some.loader(), guard=None)
+    assert f"target of {wanted:.2f} %" in result.stopped_because
+
+
+def test_an_epochs_loss_is_the_mean_over_samples_not_over_batches() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    with torch.no_grad():
+        logits = some.model.eval()(images[labels == 3])
+    wanted = float(functional.cross_entropy(logits, labels[labels == 3]))
+    request = (
+        forget(some.model)
+        .classes([3])
+        .using("neggrad", lr=1e-12, momentum=0.0, weight_decay=0.0, epochs=1, batch_size=50)
+    )
+    result = request.on("cpu").run(some.forget_loader(), guard=None)
+    assert result.history[0]["loss"] == pytest.approx(-wanted, rel=1e-4)
+    assert result.history[0]["bn_train"] == 0.0

@@ -213,7 +213,9 @@ def test_settings_that_follow_the_request() -> None:
     assert SULI().tuned(single) == SULI(lr=8e-5, layers=2)
     assert SULI(lr=1.0, layers=3).tuned(single) == SULI(lr=1.0, layers=3)
     code = build("suli", {"preset": "code"})
-    assert code == SULI(lr=1e-4, chunk_size=500, epochs=10, teacher="current", bn="train")
+    assert code == SULI(
+        lr=1e-4, chunk_size=500, epochs=10, teacher="current", bn="train", max_steps=10**6
+    )
     assert build("suli", {"preset": "paper"}) == SULI(
         lr=1e-4, layers=2, epochs=10, rollback=False, removed="label"
     )

@@ -1,0 +1,166 @@
+"""Defaults and presets against the values that papers and reference code publish."""
+
+from __future__ import annotations
+
+import pytest
+
+from forgetkit.method import Facts, GoalKind, build
+
+Settings = dict[str, object]
+
+SGD: Settings = {"optimizer": "sgd", "momentum": 0.9}
+RELABELLING: Settings = {**SGD, "lr": 1e-3, "weight_decay": 1e-5, "epochs": 10}
+BOUNDARY: Settings = {**SGD, "lr": 1e-5, "epochs": 10, "batch_size": 64, "weight_decay": 0.0}
+SINGLE_LAYERS: Settings = {**SGD, "k": 3, "lr": 0.01, "weight_decay": 5e-4}
+ADVERSARIAL: Settings = {
+    **SGD, "lr": 1e-3, "weight_decay": 1e-5, "forget_batch_size": 32, "batch_size": 256,
+    "attack_step": 0.1, "attack_steps": 100, "epochs": 100,
+}  # fmt: skip
+
+DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
+    ("retrain", "classes", False, {
+        **SGD, "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine", "epochs": 160,
+        "batch_size": 256,
+    }),
+    ("retrain", "classes", True, {"optimizer": "adamw", "lr": 5e-5, "epochs": 30}),
+    ("finetune", "classes", False, {
+        **SGD, "lr": 0.01, "weight_decay": 0.0, "epochs": 10, "batch_size": 64, "anchor": 0.0,
+    }),
+    ("neggrad", "classes", False, {**RELABELLING, "batch_size": 64, "bn": "frozen"}),
+    ("neggrad_plus", "instances", False, {
+        "optimizer": "sgd", "momentum": 0.0, "lr": 0.01, "epochs": 10,
+    }),
+    ("random_label", "classes", False, RELABELLING),
+    ("initial_label", "classes", False, RELABELLING),
+    ("fisher", "classes", False, {"exponent": 0.5, "strength": 1e-6, "factor": 10.0, "cap": 1e3}),
+    ("ntk", "classes", False, {"penalty": 5e-4, "retain_samples": 1500}),
+    ("boundary_shrink", "classes", False, BOUNDARY),
+    ("boundary_expand", "classes", False, BOUNDARY),
+    ("eu_k", "classes", False, {**SINGLE_LAYERS, "epochs": 30}),
+    ("cf_k", "classes", False, {**SINGLE_LAYERS, "epochs": 10}),
+    ("scrub", "classes", False, {
+        **SGD, "lr": 5e-4, "weight_decay": 5e-4, "label_weight": 0.99, "distill_weight": 0.001,
+        "max_epochs": 2, "epochs": 3, "temperature": 4.0, "forget_batch_size": 512,
+        "batch_size": 256,
+    }),
+    ("scrub", "instances", False, {
+        "label_weight": 1.0, "distill_weight": 0.5, "max_epochs": 3, "epochs": 5,
+        "temperature": 4.0, "forget_batch_size": 16, "batch_size": 32,
+    }),
+    ("scrub", "depoison", False, {
+        "label_weight": 1.0, "distill_weight": 0.01, "max_epochs": 2, "epochs": 10,
+        "temperature": 2.0, "forget_batch_size": 32, "batch_size": 32,
+    }),
+    ("unsir", "classes", False, {
+        "noise_size": 256, "noise_steps": 40, "noise_lr": 0.1, "energy_weight": 0.1, "copies": 20,
+        "retain_per_class": 1000, "lr": 0.02, "repair_lr": 0.01, "optimizer": "adam",
+    }),
+    ("bad_teaching", "classes", False, {
+        "temperature": 1.0, "optimizer": "adam", "lr": 1e-4, "epochs": 1, "batch_size": 256,
+        "retain_share": 0.3,
+    }),
+    ("influence1", "instances", False, {"step_size": 2e-5}),
+    ("influence2", "instances", False, {
+        "tolerance": 1e-4, "scale": 2e5, "hessian_samples": 1024, "damping": 1e-4 * 2e5,
+        "curvature": "ggn",
+    }),
+    ("delete", "classes", False, {
+        **SGD, "lr": 1e-4, "weight_decay": 0.0, "epochs": 20, "batch_size": 128,
+    }),
+    ("delete", "classes", True, {"lr": 5e-5}),
+    ("ssd", "classes", False, {"threshold": 10.0, "strength": 1.0}),
+    ("assd", "classes", False, {"strength": 1.0}),
+    ("salun", "classes", False, {**SGD, "lr": 0.013, "weight_decay": 5e-4, "epochs": 10}),
+    ("spotter", "classes", False, {
+        **SGD, "lr": 1e-4, "weight_decay": 5e-4, "epochs": 10, "forget_weight": 0.7,
+        "spread_weight": 1.0, "attack_radius": 0.03, "attack_step": 0.01, "attack_steps": 3,
+        "least_epochs": 3, "bn": "frozen",
+    }),
+    ("amun", "instances", False, {**SGD, "lr": 0.01, "weight_decay": 5e-4, "epochs": 10}),
+    ("sfron", "classes", False, {
+        **SGD, "lr": 0.01, "weight_decay": 5e-4, "schedule": "cosine", "every": 5, "ascent": 25.0,
+        "loss_power": 0.5, "ratio": 1.0, "ascent_norm": 7.0,
+    }),
+    ("l1_sparse", "classes", False, {"penalty": 5e-4, "free_epochs": 2, "epochs": 10}),
+    ("gli", "instances", False, {
+        "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 1e-3, "batch_size": 64,
+        "noise_step": 0.01, "noise_steps": 2, "weight_start": 200.0, "weight_end": 1000.0,
+        "distance": "l2",
+    }),
+    ("su", "classes", False, {"optimizer": "adam", "lr": 1e-4, "batch_size": 256}),
+    ("su", "instances", False, {"lr": 6e-5}),
+    ("suli", "classes", False, {
+        "optimizer": "adam", "lr": 1e-4, "layers": 10, "epsilon": 0.0, "teacher": "original",
+        "max_steps": 400, "temperature": 1.0,
+    }),
+    ("suli", "instances", False, {"lr": 8e-5, "layers": 2}),
+    ("pgu", "instances", False, {
+        "lr": 0.05, "last_lr": 0.01, "epochs": 100, "batch_size": 128, "entropy_weight": 0.2,
+        "epsilon": 0.05,
+    }),
+    ("adv", "instances", False, {**ADVERSARIAL, "attack_radius": 4.0}),
+    ("adv_imp", "instances", False, {**ADVERSARIAL, "importance_weight": 1.0}),
+]  # fmt: skip
+
+PRESETS: list[tuple[str, str, Settings]] = [
+    ("neggrad_plus", "small", {"retain_weight": 0.95, "epochs": 10}),
+    ("neggrad_plus", "large", {"retain_weight": 0.9999, "epochs": 5}),
+    # CE_r - CE_f at 0.001 is half of each at 0.002
+    ("neggrad_plus", "equal", {"retain_weight": 0.5, "lr": 0.002, "epochs": 2}),
+    ("random_label", "mix", {
+        "retain": "mix", "optimizer": "adam", "lr": 1e-4, "epochs": 3, "batch_size": 128,
+    }),
+    ("scrub", "small", {
+        "optimizer": "adam", "lr": 5e-4, "weight_decay": 0.1, "label_weight": 1.0,
+        "distill_weight": 0.5, "max_epochs": 3, "epochs": 10, "temperature": 2.0,
+        "forget_batch_size": 64, "batch_size": 32, "decay": "5-8-9", "max_norm": None,
+        "cap": False,
+    }),
+    ("unsir", "ports", {
+        "noise_steps": 250, "lr": 1e-4, "repair_lr": 1e-4, "retain_per_class": 500,
+        "batch_size": 32, "copies": 80,
+    }),
+    ("influence2", "code", {"solver": "lissa", "curvature": "hessian"}),
+    ("delete", "code", {"lr": None, "epochs": 20, "batch_size": 128, "removed": "label"}),
+    ("ssd", "paper", {"importance": "batch", "threshold": 10.0, "strength": 1.0}),
+    ("ssd", "paper_vit", {"importance": "batch", "threshold": 5.0}),
+    ("ssd", "paper_faces", {"importance": "batch", "threshold": 50.0, "strength": 0.1}),
+    ("lfssd", "paper", {"importance": "batch", "threshold": 10.0}),
+    ("sfron", "paper_swin", {
+        "optimizer": "adamw", "lr": 2e-5, "weight_decay": 0.05, "ascent": 500.0, "every": 1,
+    }),
+    ("fisher", "paper", {"exponent": 0.25}),
+    ("gli", "mucac", {"noise_steps": 5, "weight_start": 200.0, "weight_end": 1000.0}),
+    ("gli", "mucac_binary", {"noise_steps": 5, "weight_start": 800.0, "weight_end": 12000.0}),
+    ("su", "code", {"lr": 1e-4, "temperature": 4.0, "epochs": 10, "batch_size": 256}),
+    ("su", "code_instances", {"lr": 6e-5, "epochs": 30, "batch_size": 256}),
+    ("suli", "code_instances", {"lr": 8e-5, "chunk_size": 32, "epochs": 10}),
+    ("adv", "paper", {**ADVERSARIAL, "attack_radius": 0.4, "balance": "sum", "max_norm": None}),
+    ("adv", "code", {"attack_radius": 4.0, "weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
+    ("neggrad", "paper", {"lr": 1e-3, "batch_size": 32, "epochs": 100, "weight_decay": 1e-5}),
+    ("neggrad", "code", {"weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
+    ("correct", "code", {"weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
+    ("pgu", "code", {"lr": 0.1, "last_lr": 0.01, "spectrum": "sigma"}),
+    ("pgu", "depoison", {"lr": 0.1, "last_lr": 0.05, "gamma": 0.95}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("slug", "goal", "transformer", "published"),
+    DEFAULTS,
+    ids=[f"{slug}-{goal}{'-vit' * vit}" for slug, goal, vit, _ in DEFAULTS],
+)
+def test_defaults_are_the_published_ones(
+    slug: str, goal: GoalKind, transformer: bool, published: Settings
+) -> None:
+    facts = Facts(goal, 64, 50_000, 10, transformer=transformer)
+    found = build(slug, {}).tuned(facts).hyperparameters()
+    assert {name: found[name] for name in published} == published
+
+
+@pytest.mark.parametrize(
+    ("slug", "preset", "published"), PRESETS, ids=[f"{slug}-{name}" for slug, name, _ in PRESETS]
+)
+def test_presets_are_the_published_ones(slug: str, preset: str, published: Settings) -> None:
+    found = build(slug, {"preset": preset}).hyperparameters()
+    assert {name: found[name] for name in published} == published
