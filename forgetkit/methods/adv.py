@@ -58,7 +58,7 @@ class Adv(AgainstAdversaries):
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
             "cap": {"lr": 0.1, "check_every": 1000, "batch_size": 8, "balance": "sum", "epochs": 1},
-            "check_every": {"lr": 0.3, "batch_size": 4, "validate": True},
+            "check_every": {"lr": 0.05, "batch_size": 16, "epochs": 4, "classes": (3,)},
         },
         presets={
             "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None, "cap": False},

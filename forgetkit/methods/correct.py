@@ -51,7 +51,7 @@ class Correct(FullNetwork, StopsEarly):
         toy={"lr": 0.05, "batch_size": 16, "epochs": 60},
         probe={
             "": {"lr": 1e-4, "max_norm": 0.01},
-            "check_every": {"lr": 0.2, "batch_size": 2, "validate": True},
+            "check_every": {"lr": 0.05, "batch_size": 16, "epochs": 100},
         },
         presets={
             "paper": {"batch_size": 32, "epochs": 100, "max_norm": None},

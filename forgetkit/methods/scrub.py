@@ -86,6 +86,14 @@ class Scrub(FullNetwork):
             "": {"lr": 0.02, "batch_size": 32, "forget_batch_size": 16, "max_norm": 0.1},
             "distill_weight": {"lr": 0.02, "batch_size": 32, "distill_weight": 0.5},
             "decay": {"lr": 0.02, "epochs": 6, "batch_size": 64},
+            "cap": {
+                "lr": 0.2,
+                "batch_size": 32,
+                "max_norm": 1.0,
+                "temperature": 1.0,
+                "epochs": 3,
+                "max_epochs": 3,
+            },
         },
         presets={
             "small": {**_SMALL, **_UNBOUNDED},
