@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
-from forgetkit.data.sets import batches_in
+from forgetkit.batch_count import batches_in
 from forgetkit.fields import bounded, choice, interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Facts, Pair, Pass, State

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from forgetkit.data.randomness import repeats
 from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, membership
 from forgetkit.masked_targets import adjusted_probabilities
@@ -49,7 +48,7 @@ class SoftTargets(FullNetwork, StopsEarly):
     def setup(self, run: Run) -> State:
         """Compute the targets of D_f, (N_f, K), unless the loader augments at random."""
         self.aim(run)
-        return self.fixed(run.predictions(run.forget), run) if repeats(run.forget) else {}
+        return {} if run.random_inputs else self.fixed(run.predictions(run.forget), run)
 
     def fixed(self, logits: Tensor, run: Run) -> State:
         """Return the targets that the logits of all of D_f make, (N_f, K), as the run's state."""

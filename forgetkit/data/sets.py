@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Generator, Tensor
 
+from forgetkit.batch_count import joins_last
 from forgetkit.data.batches import Reader, batch_size, rows_of
 from forgetkit.data.labels import normalised
 from forgetkit.data.loaders import DEFAULT_BATCH_SIZE, Reading
@@ -259,27 +260,17 @@ def _unreadable(name: str, number: int, chunk: list[int], error: Exception) -> s
 def cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, ...]:
     """Return the rows of each batch; the order is drawn at once, not when batches are read.
 
-    In random order, as for training, a single last row joins the batch before it: normalisation
-    over a batch of one has no variance.
+    In random order, as for training, a single last row joins the batch before it.
     """
     if samples == 0:
         return ()
     if generator is None:
         return tuple(torch.arange(samples).split(size))
     rows = torch.randperm(samples, generator=generator)
-    if _single_last(samples, size):
+    if joins_last(samples, size):
         *whole, last = rows[:-1].split(size)
         return (*whole, torch.cat([last, rows[-1:]]))
     return tuple(rows.split(size))
 
 
-def batches_in(samples: int, size: int, *, shuffled: bool = True) -> int:
-    """Return how many batches ``cut`` makes."""
-    return -(-samples // size) - (shuffled and _single_last(samples, size))
-
-
-def _single_last(samples: int, size: int) -> bool:
-    return size > 1 and samples > size and samples % size == 1
-
-
-__all__ = ["IndexedSet", "StoredSet", "batches_in", "cut", "read_chunks"]
+__all__ = ["IndexedSet", "StoredSet", "cut", "read_chunks"]

@@ -241,6 +241,7 @@ class Execution:
             measure=accuracy,
             validation=self._prepared.validation.get("validation_retain"),
             initial=self._request.initial,
+            random_inputs=self._prepared.random_inputs,
         )
         if self._guard is not None and self._watched is None:
             run.log(UNWATCHED)

@@ -47,6 +47,7 @@ class Run:
         images: the sets as the user gave them.
         phase: name of the pass that is running.
         extra: what the method's ``extra`` returned: trained along, not part of the model.
+        random_inputs: whether the loader gives different tensors each time a sample is read.
         target: forget accuracy at which the run is done, or ``None`` for no such rule.
         notes: sentences for the user, from ``log``.
         counts: numbers for the history, from ``count``.
@@ -73,6 +74,7 @@ class Run:
         measure: Measure,
         validation: SampleSet | None,
         initial: Mapping[str, Tensor] | Callable[[], nn.Module] | None,
+        random_inputs: bool,
     ) -> None:
         self.goal = goal
         self.forget_classes = forget_classes
@@ -86,6 +88,7 @@ class Run:
         self.phase = ""
         self.extra: Mapping[str, Tensor] = {}
         self.target: float | None = None
+        self.random_inputs = random_inputs
         self.notes: list[str] = []
         self.counts: dict[str, float] = {}
         self.tallies: dict[str, float] = {}

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from forgetkit.data.sets import batches_in
+from forgetkit.batch_count import batches_in
 from forgetkit.engine.masks import element_masks
 from forgetkit.engine.place import Place
 from forgetkit.engine.run import Run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.data.sets import batches_in
+from forgetkit.batch_count import batches_in
 from forgetkit.fields import bounded, choice, interval
 from forgetkit.guided import DISTANCES, guided_images, objective, ramp, widened
 from forgetkit.losses import accuracy, cross_entropy, per_sample_loss

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from forgetkit.data.randomness import repeats
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import accuracy as hits
 from forgetkit.masked_targets import current_divergence, entropy, in_layers, target_divergence
@@ -125,7 +124,7 @@ class SULI(SoftTargets):
         """Measure the entropy of each sample, (N_f,), and its target under the original weights."""
         self.aim(run)
         logits = run.predictions(run.forget)
-        state = dict(self.fixed(logits, run)) if repeats(run.forget) else {}
+        state = {} if run.random_inputs else dict(self.fixed(logits, run))
         if self.teacher == "current":
             state["targets"] = torch.zeros_like(logits)  # each layer writes its own
         known = float(hits(logits, run.forget.labels.to(logits.device)).mean())

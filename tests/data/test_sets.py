@@ -9,9 +9,10 @@ import torch
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from forgetkit.batch_count import batches_in
 from forgetkit.data.loaders import reading_of
 from forgetkit.data.randomness import repeats
-from forgetkit.data.sets import IndexedSet, StoredSet, batches_in, cut
+from forgetkit.data.sets import IndexedSet, StoredSet, cut
 from forgetkit.data.split import example_inputs
 from forgetkit.errors import DataError
 from forgetkit.types import Batch, SampleSet
