@@ -263,8 +263,9 @@ class Execution:
                 goal_target = target if target is not None else self._fallback_target(start)
                 self._best = BestState(edited, start, goal_target, self._guard.budget)
             outcome = self._change(accuracy, run)
-            if self._best is not None:
-                self._best.restore()
+            earlier = None if self._best is None else self._best.restore()
+            if earlier is not None:
+                outcome.stopped_because += f"; {earlier}"
             if self._place.world > 1 and not self._head_only:
                 self._average_buffers()
             with self._clock("measure"):

@@ -117,13 +117,15 @@ class BestState:
         self._begun = start
         self._rank = self._ranked(start)
         self._kept: dict[str, Tensor] | None = None
+        self._offered = self._at = 0
         self.reading = start
 
     def offer(self, reading: Reading) -> None:
-        """Keep the present weights if they score at least as well as the best so far."""
+        """Keep the weights after one more epoch if they score as well as the best so far."""
         rank = self._ranked(reading)
+        self._offered += 1
         if rank >= self._rank:
-            self._rank, self.reading = rank, reading
+            self._rank, self.reading, self._at = rank, reading, self._offered
             self._kept = {name: t.detach().clone() for name, t in self._tensors.items()}
 
     def drop(self) -> None:
@@ -139,14 +141,16 @@ class BestState:
         done = reading.forget <= self._target and (reading.retain or 0.0) >= self._lowest
         return done, reading.score(self._target)
 
-    def restore(self) -> bool:
-        """Write the best state back; return whether any state beat the start."""
+    def restore(self) -> str | None:
+        """Write the best state back, if any beat the start; say so if it is not the last one."""
         if self._kept is None:
-            return False
+            return None
         with torch.no_grad():
             for name, value in self._kept.items():
                 self._tensors[name].copy_(value)
-        return True
+        if self._at == self._offered:
+            return None
+        return f"the guard keeps the better weights after epoch {self._at} of {self._offered}"
 
 
 def verdict(guard: Guard, before: Reading, after: Reading) -> str | None:
