@@ -86,7 +86,7 @@ def test_the_watched_slice_is_not_trained_on() -> None:
 
 
 def test_the_best_state_is_kept() -> None:
-    """A run that ruins itself after a good epoch ends with the good epoch's weights, and says so."""
+    """A run that ruins itself after a good epoch ends with that epoch's weights, and says so."""
     some = toy("vit")
     request = forget(some.model).classes([3]).using("salun", lr=0.1, epochs=6)
     result = request.on("cpu").run(some.loader(), guard=Guard(budget=1.0))
