@@ -59,8 +59,9 @@ class PGU(Trained):
     gamma={"layer4": 0.9, "fc": 0.8, "default": 0.95}.
 
     A class is done at chance level, 1 / classes. Single samples are done when they are predicted
-    no better than validation data: of the epochs on both sides of that moment the one with the
-    smaller gap is kept. To depoison (the labels are wrong, the right ones unknown) the entropy
+    no better than validation samples of their classes: of the epochs on both sides of that moment
+    the one with the smaller gap is kept. To depoison (the labels are wrong, the right ones
+    unknown) the entropy
     H_-y of the other classes is lowered instead, and the last weight has a trust region:
     W_eff = W (I - M M^T) + W M Q M^T with Q trained along; it is folded into W.
 

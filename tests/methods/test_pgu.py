@@ -12,13 +12,15 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Result, Statistics, forget
+from forgetkit.data.sets import StoredSet
 from forgetkit.errors import BadHyperparameter
 from forgetkit.method import Facts, build
 from forgetkit.methods.pgu import PATIENCE, PGU
-from forgetkit.stopping import begin_patience, validation_patience
+from forgetkit.stopping import begin_gap, begin_patience, validation_patience
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.toys import Exploding
 from forgetkit.testing.trace import changed, weights
+from forgetkit.types import SampleSet
 
 
 class Net(nn.Module):
@@ -575,3 +577,21 @@ def test_defaults_that_depend_on_the_goal() -> None:
     cleaning = PGU().tuned(replace(facts, goal="depoison"))
     assert (cleaning.gamma, cleaning.entropy_weight, cleaning.epsilon) == (0.95, 3.0, 0.1)
     assert cleaning.trust_dim == 400
+
+
+def test_the_gap_is_that_to_unseen_samples_of_the_same_classes() -> None:
+    labels = torch.arange(4).repeat(6)
+    hard = {0: 0.5, 1: 0.9, 2: 0.9, 3: 0.9}
+    validation = StoredSet(torch.zeros(24, 1), labels)
+
+    def accuracy(samples: SampleSet) -> float:
+        return sum(hard[label] for label in samples.labels.tolist()) / len(samples)
+
+    for own, gap in ((torch.zeros(5, dtype=torch.int64), 0.5 - 0.7), (labels, 0.8 - 0.7)):
+        run = SimpleNamespace(
+            validation=validation, forget=StoredSet(torch.zeros(len(own), 1), own),
+            accuracy=accuracy, forget_accuracy=lambda: 0.7, snapshot=dict,
+        )  # fmt: skip
+        state = begin_gap(run)  # type: ignore[arg-type]  # what the rule reads
+        assert float(state["gap"]) == pytest.approx(gap)
+        assert float(state["kept"]) == pytest.approx(0.8)
