@@ -61,9 +61,8 @@ class PGU(Trained):
     A class is done at chance level, 1 / classes. Single samples are done when they are predicted
     no better than validation samples of their classes: of the epochs on both sides of that moment
     the one with the smaller gap is kept. To depoison (the labels are wrong, the right ones
-    unknown) the entropy
-    H_-y of the other classes is lowered instead, and the last weight has a trust region:
-    W_eff = W (I - M M^T) + W M Q M^T with Q trained along; it is folded into W.
+    unknown) the entropy H_-y of the other classes is lowered instead, and the last weight has a
+    trust region: W_eff = W (I - M M^T) + W M Q M^T with Q trained along, folded into W.
 
     Source: Hoang, Rana, Gupta, Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing
         Unlearning Interference with Gradient Projection", WACV 2024, arXiv:2312.04095, Eq. 1-5;
