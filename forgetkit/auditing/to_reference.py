@@ -34,8 +34,8 @@ def distance_finding(
     """Return how far every model at hand is from the first retrained one, on the first split.
 
     The control ``"retrained"`` is the distance of the second retrained model to the first: two of
-    them differ too. The verdict compares with it sample by sample; how the losses lie tells
-    ``"residual"`` from ``"over-forgotten"``.
+    them differ too. The verdict compares with it, and with that of every further one, sample by
+    sample; how the losses lie tells ``"residual"`` from ``"over-forgotten"``.
 
     Args:
         metric: whose finding it is.
@@ -68,7 +68,7 @@ def distance_finding(
             "sets": means,
             "samples": {name: len(t["unlearned"]) for name, t in tables.items()},
         },
-        verdict=_verdict(evidence, own, second, splits[0]),
+        verdict=_verdict(evidence, own, _among_retrained(evidence, splits[0], distance), splits[0]),
         note="; ".join(filter(None, [masked_note(evidence), _yardstick(second)])),
     )
 
@@ -90,15 +90,21 @@ def _by_role(evidence: Evidence, split: str, distance: Distance) -> dict[Role, T
     return {role: distance(reference, log_probs(evidence, one)) for role, one in found.items()}
 
 
-def _verdict(evidence: Evidence, own: Tensor, second: Tensor | None, split: str) -> Verdict:
-    """Return whether the distance exceeds that of two retrained models, and to which side."""
-    if second is None or evidence.head_masked:  # a mask's losses were put there by hand
+def _among_retrained(evidence: Evidence, split: str, distance: Distance) -> list[Tensor]:
+    """Return the distance of every further retrained model to the first one, (samples,) each."""
+    first, *others = (log_probs(evidence, one) for one in retrained_outputs(evidence, split))
+    return [distance(first, other) for other in others]
+
+
+def _verdict(evidence: Evidence, own: Tensor, others: Sequence[Tensor], split: str) -> Verdict:
+    """Return whether the distance exceeds that of all retrained models, and to which side."""
+    if not others or evidence.head_masked:  # a mask's losses were put there by hand
         return "not decidable"
     if any(one.known_labels is None for one in retrained_outputs(evidence, split)):
         return "not decidable"  # nothing tells the two directions apart
     reference = losses(retrained_outputs(evidence, split)[0]).mean()
     sure = losses(outputs(evidence, "unlearned", split)).mean() < reference
-    farther = compared(own, [second], seed=evidence.seed)
+    farther = compared(own, list(others), seed=evidence.seed)
     if farther == "residual":
         return "residual" if bool(sure) else "over-forgotten"
     return "not decidable" if farther == "not decidable" else "as retrain"

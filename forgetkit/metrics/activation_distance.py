@@ -24,8 +24,8 @@ class ActivationDistance(Metric):
     p = probabilities of the model, q = of the first retrained one; behind a masked head over the
     kept classes.
 
-    Verdict: ``residual`` when the model is surely farther from the first retrained model than a
-        second one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
+    Verdict: ``residual`` when the model is surely farther from the first retrained model than any
+        other one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
         they are not; ``not decidable`` without a second retrained model.
 
     Source: Golatkar et al., "Mixed-Privacy Forgetting in Deep Networks", CVPR 2021 (l1); Chundawat

@@ -22,9 +22,9 @@ class Completeness(Metric):
 
     p = probabilities of the model, q = of the first retrained one.
 
-    Verdict: ``residual`` when it surely disagrees with the first retrained model more often than a
-        second one does and its losses on D_f are the smaller ones, ``over-forgotten`` when it does
-        and they are not; ``not decidable`` without a second retrained model.
+    Verdict: ``residual`` when it surely disagrees with the first retrained model more often than
+        any other one does and its losses on D_f are the smaller ones, ``over-forgotten`` when it
+        does and they are not; ``not decidable`` without a second retrained model.
 
     Source: Cao, Yang, "Towards Making Systems Forget with Machine Unlearning", IEEE S&P 2015.
 

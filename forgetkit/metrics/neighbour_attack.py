@@ -38,8 +38,8 @@ class NeighbourAttack(Metric):
     A logistic regression, five-fold over samples, tells rows of the unlearned from rows of the
     retrained model. Headline: its AUC, 0.5 when they answer alike.
 
-    Verdict: ``residual`` when the interval lies above 0.5 and above that of a second retrained
-        model against the first; ``not decidable`` when it lies above 0.5 and there is no second
+    Verdict: ``residual`` when the interval lies above 0.5 and above those of all further retrained
+        models against the first; ``not decidable`` when it lies above 0.5 and there is no second
         one; otherwise ``as retrain``.
 
     Source: Ebrahimpour-Boroojeny, Wang, Sundaram, class membership inference attack, ICML 2026,
@@ -92,8 +92,8 @@ class NeighbourAttack(Metric):
         named: dict[str, Subject] = {"unlearned": evidence.subject("unlearned")}
         if evidence.has("original", "forget"):
             named["original"] = evidence.subject("original")
-        if len(retrained) > 1:
-            named["retrained"] = retrained[1]
+        further = ["retrained", *(f"retrained {number}" for number in range(3, len(retrained) + 1))]
+        named |= dict(zip(further, retrained[1:], strict=False))
         areas: dict[str, float] = {}
         ends: dict[str, tuple[float, float]] = {}
         profiles = {"reference": base.mean(dim=0).tolist()}
@@ -110,13 +110,13 @@ class NeighbourAttack(Metric):
         if low > 0.5 and "retrained" not in ends:
             verdict = "not decidable"
             note = "two retrained models differ as well: a second one is needed to judge this"
-        elif low > 0.5 and low > ends["retrained"][1]:
+        elif low > 0.5 and low > max(ends[role][1] for role in further):
             verdict = "residual"
         return self.finding(
             areas["unlearned"],
             samples=len(own),
             interval=(low, high),
-            controls={role: value for role, value in areas.items() if role != "unlearned"},
+            controls={role: areas[role] for role in ("original", "retrained") if role in areas},
             details={
                 "auc": areas,
                 "intervals": {role: list(pair) for role, pair in ends.items()},

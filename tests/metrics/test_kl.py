@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import toy_evidence as toys
+from torch import nn
 from torchmetrics import KLDivergence
 
 from forgetkit.auditing.divergence import restricted
@@ -46,6 +47,25 @@ def test_verdict_needs_two_retrained_models() -> None:
     same = KLToRetrained().measure(toys.evidence(toys.retrained()[0], references=2))
     assert same.value == 0.0
     assert same.verdict == "as retrain"
+
+
+def test_every_further_retrained_model_is_held_against() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.zeros(40, dtype=torch.int64)
+    base = torch.randn(40, 3, generator=generator)
+
+    def moved(by: float) -> Subject:
+        logits = base + by * torch.tensor([1.0, 0.0, 0.0])
+        return Subject(nn.Identity(), {"forget": toys.outputs(logits, labels)}, None)
+
+    first, near, far = moved(0.0), moved(0.2), moved(2.0)
+    verdicts = []
+    for references in ((first, near), (first, near, far), (first, far)):
+        evidence = Evidence(
+            {"unlearned": moved(1.0), "retrained": first}, {}, "instances", (0,), 3, references
+        )
+        verdicts.append(KLToRetrained().measure(evidence).verdict)
+    assert verdicts == ["residual", "as retrain", "as retrain"]
 
 
 def test_masked_classes_are_left_out() -> None:

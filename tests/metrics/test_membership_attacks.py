@@ -277,3 +277,18 @@ def test_shadows_of_another_set_are_refused(tmp_path: Path) -> None:
         load_shadows(tmp_path / "nothing", LABELS)
     with pytest.raises(DataError, match="expected logits"):
         Shadows(found.seen[:, :5], found.unseen, found.unlearned, LABELS)
+
+
+def test_the_neighbour_attack_holds_against_every_further_retrained_model() -> None:
+    given = toys.evidence(toys.patched(), references=1)
+    first = given.subject("retrained")
+    two = replace(given, references=(first, replace(first, model=nn.Identity())))
+    metric = NeighbourAttack(resamples=200)
+    assert metric.measure(two).verdict == "residual"
+    # one that answers as differently from the first as the audited model does
+    odd = replace(toys.patched(), model=nn.Identity())
+    three = replace(two, references=(*two.references, odd))
+    found = metric.measure(three)
+    assert found.verdict == "as retrain"
+    assert found.details["auc"]["retrained 3"] == found.value  # type: ignore[index]  # a mapping
+    assert set(found.controls) == {"original", "retrained"}
