@@ -49,8 +49,8 @@ class Result:
         forget_classes: forgotten class indices, empty unless classes were asked for.
         before: accuracy by set name before the run; fractions.
         after: the same after it.
-        history: one record an epoch: losses, seconds of training, then the forget accuracy and the
-            watched retain accuracy.
+        history: one record an epoch: losses, seconds of training, ``bn_train`` (1 where running
+            statistics moved), then the forget accuracy and the watched retain accuracy.
         seconds: wall time by phase.
         stopped_because: one sentence.
         rolled_back: whether the guard put the original weights back.

@@ -12,7 +12,7 @@ from forgetkit.report.record import Record
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-LEFT_OUT = ("epoch", "step", "steps", "seconds")
+LEFT_OUT = ("epoch", "step", "steps", "seconds", "bn_train")
 MARKERS = "os^Dv<>p"
 MOST = len(PALETTE)
 """Lines in one panel that can be told apart."""
