@@ -49,7 +49,7 @@ class CFk(FullNetwork):
         link="https://arxiv.org/abs/2201.06640",
         about="Continues training the last k layers on what is kept.",
         dropout=True,
-        toy={"lr": 0.3, "epochs": 15, "batch_size": 16},
+        toy={"lr": 0.3, "epochs": 40, "batch_size": 16},
         probe={"": {"lr": 0.05}, "k": {"k": 1, "lr": 0.05}, "unit": {"k": 2, "lr": 0.05}},
     )
 
