@@ -18,6 +18,7 @@ def test_only_verdicts_that_say_something_count() -> None:
     assert alarms.counted(findings) == alarms.AlarmCount(alarms=2, decided=3)
 
 
+@pytest.mark.slow
 def test_every_honest_model_is_audited_once_with_each_number_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
