@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 from typing_extensions import Self
@@ -33,6 +33,8 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     An epoch is a round over D_adv, D_f is restarted as often as needed. The run stops when all of
     D_f is predicted otherwise than before (has its new labels), whatever validation data say.
     """
+
+    to_zero: ClassVar[bool] = True
 
     adversaries: int | None = bounded(
         None, 0, MOST_PER_SAMPLE - 1, "adversarial images per sample; N_adv; None: min(200, 2 K)"
@@ -66,7 +68,6 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
 
     def setup(self, run: Run) -> State:
         """Make D_adv with the weights as they are: all pairs of image and target at once."""
-        run.target = 0.0
         wanted = run.forget.new_labels
         if wanted is not None:
             reject_contradictions(run.forget, wanted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import capped_ascent, cross_entropy
@@ -78,7 +78,14 @@ class Ascends(Trained):
 
 @dataclass(frozen=True, kw_only=True)
 class StopsEarly(Trained):
-    """A trained method that is done as soon as the forget accuracy reaches its target."""
+    """A trained method that is done as soon as the forget accuracy reaches its target.
+
+    Attributes:
+        to_zero: whether that is 0 for single samples even where validation data tell how well
+            unseen ones are predicted.
+    """
+
+    to_zero: ClassVar[bool] = False
 
     check_every: int | None = bounded(
         None, 1, 100000, "steps between checks of the forget accuracy; None checks every epoch"

@@ -431,7 +431,9 @@ class Execution:
         """
         if not isinstance(self._method, StopsEarly):
             return None
-        if self._prepared.goal.kind != "instances" or "validation_retain" not in measured:
+        if self._prepared.goal.kind != "instances" or self._method.to_zero:
+            return 0.0
+        if "validation_retain" not in measured:
             return 0.0
         if self._prepared.sets.forget.labels.ndim == 2:
             return measured["validation_retain"].accuracy
@@ -448,13 +450,21 @@ class Execution:
 
     def _say_what_zero_means(self, target: float | None) -> None:
         """Say when single samples are pushed below what a model that never saw them would reach."""
-        settings = self._method.hyperparameters()
-        if self._prepared.goal.kind != "instances" or target != 0.0 or settings.get("reference"):
+        method = self._method
+        if self._prepared.goal.kind != "instances" or target != 0.0:
+            return
+        settings = method.hyperparameters()
+        if (
+            settings.get("reference") is not None
+            or "validation_retain" in self._prepared.validation
+        ):
             return
         if "reference" in settings:
             how = "pass .validate(loader), or reference=<accuracy on unseen samples>, to stop there"
-        else:
+        elif isinstance(method, StopsEarly) and method.to_zero:
             how = "pass .validate(loader) to see how well it reads unseen samples"
+        else:
+            how = "pass .validate(loader) to stop there"
         self._active().log(
             f"{self._method.card.slug} trains until no forget sample is predicted right, which is "
             f"more than a model that never saw them would do; {how}"

@@ -65,6 +65,8 @@ class Correct(FullNetwork, StopsEarly):
         },
     )
 
+    to_zero: ClassVar[bool] = True
+
     epochs: int = bounded(100, 1, 1000, "largest number of passes over D_f")
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
@@ -75,7 +77,6 @@ class Correct(FullNetwork, StopsEarly):
 
     def setup(self, run: Run) -> State:
         """Return the wanted labels, (N_f,): those asked for, else drawn ones."""
-        run.target = 0.0
         wanted = run.forget.new_labels
         if wanted is not None:
             reject_contradictions(run.forget, wanted)
