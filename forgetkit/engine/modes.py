@@ -28,16 +28,18 @@ def set_update_mode(
             in eval whatever ``bn`` says; without parameters it is as frozen as what lies before it.
         front: whether dropout acts before the first layer that trains, too.
     """
-    trains, behind = not partly, front
+    trains, behind = not partly, front or not partly
     for module in model.modules():
-        own = [p.requires_grad for p in module.parameters(recurse=False)]
-        trains = any(own) if own and partly else trains
-        behind = behind or trains
+        if partly:
+            own = [p.requires_grad for p in module.parameters(recurse=False)]
+            trains = any(own) if own else trains
+            behind = behind or trains
         if has_running_statistics(module):
             module.training = bn == "train" and trains
         else:
-            holds = any(p.requires_grad for p in module.parameters())
-            module.training = dropout and (behind or holds)
+            module.training = dropout and (
+                behind or any(p.requires_grad for p in module.parameters())
+            )
 
 
 def frozen_tensors(model: nn.Module) -> list[str]:
