@@ -104,10 +104,12 @@ def read_by_workers(reading: Reading, chunks: Chunks, seed: int) -> Iterator[obj
     """Yield one collated batch for each list of positions, read by worker processes.
 
     Inside ``workers_kept`` a pass goes on with the processes, and their random states, of one that
-    has ended, if there is one; ``seed`` is for those that are started.
+    has ended, if there is one; ``seed`` is for those that are started. Elsewhere they end with it.
     """
-    crews = _current.get()
-    if crews is None:
-        loader = reading.loader(chunks, workers=min(reading.workers, len(chunks)), seed=seed)
-        return iter(loader)
-    return crews.read(reading, chunks, seed)
+    kept = _current.get()
+    crews = _Crews() if kept is None else kept
+    try:
+        yield from crews.read(reading, chunks, seed)
+    finally:
+        if kept is None:
+            crews.close()

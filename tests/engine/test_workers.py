@@ -63,6 +63,7 @@ def test_a_run_starts_its_workers_once(tmp_path: Path) -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_augmented_runs_with_workers_repeat_bit_by_bit() -> None:
     found = []
     for _ in range(2):
@@ -118,3 +119,21 @@ def test_a_sample_that_cannot_be_read_ends_the_run_and_its_workers() -> None:
         forget(some.model).classes([3]).using("finetune", epochs=1).on("cpu").run(loader)
     assert multiprocessing.active_children() == []
     assert before == photograph(some.model)
+
+
+def test_a_pass_of_its_own_ends_its_workers_though_its_error_lives_on() -> None:
+    reading = reading_of(DataLoader(Broken(*ROWS.tensors), batch_size=4, num_workers=2))
+    assert reading is not None
+    with pytest.raises(OSError, match="truncated file") as caught:
+        list(reading.batches([[position] for position in range(len(ROWS))], 0))
+    assert multiprocessing.active_children() == []
+    del caught
+
+
+def test_a_pass_of_its_own_that_is_given_up_ends_its_workers() -> None:
+    reading = reading_of(DataLoader(ROWS, batch_size=4, num_workers=2))
+    assert reading is not None
+    batches = reading.batches([[0], [1], [2], [3]], 0)
+    next(batches)
+    batches.close()  # type: ignore[attr-defined]  # a generator
+    assert multiprocessing.active_children() == []
