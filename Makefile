@@ -14,6 +14,8 @@ PYTEST_FLAGS ?=
 # One thread a process: the tests run in several processes, and the demo's models are so small that
 # threads wait for each other longer than they compute.
 export OMP_NUM_THREADS ?= 1
+# Compiled code is kept: many tests start processes, and each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
 WORKERS ?= 2
 
 .PHONY: demo test fast check lint types docs format clean

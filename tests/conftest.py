@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -22,3 +23,14 @@ def fixed_seed() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports left out of garbage collection: a fifth of the time of short tests."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let it be collected again, so that extensions find nothing leaked at the end."""
+    gc.unfreeze()

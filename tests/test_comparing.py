@@ -101,6 +101,7 @@ def test_a_second_call_reads_what_the_first_one_wrote(
     assert counted == [1]
 
 
+@pytest.mark.slow
 def test_other_settings_data_or_words_are_other_runs(tmp_path: Path) -> None:
     problem = toy("cnn")
     fewer = DataLoader(torch.utils.data.Subset(problem.train, range(100)), 32)
@@ -135,6 +136,7 @@ def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
         compare(problem.model, problem.loader(), [3], [QUICK], 1, out=tmp_path, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_broken_file_is_named_and_a_half_written_one_ignored(tmp_path: Path) -> None:
     problem = toy("cnn")
     first = compare(problem.model, problem.loader(), [3], [QUICK], 1, out=tmp_path, device="cpu")

@@ -51,6 +51,7 @@ def test_equals_one_gradient_after_the_other(kind: str, form: str, size: int) ->
     assert close(found, literal(some, size, kind))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [7, 64])
 def test_by_sample_the_batch_size_does_not_matter(size: int) -> None:
     some = toy("vit")

@@ -71,6 +71,7 @@ def test_ridge_is_exact_with_residuals_at_zero() -> None:
     assert torch.allclose(delta.view(2, 5), ridge(slice(6, 20)) - ridge(everything), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_both_solvers_agree_on_a_network() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
     logits_of, parameters = as_function(model)

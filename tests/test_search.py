@@ -60,6 +60,7 @@ def test_the_value_is_us_on_validation_data_of_a_run_with_the_best_settings() ->
     assert found.value == pytest.approx(unlearning_score(kept, gone), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same_and_another_one_looks_elsewhere() -> None:
     first, again = weak_search(toy("cnn"), runs=3), weak_search(toy("cnn"), runs=3)
     assert [run.settings for run in first.runs] == [run.settings for run in again.runs]

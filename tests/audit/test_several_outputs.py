@@ -57,6 +57,7 @@ def test_without_a_name_several_outputs_are_refused() -> None:
         audit(Two(some.model), forget=loader, classes=[3], metrics=["accuracy"], device="cpu")
 
 
+@pytest.mark.slow
 def test_a_result_is_audited_at_the_output_of_its_run() -> None:
     some = toy("cnn")
     model = Two(some.model)

@@ -56,6 +56,7 @@ def test_a_row_for_each_variant_against_the_mask(
     assert settings_table(study, "lau", [3, 5]) == rows
 
 
+@pytest.mark.slow
 def test_edits_of_the_head_score_as_the_whole_model_does(study: Study) -> None:
     record = study.once("linear_filtration", {"form": "naive"}, 3)
     test = study.data.test

@@ -58,6 +58,7 @@ def test_it_writes_tables_and_a_second_call_reads_the_runs(
     assert again.stderr.count(": read") == 5
 
 
+@pytest.mark.slow
 def test_each_classes_option_is_a_target(
     invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
 ) -> None:

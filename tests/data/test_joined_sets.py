@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -31,6 +32,7 @@ class Drawn(Dataset[tuple[Tensor, int]]):
         return image, int(self.labels[index])
 
 
+@pytest.mark.slow
 def test_joined_sets_draw_augmentations_anew_in_every_epoch() -> None:
     parts = split(
         DataLoader(Drawn(), batch_size=8, num_workers=1),

@@ -8,10 +8,11 @@ from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import weights
 
 OPTIONS = {"lau": {}, "finetune": {"lr": 0.1, "epochs": 40}}
+METHODS = ["lau", pytest.param("finetune", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("kind", TOYS)
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", METHODS)
 def test_bf16_mixed_precision(kind: str, method: str) -> None:
     some = toy(kind)
     kept = some.accuracy(some.test, [0, 1, 2])
@@ -24,7 +25,7 @@ def test_bf16_mixed_precision(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", TOYS)
-@pytest.mark.parametrize("method", OPTIONS)
+@pytest.mark.parametrize("method", METHODS)
 def test_half_precision_weights(kind: str, method: str, dtype: torch.dtype) -> None:
     some = toy(kind)
     some.model.to(dtype)

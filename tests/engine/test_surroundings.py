@@ -148,6 +148,7 @@ def timm_model() -> nn.Module:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["random_label", "neggrad"])
 def test_a_replaced_classifier_is_believed_and_not_what_the_model_says(method: str) -> None:
     _, loader = small()

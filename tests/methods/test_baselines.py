@@ -102,6 +102,7 @@ def test_random_labels_belong_to_the_sample() -> None:
     assert not torch.equal(drawn, uniform(7, "other", positions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOYS)
 def test_random_label_mix_keeps_more(kind: str) -> None:
     lost = {}

@@ -107,6 +107,7 @@ def test_first_loss_is_the_literal_one(kind: str) -> None:
     assert row["loss_spread"] == pytest.approx(0.5 * sum(pairs) / len(pairs), rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOYS)
 def test_features_end_less_alike_than_after_as_many_epochs_of_delete(kind: str) -> None:
     delete = {"forget_weight": 1.0, "spread_weight": 0.0}  # bit for bit, as the first test shows

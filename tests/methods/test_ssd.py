@@ -78,6 +78,7 @@ def test_equals_a_plain_loop(slug: str, kind: str, form: str, size: int) -> None
         assert int(differing.sum()) <= 1, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", SLUGS)
 def test_by_sample_the_loaders_batches_do_not_matter(slug: str) -> None:
     outcomes = []

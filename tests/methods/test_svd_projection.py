@@ -125,6 +125,7 @@ def test_a_pair_of_scales_starts_from_the_model_as_it_came_in(
     assert changed(*outcomes) == []
 
 
+@pytest.mark.slow
 def test_the_grid_keeps_the_best_pair_of_scales() -> None:
     some = toy("cnn")
     images, labels = some.train.tensors

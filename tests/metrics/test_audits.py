@@ -144,6 +144,7 @@ def test_relearning_gives_a_head_only_edit_away() -> None:
         assert found.value < found.controls["retrained"]
 
 
+@pytest.mark.slow
 def test_relearning_passes_a_retrained_model() -> None:
     evidence = toys.evidence(toys.retrained()[1])
     others = (toys.retrained()[0], toys.retrained()[2])
@@ -197,6 +198,7 @@ def test_over_unlearning_notices_ruined_neighbours() -> None:
     assert OverUnlearning().measure(evidence).verdict == "over-forgotten"
 
 
+@pytest.mark.slow
 def test_a_small_attack_finds_a_head_only_edit() -> None:
     found = AdversarialRecovery(radius=8).measure(toys.evidence(references=3))
     assert found.verdict == "residual"
@@ -232,6 +234,7 @@ def test_a_masked_head_is_opened_for_attacks() -> None:
     assert found.value == 1.0
 
 
+@pytest.mark.slow
 def test_a_border_recalls_a_class_of_an_unforgotten_model() -> None:
     found = PromptResurrection(steps=60).measure(toys.evidence(references=3))
     accuracy = found.details["accuracy"]["unlearned"]  # type: ignore[index]  # a mapping by construction
@@ -284,6 +287,7 @@ def test_an_unlearned_copy_of_the_original_is_residual_without_a_retrained_model
     assert found.verdict == "residual"
 
 
+@pytest.mark.slow
 def test_relearning_takes_a_step_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     for part in (64, 3):

@@ -119,6 +119,7 @@ def test_identical_models_differ_in_nothing(metric: Metric) -> None:
         assert found.value == found.controls["retrained"] == found.controls["original"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ATTACKS, ids=name)
 def test_class_names_do_not_matter(metric: Metric) -> None:
     order = torch.tensor([2, 0, 3, 1])  # new name of each class
@@ -141,6 +142,7 @@ def test_class_names_do_not_matter(metric: Metric) -> None:
     assert left == pytest.approx(right, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ATTACKS, ids=name)
 def test_masked_outputs_are_looked_at_over_the_kept_classes(metric: Metric) -> None:
     one = subject(1, 1.0, 4.0)
@@ -198,6 +200,7 @@ def test_an_attack_that_finds_nothing_in_the_original_shows_nothing() -> None:
     assert "finds nothing in the original" in found.note
 
 
+@pytest.mark.slow
 def test_a_real_edit_is_attacked_without_a_trace() -> None:
     real = toys.evidence(references=3)
     before = toys.state(real.subjects["unlearned"].model)

@@ -117,6 +117,7 @@ def test_the_page_needs_no_other_file_and_its_words_are_escaped(tmp_path: Path) 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_files(tmp_path: Path) -> None:
     for folder in ("a", "b"):
         Comparison(methods_runs()).save(tmp_path / folder)

@@ -36,6 +36,7 @@ def test_one_record_is_nothing_to_compare(tmp_path: Path) -> None:
         write_comparison([record()], tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_page_of_one_and_of_several(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text(json.dumps(record(name)), encoding="utf-8")

@@ -91,6 +91,7 @@ def test_forgotten_classes_come_first_in_the_confusion() -> None:
     assert words == ["dog", "ant", "bee", "cat"]
 
 
+@pytest.mark.slow
 def test_both_panels_of_the_embedding_share_their_axes() -> None:
     given = evidence()
     found = embedding.picture(read_record(record()), given)
