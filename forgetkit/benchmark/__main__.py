@@ -46,19 +46,16 @@ def table(
     limit: Limit = None,
     epochs: Epochs = None,
     every: Annotated[bool, typer.Option("--every", help="a row for every method")] = False,
+    method: Annotated[list[str] | None, typer.Option(help="rows of these methods alone")] = None,
     without: Annotated[list[str] | None, typer.Option(help="methods to leave out")] = None,
     minutes: Annotated[float | None, typer.Option(help="begin no run after so long")] = None,
     device: Device = "cpu",
 ) -> None:
     """Train what is not in the cache, unlearn, and print one Markdown table a model."""
-    from forgetkit.benchmark.table import ENTRIES, Entry, class_table, every_class_method, markdown
+    from forgetkit.benchmark.table import chosen_entries, class_table, markdown
 
     pair, named = _limited(data, root, limit)
-    entries: tuple[Entry, ...] = ENTRIES
-    if every:
-        shown = {entry.method for entry in ENTRIES}
-        entries = (*ENTRIES, *every_class_method(without=("retrain", *shown)))
-    entries = tuple(entry for entry in entries if entry.method not in (without or ()))
+    entries = chosen_entries(every=every, methods=method or (), without=without or ())
     for name in model or MODEL_NAMES:
         rows = class_table(
             name, pair, named, label=label, seeds=range(seeds), entries=entries, device=device,

@@ -23,6 +23,7 @@ from forgetkit.api import forget
 from forgetkit.benchmark.datasets import Pair
 from forgetkit.benchmark.scoring import CountedReads, FeatureData, Head, logits_on, scores
 from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
+from forgetkit.errors import BadHyperparameter
 from forgetkit.method import all_cards, find
 
 COLUMNS = (
@@ -51,10 +52,13 @@ class Entry:
 
 
 MASK = Entry("class masked in the head", "linear_filtration", {"form": "naive"}, most=1)
-ENTRIES = (
+YARDSTICKS = (
     Entry("original", "original", most=1),
     Entry("retrained", "retrained", most=1),
     MASK,
+)
+ENTRIES = (
+    *YARDSTICKS,
     Entry("finetune, 2 epochs", "finetune", {"epochs": 2}, "train"),
     Entry("neggrad", "neggrad"),
     Entry("random_label", "random_label"),
@@ -78,6 +82,37 @@ def every_class_method(without: Iterable[str] = ("retrain", "lau")) -> tuple[Ent
         for card in all_cards()
         if "classes" in card.goals and card.slug not in left_out
     )
+
+
+def chosen_entries(
+    *, every: bool = False, methods: Sequence[str] = (), without: Sequence[str] = ()
+) -> tuple[Entry, ...]:
+    """Return the rows that are asked for.
+
+    Args:
+        every: a row for every method behind those of ``ENTRIES``.
+        methods: rows of these alone, and the yardsticks.
+        without: methods to leave out.
+
+    Raises:
+        UnknownMethod: none of that name; names the nearest.
+        BadHyperparameter: one has no row: it does not forget classes, or it is ``retrain``.
+    """
+    entries: tuple[Entry, ...] = ENTRIES
+    if every or methods:
+        shown = {entry.method for entry in ENTRIES}
+        entries = (*ENTRIES, *every_class_method(without=("retrain", *shown)))
+    if methods:
+        wanted = {find(name).card.slug for name in methods}
+        without_row = sorted(wanted - {entry.method for entry in entries})
+        if without_row:
+            raise BadHyperparameter(
+                "table: expected methods that forget classes by something else than retraining, "
+                f"found {', '.join(without_row)}; leave it out, or see what "
+                "`forgetkit methods --for classes` lists"
+            )
+        entries = tuple(e for e in entries if e in YARDSTICKS or e.method in wanted)
+    return tuple(entry for entry in entries if entry.method not in without)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from forgetkit.benchmark import table
 from forgetkit.benchmark.datasets import digits
 from forgetkit.benchmark.scoring import CountedReads, js_divergence, us_gap
 from forgetkit.benchmark.train import RECIPES, TrainRecipe
+from forgetkit.errors import BadHyperparameter, UnknownMethod
 from forgetkit.losses import unlearning_score
-from forgetkit.method import all_cards
+from forgetkit.method import all_cards, find
 
 
 @pytest.mark.slow
@@ -69,6 +70,27 @@ def test_no_run_begins_after_the_time_allowed(
 def test_every_class_method_has_a_row() -> None:
     wanted = {card.slug for card in all_cards() if "classes" in card.goals} - {"retrain", "lau"}
     assert {entry.method for entry in table.every_class_method()} == wanted
+
+
+def test_chosen_methods_stand_behind_the_yardsticks() -> None:
+    rows = table.chosen_entries(methods=["su", "lau"], without=["lau"])
+    assert rows == (*table.YARDSTICKS, table.Entry(find("su").card.title, "su"))
+    assert [e.title for e in table.chosen_entries(methods=["lau"])[3:]] == [
+        "lau", "lau, without double softmax", "lau, 10 % of D_f", "lau, full PGD",
+    ]  # fmt: skip
+    assert table.chosen_entries() == table.ENTRIES
+    everything = {entry.method for entry in table.chosen_entries(every=True)}
+    assert everything >= {card.slug for card in all_cards() if "classes" in card.goals} - {
+        "retrain"
+    }
+
+
+def test_methods_without_a_row_are_refused() -> None:
+    with pytest.raises(UnknownMethod, match="suli"):
+        table.chosen_entries(methods=["sulli"])
+    for name in ("retrain", "correct"):
+        with pytest.raises(BadHyperparameter, match=f"found {name}"):
+            table.chosen_entries(methods=["su", name])
 
 
 def test_reads_are_counted_as_passes() -> None:
