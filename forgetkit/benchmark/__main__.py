@@ -11,6 +11,7 @@ from rich.console import Console
 
 from forgetkit.benchmark.datasets import Pair, digits, fashion_mnist
 from forgetkit.benchmark.zoo import BUILDERS, MODEL_NAMES
+from forgetkit.cli.output import reports_errors
 
 if TYPE_CHECKING:
     from forgetkit.benchmark.store import Setting
@@ -35,6 +36,7 @@ Methods: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods; def
 
 
 @app.command()
+@reports_errors
 def table(
     data: Data = "fashion-mnist",
     root: Root = None,
@@ -66,6 +68,7 @@ def table(
 
 
 @app.command()
+@reports_errors
 def instances(
     data: Data = "fashion-mnist",
     root: Root = None,
@@ -90,6 +93,7 @@ def instances(
 
 
 @app.command()
+@reports_errors
 def relabel(
     data: Data = "fashion-mnist",
     root: Root = None,
@@ -120,6 +124,7 @@ def relabel(
 
 
 @app.command()
+@reports_errors
 def depoison(
     data: Data = "fashion-mnist",
     root: Root = None,
@@ -142,6 +147,7 @@ def depoison(
 
 
 @app.command()
+@reports_errors
 def incremental(
     data: Data = "fashion-mnist",
     root: Root = None,
@@ -164,6 +170,7 @@ def incremental(
 
 
 @app.command()
+@reports_errors
 def settings(
     method: Annotated[str, typer.Argument(help="lau, pgu or suli")],
     data: Data = "fashion-mnist",
@@ -184,6 +191,7 @@ def settings(
 
 
 @app.command()
+@reports_errors
 def evidence(
     data: Data = "fashion-mnist",
     root: Root = None,
@@ -215,6 +223,7 @@ def evidence(
 
 
 @app.command()
+@reports_errors
 def alarms(
     models: Annotated[int, typer.Option(help="honest models")] = 10,
     level: Annotated[str, typer.Option(help="quick, standard or full")] = "full",
@@ -226,6 +235,7 @@ def alarms(
 
 
 @app.command()
+@reports_errors
 def speed(
     *,
     quick: Annotated[bool, typer.Option(help="few images, for a smoke test")] = False,

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from forgetkit.benchmark import table
+from forgetkit.benchmark.__main__ import app
 from forgetkit.benchmark.datasets import digits
 from forgetkit.benchmark.scoring import CountedReads, js_divergence, us_gap
 from forgetkit.benchmark.train import RECIPES, TrainRecipe
@@ -134,3 +136,14 @@ def test_the_gap_sees_both_sets() -> None:
     found = us_gap(torch.ones(300).double(), reference, own)  # nothing forgotten
     assert set(found.values()) == {found["US_gap"]}
     assert found["US_gap"] == pytest.approx(-0.5, abs=1e-9)
+
+
+def test_the_command_refuses_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
+    found = CliRunner().invoke(app, ["table", "--data", "digits", "--method", "sulli"])
+    assert (found.exit_code, found.stdout) == (2, "")
+    assert "did you mean 'suli'" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert list(tmp_path.iterdir()) == []
