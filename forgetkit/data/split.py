@@ -12,9 +12,7 @@ from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sources import Membership, Source, read_all, read_source
 from forgetkit.errors import BadTarget, DataError
 from forgetkit.goal import Classes, Goal, Instances, Relabel
-from forgetkit.types import Inputs, SampleSet, Sets
-
-_EXAMPLE = 2
+from forgetkit.types import SampleSet, Sets
 
 
 def split(
@@ -72,16 +70,6 @@ def split(
             None if validate is None else _explicit(validate, num_classes, "validate", kind)
         )
     return Sets(forget, kept, validation)
-
-
-def example_inputs(samples: SampleSet) -> Inputs:
-    """Return the inputs of the first two samples, to look at a model with.
-
-    Two calls differ where the data set augments at random. Transforms that draw from a global
-    generator draw from it here as well.
-    """
-    first = samples.take(torch.arange(min(_EXAMPLE, len(samples))))
-    return next(iter(first.batches())).inputs
 
 
 def _membership(goal: Goal, forget_classes: tuple[int, ...]) -> Membership:
