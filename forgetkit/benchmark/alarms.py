@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -14,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit.auditing.record import GROUPS, Audit
 from forgetkit.auditing.run import audit
 from forgetkit.benchmark.datasets import TensorImages
-from forgetkit.benchmark.train import TrainRecipe, cache_root, fit
+from forgetkit.benchmark.train import TrainRecipe, finding_file, fit
 from forgetkit.metric import Finding
 from forgetkit.testing.toys import CLASSES, TOYS, blobs
 
@@ -59,7 +58,7 @@ def honest_audits(
     for count in references:
         found[count] = []
         for number, model in enumerate(honest):
-            file = _file(f"toy-{models}-m{number}-r{count}-{level}")
+            file = finding_file("alarms", f"toy-{models}-m{number}-r{count}-{level}")
             if not file.exists():
                 audit(
                     model, forget=_loader(train, gone), retain=_loader(train, ~gone),
@@ -112,9 +111,3 @@ def _trained(seed: int, *, without_class: bool) -> nn.Module:
 def _loader(data: TensorDataset, keep: torch.Tensor) -> DataLoader[tuple[torch.Tensor, ...]]:
     images, labels = data.tensors
     return DataLoader(TensorDataset(images[keep], labels[keep]), batch_size=128)
-
-
-def _file(name: str) -> Path:
-    folder = cache_root() / "benchmark" / "alarms"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.json"

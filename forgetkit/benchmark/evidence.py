@@ -21,7 +21,7 @@ from forgetkit.auditing.run import audit
 from forgetkit.auditing.shadows import Shadows, save_shadows
 from forgetkit.benchmark.datasets import Pair, TensorImages
 from forgetkit.benchmark.scoring import logits_on
-from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
+from forgetkit.benchmark.train import RECIPES, TrainRecipe, finding_file, trained
 from forgetkit.method import find
 from forgetkit.metric import Finding, Metric, all_metrics
 from forgetkit.metrics.population_attack import PopulationAttack
@@ -70,7 +70,9 @@ def class_evidence(
     kept = data.train.where(data.train.targets != label)
     found: dict[str, Audit] = {}
     for title in ("original", *methods, "retrained"):
-        file = _file(f"{data_name}-{name}-e{recipe.epochs}-class{label}-{title}-{level}-{device}")
+        file = finding_file(
+            "evidence", f"{data_name}-{name}-e{recipe.epochs}-class{label}-{title}-{level}-{device}"
+        )
         if not file.exists():
             start = time.perf_counter()
             model: nn.Module
@@ -119,7 +121,7 @@ def member_evidence(
     stem = f"{data_name}-{name}-{MEMBERS}"
     shadows: Path | None = None
     if others > 1:
-        shadows = _file(f"{stem}-shadows-{device}").with_suffix(".safetensors")
+        shadows = finding_file("evidence", f"{stem}-shadows-{device}").with_suffix(".safetensors")
         seen = [model_of(0, seed) for seed in range(2 + others, 2 + 2 * others)]
         logits = [
             torch.stack([logits_on(model, samples.images, device) for model in models])
@@ -128,7 +130,7 @@ def member_evidence(
         save_shadows(Shadows(logits[0], logits[1], logits[0][:0], samples.targets), shadows)
     found: dict[str, Audit] = {}
     for part, title in enumerate(("over-trained", "never saw them")):
-        file = _file(f"{stem}-{title.replace(' ', '_')}-{level}-{device}")
+        file = finding_file("evidence", f"{stem}-{title.replace(' ', '_')}-{level}-{device}")
         if not file.exists():
             audit(
                 model_of(part, part), forget=_loader(samples),
@@ -194,12 +196,6 @@ def _some(data: TensorImages, count: int) -> TensorImages:
 
 def _loader(data: TensorImages) -> DataLoader[Any]:
     return DataLoader(data, batch_size=128)
-
-
-def _file(name: str) -> Path:
-    folder = cache_root() / "benchmark" / "evidence"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{name}.json"
 
 
 def _say(text: str) -> None:

@@ -63,6 +63,13 @@ def cache_root() -> Path:
     return Path(os.environ.get("FORGETKIT_CACHE", Path.home() / ".cache" / "forgetkit"))
 
 
+def finding_file(table: str, name: str) -> Path:
+    """Return the cache's file for one finding of a table; its folder is there."""
+    folder = cache_root() / "benchmark" / table
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.json"
+
+
 def trained(
     name: str,
     data: Pair,
