@@ -28,7 +28,6 @@ from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelErr
 from forgetkit.method import Method
 from forgetkit.moments import (
     Accumulator,
-    Cut,
     Forward,
     Layer,
     Moments,
@@ -37,6 +36,7 @@ from forgetkit.moments import (
     with_rows,
 )
 from forgetkit.types import Inputs
+from forgetkit.windows import Cut
 
 if TYPE_CHECKING:
     from forgetkit.result import Result

@@ -10,7 +10,6 @@ from torch.nn import functional
 from forgetkit.moments import (
     SHARE_OF_FORWARD,
     Accumulator,
-    Cut,
     Layer,
     Moments,
     keys_of,
@@ -19,6 +18,7 @@ from forgetkit.moments import (
     with_rows,
 )
 from forgetkit.testing import toy
+from forgetkit.windows import Cut
 
 
 def literal_patches(images: Tensor, conv: nn.Conv2d) -> Tensor:
