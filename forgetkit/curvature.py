@@ -6,7 +6,7 @@ tensors in eval mode, and any iterable of batches, which it reads once. Sums are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,9 +23,9 @@ from forgetkit.per_sample import (
     device_of,
     gradients,
     on_device,
-    per_sample_gradients,
     wide_type,
 )
+from forgetkit.sample_sums import SampleSums, Transform
 from forgetkit.types import Batch
 
 
@@ -77,10 +77,7 @@ def mean_squared_gradients(
     Raises:
         DataError: there are no parameters or no samples.
     """
-    found = per_sample_gradients(
-        logits_of, parameters, batches, losses=(loss,), labels=labels, memory=memory
-    )
-    return _Mean(parameters, torch.square).over(found)
+    return _mean(torch.square, logits_of, parameters, batches, (loss,), labels, memory)
 
 
 def mean_absolute_gradients(
@@ -97,10 +94,7 @@ def mean_absolute_gradients(
     Raises:
         DataError: there are no parameters or no samples.
     """
-    found = per_sample_gradients(
-        logits_of, parameters, batches, losses=(loss,), labels=labels, memory=memory
-    )
-    return _Mean(parameters, torch.abs).over(found)
+    return _mean(torch.abs, logits_of, parameters, batches, (loss,), labels, memory)
 
 
 def fisher_diagonal(
@@ -130,11 +124,24 @@ def fisher_diagonal(
     """
     sampled = draws is not None
     losses = (sampled_label_loss,) if sampled else tuple(map(label_loss, range(classes)))
-    reduction = _Mean(parameters, torch.square, repeats=len(losses))
-    for found in per_sample_gradients(
-        logits_of, parameters, batches, losses=losses, labels=draws, memory=memory
-    ):
-        reduction.add(found)
+    return _mean(torch.square, logits_of, parameters, batches, losses, draws, memory)
+
+
+def _mean(
+    transform: Transform,
+    logits_of: LogitsOf,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    losses: Sequence[SampleLoss],
+    labels: Tensor | None,
+    memory: int,
+) -> Gradients:
+    """Return the mean over samples of the transformed gradients, added up over the losses."""
+    sums = SampleSums(logits_of, parameters, transform, memory)
+    reduction = _Mean(parameters, transform)
+    for batch in batches:
+        for number, found in enumerate(sums.of(batch, losses, labels)):
+            reduction.add_sum(found, 0 if number else len(batch))
     return reduction.result()
 
 
@@ -196,11 +203,8 @@ def _batch_gradients(
 class _Mean:
     """Sums of transformed gradients in float64 (float32 where the device has no float64)."""
 
-    def __init__(
-        self, parameters: Parameters, transform: Callable[[Tensor], Tensor], repeats: int = 1
-    ) -> None:
+    def __init__(self, parameters: Parameters, transform: Callable[[Tensor], Tensor]) -> None:
         self._transform = transform
-        self._repeats = repeats
         self._count = 0
         self._types = {
             name: torch.promote_types(p.dtype, torch.float32) for name, p in parameters.items()
@@ -217,16 +221,16 @@ class _Mean:
             wide = gradient.to(self._types[name])
             self._sums[name] += self._transform(wide).sum(dim=0)
 
-    def over(self, chunks: Iterable[Gradients]) -> Gradients:
-        """Return the mean over all chunks."""
-        for chunk in chunks:
-            self.add(chunk)
-        return self.result()
+    def add_sum(self, total: Gradients, samples: int) -> None:
+        """Add what was summed over so many samples."""
+        self._count += samples
+        for name, value in total.items():
+            self._sums[name] += value
 
     def result(self, *, mean: bool = True) -> Gradients:
         if self._count == 0:
             raise DataError(
                 "gradients: expected at least one sample, found an empty set; pass samples"
             )
-        samples = self._count / self._repeats if mean else 1.0
+        samples = self._count if mean else 1
         return {name: (total / samples).to(self._types[name]) for name, total in self._sums.items()}

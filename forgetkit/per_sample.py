@@ -73,22 +73,58 @@ def per_sample_gradients(
     Raises:
         DataError: there are no parameters.
     """
-    frozen = detached(parameters)
-    size = sum(p.numel() * p.element_size() for p in frozen.values())
-    rows = max(1, memory // (2 * size))  # twice: what is reduced from a gradient takes its size
-    batchable = True
+    found = BySample(logits_of, parameters, memory)
     for batch in batches:
-        for piece in _pieces(batch, rows):
-            inputs = on_device(piece.inputs, frozen)
-            targets = (piece.labels if labels is None else labels[piece.index.cpu()]).to(
-                device_of(frozen)
-            )
+        yield from found.of(batch, losses, labels)
+
+
+class BySample:
+    """Gradients by sample of one model, which remembers whether torch.func can batch it.
+
+    Args:
+        logits_of: the model as a function.
+        parameters: tensors to differentiate by, by name.
+        memory: bytes for the gradients of one chunk.
+
+    Raises:
+        ModelError: there are no parameters.
+    """
+
+    def __init__(self, logits_of: LogitsOf, parameters: Parameters, memory: int = MEMORY) -> None:
+        self._logits_of = logits_of
+        self._parameters = detached(parameters)
+        size = sum(p.numel() * p.element_size() for p in self._parameters.values())
+        # twice: what is reduced from a gradient takes its size
+        self._rows = max(1, memory // (2 * size))
+        self._batchable = True
+
+    def of(
+        self, batch: Batch, losses: Sequence[SampleLoss], labels: Tensor | None = None
+    ) -> Iterator[Gradients]:
+        """Yield the gradients of a batch, chunk by chunk, one loss after another."""
+        for piece in _pieces(batch, self._rows):
+            inputs, targets = seen(piece, self._parameters, labels)
             for loss in losses:
-                found = None
-                if batchable:
-                    found = _vmapped(logits_of, frozen, inputs, targets, loss)
-                    batchable = found is not None
-                yield _looped(logits_of, frozen, inputs, targets, loss) if found is None else found
+                found = self.batched(inputs, targets, loss)
+                if found is None:
+                    found = _looped(self._logits_of, self._parameters, inputs, targets, loss)
+                yield found
+
+    def batched(self, inputs: Inputs, targets: Tensor, loss: SampleLoss) -> Gradients | None:
+        """Return the gradients of a chunk, or ``None`` where torch.func refuses the model."""
+        found = None
+        if self._batchable:
+            found = _vmapped(self._logits_of, self._parameters, inputs, targets, loss)
+            self._batchable = found is not None
+        return found
+
+
+def seen(
+    batch: Batch, parameters: Parameters, labels: Tensor | None = None
+) -> tuple[Inputs, Tensor]:
+    """Return inputs and targets of a batch where the parameters are."""
+    targets = batch.labels if labels is None else labels[batch.index.cpu()]
+    return on_device(batch.inputs, parameters), targets.to(device_of(parameters))
 
 
 def _vmapped(
@@ -121,7 +157,7 @@ def _looped(
 ) -> Gradients:
     """Return the gradients of a chunk by one backward pass a sample."""
     singles = [
-        gradients(logits_of, parameters, _rows(inputs, one), targets[one], loss)
+        gradients(logits_of, parameters, rows_of(inputs, one), targets[one], loss)
         for one in (slice(row, row + 1) for row in range(len(targets)))
     ]
     return {name: torch.stack([single[name] for single in singles]) for name in parameters}
@@ -187,7 +223,8 @@ def _mapped(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
     return {name: change(value) for name, value in inputs.items()}
 
 
-def _rows(inputs: Inputs, rows: slice) -> Inputs:
+def rows_of(inputs: Inputs, rows: slice | Tensor) -> Inputs:
+    """Return some samples of a batch."""
     return _mapped(inputs, lambda value: value[rows])
 
 
@@ -195,4 +232,4 @@ def _pieces(batch: Batch, most: int) -> Iterator[Batch]:
     for start in range(0, len(batch), most):
         rows = slice(start, start + most)
         size = min(most, len(batch) - start)
-        yield Batch(_rows(batch.inputs, rows), batch.labels[rows], batch.index[rows], size)
+        yield Batch(rows_of(batch.inputs, rows), batch.labels[rows], batch.index[rows], size)

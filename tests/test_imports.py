@@ -131,11 +131,15 @@ def test_the_engine_names_no_method(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in ALL if name in ("losses", "attacks", "curvature")]
+    "name",
+    [n for n in ALL if n in ("losses", "attacks", "curvature", "sample_sums", "uses", "windows")],
 )
 def test_mathematics_knows_torch_and_types_only(name: str) -> None:
     ours = {module for module in imports(ALL[name]) if module.startswith("forgetkit")}
-    mathematics = {"types", "losses", "errors", "per_sample", "curvature", "attacks"}
+    mathematics = {
+        "types", "losses", "errors", "per_sample", "curvature", "attacks", "sample_sums", "uses",
+        "windows",
+    }  # fmt: skip
     assert {module.removeprefix("forgetkit.") for module in ours} <= mathematics
 
 
