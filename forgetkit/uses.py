@@ -331,16 +331,16 @@ def _added(call: Call, output: Tensor, *terms: object, **named: object) -> Told:
             yield term, ByEntry(call, term.shape)
 
 
-def _multiplied(call: Call, output: Tensor, one: object, other: object) -> Told:
-    for leaf, factor in ((one, other), (other, one)):
+def _multiplied(call: Call, output: Tensor, *pair: object, **named: object) -> Told:
+    for leaf, factor in () if named else (pair, pair[::-1]):
         if not isinstance(leaf, Tensor) or not isinstance(factor, Tensor):
             continue
         if _is_broadcast(leaf, output):
             yield leaf, ByEntry(call, leaf.shape, factor.detach().broadcast_to(output.shape))
 
 
-def _expanded(call: Call, output: Tensor, one: Tensor, *sizes: object) -> Told:
-    del sizes
+def _expanded(call: Call, output: Tensor, one: Tensor, *sizes: object, **named: object) -> Told:
+    del sizes, named
     yield from _added(call, output, one)
 
 

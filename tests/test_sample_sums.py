@@ -91,6 +91,21 @@ class Hidden(Tied):
         return logits
 
 
+class Keywords(nn.Module):
+    """Calls operations in unusual ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain, self.shift = nn.Parameter(torch.rand(98)), nn.Parameter(torch.rand(1, 98))
+        self.head = nn.Linear(98, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = torch.mul(input=images.flatten(1), other=self.gain)
+        rows = torch.add(rows, self.shift.expand(size=(len(images), 98)), alpha=2)
+        logits: Tensor = functional.linear(weight=self.head.weight, input=rows, bias=self.head.bias)
+        return logits
+
+
 class Attention(nn.Module):
     """Goes through torch's own attention, which calls none of its projections."""
 
@@ -131,7 +146,7 @@ class Mixing(Tied):
 
 
 TOLD: list[Callable[[], nn.Module]] = [convolutions, dilated, Tokens, Tied, WithUnused]
-LEFT: list[Callable[[], nn.Module]] = [Hidden, Attention, LengthFirst, Mixing]
+LEFT: list[Callable[[], nn.Module]] = [Hidden, Keywords, Attention, LengthFirst, Mixing]
 
 
 def problem(
