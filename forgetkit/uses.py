@@ -37,6 +37,14 @@ class Call:
         own: Tensor = values.unflatten(0, (self.samples, -1))[rows]
         return own.to(kind)
 
+    def reaches_others(self, row: int) -> bool:
+        """Return whether something came back for another sample than this one."""
+        if self.gradient is None:
+            return False
+        reached = self.gradient.unflatten(0, (self.samples, -1)).flatten(1).any(dim=1)
+        reached[row] = False
+        return bool(reached.any())
+
     def back(self, rows: slice, kind: torch.dtype) -> Tensor:
         """Return what came back for some samples.
 

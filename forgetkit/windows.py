@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from operator import index
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -117,13 +119,12 @@ def cut_of(weight: Tensor, args: tuple[object, ...], named: Mapping[str, object]
     else:
         high, wide = _pair(0 if padding == "valid" else padding)
         left, right, top, bottom = wide, wide, high, high
-    count = groups if isinstance(groups, int) else 1
-    return Cut(kernel, stride, dilation, (left, right, top, bottom), count)
+    return Cut(kernel, stride, dilation, (left, right, top, bottom), index(groups))  # type: ignore[arg-type]  # torch took it
 
 
 def _pair(value: object) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
+    if isinstance(value, SupportsIndex):
+        return index(value), index(value)
     if isinstance(value, (tuple, list)) and len(value) in (1, 2):
         return int(value[0]), int(value[-1])
     raise TypeError(f"expected a number or a pair, found {value!r}")
