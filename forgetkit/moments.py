@@ -34,9 +34,9 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from forgetkit import draws
+from forgetkit.convolution_cuts import Cut, Pixels, cut_of
 from forgetkit.errors import DataError
 from forgetkit.types import Inputs
-from forgetkit.windows import Cut, Pixels, cut_of
 
 Forward = Callable[[Inputs], object]
 """Calls the model on a batch as the loader gives it; the output is not used."""

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from forgetkit.parameter_uses import Use, Watch
 from forgetkit.per_sample import (
     MEMORY,
     BySample,
@@ -32,7 +33,6 @@ from forgetkit.per_sample import (
     seen,
 )
 from forgetkit.types import Batch, Inputs
-from forgetkit.uses import Use, Watch
 
 Transform: TypeAlias = Callable[[Tensor], Tensor]
 """Square or absolute value: of a product it is the product of those of its factors."""

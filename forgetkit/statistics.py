@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from forgetkit.convolution_cuts import Cut
 from forgetkit.copying import independent_copy
 from forgetkit.data.batches import Reader
 from forgetkit.data.loaders import Loader, covered, reading_of
@@ -36,7 +37,6 @@ from forgetkit.moments import (
     with_rows,
 )
 from forgetkit.types import Inputs
-from forgetkit.windows import Cut
 
 if TYPE_CHECKING:
     from forgetkit.result import Result

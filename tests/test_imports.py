@@ -130,17 +130,20 @@ def test_the_engine_names_no_method(name: str) -> None:
     assert not any(module.startswith("forgetkit.methods") for module in imports(ALL[name]))
 
 
+MATHEMATICS = {
+    "types", "losses", "errors", "per_sample", "curvature", "attacks", "sample_sums",
+    "parameter_uses", "convolution_cuts",
+}  # fmt: skip
+"""Files that know torch and each other only."""
+
+
 @pytest.mark.parametrize(
     "name",
-    [n for n in ALL if n in ("losses", "attacks", "curvature", "sample_sums", "uses", "windows")],
+    [name for name in ALL if name in MATHEMATICS],
 )
 def test_mathematics_knows_torch_and_types_only(name: str) -> None:
     ours = {module for module in imports(ALL[name]) if module.startswith("forgetkit")}
-    mathematics = {
-        "types", "losses", "errors", "per_sample", "curvature", "attacks", "sample_sums", "uses",
-        "windows",
-    }  # fmt: skip
-    assert {module.removeprefix("forgetkit.") for module in ours} <= mathematics
+    assert {module.removeprefix("forgetkit.") for module in ours} <= MATHEMATICS
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forgetkit.convolution_cuts import Cut
 from forgetkit.moments import (
     SHARE_OF_FORWARD,
     Accumulator,
@@ -18,7 +19,6 @@ from forgetkit.moments import (
     with_rows,
 )
 from forgetkit.testing import toy
-from forgetkit.windows import Cut
 
 
 def literal_patches(images: Tensor, conv: nn.Conv2d) -> Tensor:

@@ -16,6 +16,7 @@ from forgetkit.curvature import (
     squared_norm,
 )
 from forgetkit.losses import cross_entropy
+from forgetkit.parameter_uses import OfLinear
 from forgetkit.per_sample import BySample, LogitsOf, Parameters, SampleLoss
 from forgetkit.types import Batch, Inputs
 
@@ -341,7 +342,17 @@ def test_memory_bounds_what_is_made_at_once(monkeypatch: pytest.MonkeyPatch) -> 
     refuse_single_gradients(monkeypatch)
     data = batches(images, labels, 12)
     whole = mean_squared_gradients(logits_of, parameters, data)
+    counts = []
+    each = OfLinear.each
+
+    def counted(self: OfLinear, rows: slice, kind: torch.dtype) -> Tensor:
+        found = each(self, rows, kind)
+        counts.append(len(found))
+        return found
+
+    monkeypatch.setattr(OfLinear, "each", counted)
     cut = mean_squared_gradients(logits_of, parameters, data, memory=8 * 98 * 98 * 3)
+    assert max(counts) == 3
     for name, value in whole.items():
         assert torch.allclose(value, cut[name], rtol=1e-12), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 from torch.overrides import TorchFunctionMode
 
-from forgetkit.windows import Cut, cut_of
+from forgetkit.convolution_cuts import Cut, cut_of
 
 
 class Call:
@@ -57,7 +58,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Use:
+class Use(ABC):
     """One use of a parameter.
 
     Args:
@@ -68,9 +69,9 @@ class Use:
     call: Call
     shape: torch.Size
 
+    @abstractmethod
     def each(self, rows: slice, kind: torch.dtype) -> Tensor:
         """Return what the use adds to the gradients of some samples, (samples, *shape)."""
-        raise NotImplementedError
 
     def factors(self, kind: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Return (samples, rows) and (samples, columns) whose outer products the gradients are."""
@@ -220,7 +221,7 @@ class Watch(TorchFunctionMode):
             found = list(self._found(func, args, named, output, call))
             for leaf, use in found:
                 self._uses[self._names[id(leaf)]].append(use)
-            if found:  # a hook sees what comes back for the output as it is now, not as it is made
+            if found:  # set now, the hook sees the output as it is before it is changed in place
                 output.register_hook(call.note)
         return output
 
