@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn import functional
 
 from forgetkit.api import forget
 from forgetkit.benchmark.datasets import TensorImages
@@ -33,16 +34,29 @@ class Cure:
         title: what the row is called.
         method: slug.
         hyperparameters: for ``using``.
+        moved: whether every image is seen in five positions. The paper augments here, too.
     """
 
     title: str
     method: str
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    moved: bool = False
+
+    @property
+    def key(self) -> str:
+        """Names method, settings and data in the cache."""
+        settings = "-".join(f"{k}={v}" for k, v in sorted(self.hyperparameters.items()))
+        return f"{self.method}-{settings or 'default'}" + ("-moved" if self.moved else "")
+
+    def shown(self, data: TensorImages) -> TensorImages:
+        """Return the images that the method is given."""
+        return in_five_positions(data) if self.moved else data
 
 
 CURES = (
-    Cure("pgu", "pgu"),
-    Cure("pgu, published settings", "pgu", {"preset": "depoison"}),
+    Cure("pgu", "pgu", moved=True),
+    Cure("pgu, images as they are", "pgu"),
+    Cure("pgu, published settings", "pgu", {"preset": "depoison"}, moved=True),
     Cure("influence1", "influence1"),
     Cure("influence2", "influence2"),
     Cure("scrub", "scrub"),
@@ -91,6 +105,15 @@ def poisoned(data: TensorImages, share: float, seed: int) -> Poisoned:
     return Poisoned(wrong, positions, without(data, positions), data.targets[positions])
 
 
+def in_five_positions(data: TensorImages) -> TensorImages:
+    """Return every image five times: as it is, and a pixel further up, down, left and right."""
+    height, width = data.images.shape[-2:]
+    padded = functional.pad(data.images, (1,) * 4, mode="replicate")
+    steps = ((1, 1), (2, 1), (0, 1), (1, 2), (1, 0))
+    moved = [padded[..., down : down + height, right : right + width] for down, right in steps]
+    return TensorImages(torch.cat(moved), data.targets.repeat(len(steps)), tuple(data.classes))
+
+
 def depoison_table(
     setting: Setting,
     *,
@@ -103,7 +126,7 @@ def depoison_table(
     Methods may stop by one half of the test set; ``D_test`` is measured on the other.
     ``D_f true`` is the accuracy on the poisoned images at their true labels. PGU gets statistics of
     the whole poisoned training set, collected beforehand, and no retained sample; methods that need
-    D_r get the clean rest.
+    D_r get the clean rest, each image once.
 
     Args:
         setting: model and clean data.
@@ -115,10 +138,9 @@ def depoison_table(
     for share in shares:
         references = (Cure("poisoned", "poisoned"), Cure("retrained", "retrained"))
         for cure in (*references, *cures):
-            told = "-".join(f"{k}={v}" for k, v in sorted(cure.hyperparameters.items()))
             runs = [
                 setting.run(
-                    f"depoison{share:g}-validated-{cure.method}-{told or 'default'}-s{seed}",
+                    f"depoison{share:g}-validated-{cure.key}-s{seed}",
                     partial(_run, setting, cure, share, seed),
                 )
                 for seed in seeds
@@ -157,7 +179,7 @@ def _cure(setting: Setting, model: nn.Module, cure: Cure, poison: Poisoned, seed
         settings = dict(cure.hyperparameters)
         if cure.method == "pgu":
             file = Path(folder) / "statistics.safetensors"
-            Statistics.collect(model, setting.loader(poison.train)).save(file)
+            Statistics.collect(model, setting.loader(cure.shown(poison.train))).save(file)
             settings["statistics"] = str(file)
         method = build(cure.method, settings)
         request = forget(model).using(method).seed(seed).on(setting.device)
@@ -167,7 +189,7 @@ def _cure(setting: Setting, model: nn.Module, cure: Cure, poison: Poisoned, seed
             loader = setting.loader(poison.train)
         else:
             request = request.depoison()
-            loader = setting.loader(poison.train.where(poison.positions))
+            loader = setting.loader(cure.shown(poison.train.where(poison.positions)))
         start = time.perf_counter()
         request.run(loader, guard=None)
         return time.perf_counter() - start

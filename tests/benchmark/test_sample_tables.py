@@ -209,17 +209,40 @@ def test_poison_exchanges_labels_within_pairs(share: float) -> None:
     assert data.targets.equal(digits().train.targets)
 
 
+def test_images_in_five_positions_are_the_image_and_its_neighbours() -> None:
+    data = digits().train.where(torch.tensor([0, 1]))
+    found = depoison.in_five_positions(data)
+    assert found.targets.equal(data.targets.repeat(5))
+    same, up, down, left, right = found.images.split(2)
+    assert same.equal(data.images)
+    assert up[..., :-1, :].equal(data.images[..., 1:, :])
+    assert up[..., -1, :].equal(data.images[..., -1, :])  # the border repeats itself
+    assert down[..., 1:, :].equal(data.images[..., :-1, :])
+    assert left[..., :, :-1].equal(data.images[..., :, 1:])
+    assert right[..., :, 1:].equal(data.images[..., :, :-1])
+
+
+def test_the_first_row_of_pgu_sees_five_positions_and_is_kept_apart(setting: Setting) -> None:
+    moved, plain = depoison.CURES[:2]
+    data = setting.data.train
+    assert len(moved.shown(data)) == 5 * len(data)
+    assert plain.shown(data) is data
+    assert len({cure.key for cure in depoison.CURES}) == len(depoison.CURES)
+
+
 @pytest.mark.slow
 def test_the_depoison_table(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     cures = (
-        depoison.Cure("pgu", "pgu", {"epochs": 2}),
+        depoison.Cure("pgu", "pgu", {"epochs": 2}, moved=True),
+        depoison.Cure("pgu, images as they are", "pgu", {"epochs": 2}),
         depoison.Cure("influence1", "influence1"),
         depoison.Cure("scrub", "scrub", {"epochs": 1}),
     )
     table = partial(depoison.depoison_table, setting, shares=(0.2,), cures=cures)
     rows = table()
     titles = [row["method"] for row in rows]
-    assert titles == ["poisoned", "retrained", "pgu", "influence1", "scrub"]
+    assert titles == ["poisoned", "retrained", *(cure.title for cure in cures)]
+    assert rows[2]["D_test"] != rows[3]["D_test"]
     for row in rows:
         assert row["flipped"] == "20 %"
         assert row["samples"] == 30
