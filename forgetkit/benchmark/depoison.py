@@ -56,7 +56,7 @@ class Cure:
 CURES = (
     Cure("pgu", "pgu", moved=True),
     Cure("pgu, images as they are", "pgu"),
-    Cure("pgu, published settings", "pgu", {"preset": "depoison"}, moved=True),
+    Cure("pgu, published settings", "pgu", {"preset": "depoison"}),
     Cure("influence1", "influence1"),
     Cure("influence2", "influence2"),
     Cure("scrub", "scrub"),
