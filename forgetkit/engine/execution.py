@@ -283,7 +283,7 @@ class Execution:
             return self._prepared.sets, None
         generator = Generator().manual_seed(self._request.random_seed)
         kept = self._prepared.validation.get("validation_retain")
-        if kept is not None and len(kept) > 0:
+        if kept is not None:
             rows = torch.randperm(len(kept), generator=generator)[: self._guard.most]
             return self._prepared.sets, kept.take(rows.sort().values)
         return hold_out(self._prepared.sets, self._guard, generator)
@@ -378,7 +378,7 @@ class Execution:
         sets: dict[str, SampleSet] = {"forget": run.images.forget}
         if self._watched is not None and "validation_retain" not in self._prepared.validation:
             sets["retain"] = self._watched
-        sets |= {name: s for name, s in self._prepared.validation.items() if len(s) > 0}
+        sets |= self._prepared.validation
         measured = {name: accuracy(samples) for name, samples in sets.items()}
         wanted = run.images.forget.new_labels
         if wanted is not None:
@@ -404,7 +404,7 @@ class Execution:
         row = {"forget_accuracy": forget.accuracy}
         kept: float | None = None
         watched = self._watched or self._prepared.validation.get("validation_retain")
-        if watched is not None and len(watched) > 0:
+        if watched is not None:
             kept = accuracy(watched).accuracy
             row["retain_accuracy"] = kept
         remembered = forget.accuracy

@@ -193,7 +193,7 @@ def _count_classes(request: Request, model: nn.Module, example: Inputs) -> int:
 
 
 def _parts(validation: SampleSet | None, forget_classes: tuple[int, ...]) -> dict[str, SampleSet]:
-    """Split validation data into retained and forgotten classes."""
+    """Split validation data into retained and forgotten classes; an empty part is left out."""
     if validation is None:
         return {}
     labels = validation.labels
@@ -201,10 +201,12 @@ def _parts(validation: SampleSet | None, forget_classes: tuple[int, ...]) -> dic
         lost = labels[:, list(forget_classes)].any(dim=1)
     else:
         lost = torch.isin(labels, torch.tensor(forget_classes, dtype=labels.dtype))
-    parts = {"validation_retain": validation.take((~lost).nonzero()[:, 0])}
-    if bool(lost.any()):
-        parts["validation_forget"] = validation.take(lost.nonzero()[:, 0])
-    return parts
+    chosen = {"validation_retain": ~lost, "validation_forget": lost}
+    return {
+        name: validation.take(rows.nonzero()[:, 0])
+        for name, rows in chosen.items()
+        if bool(rows.any())
+    }
 
 
 def _is_transformer(model: nn.Module) -> bool:

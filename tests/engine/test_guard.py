@@ -64,6 +64,17 @@ def test_validation_data_are_watched_instead_of_a_slice() -> None:
     assert result.us > 0.9
 
 
+def test_validation_data_of_the_forgotten_class_alone_leave_a_slice_to_watch() -> None:
+    some = toy("cnn")
+    lost = TensorDataset(*(t[some.test.tensors[1] == 3] for t in some.test.tensors))
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("neggrad", lr=1.0, max_norm=None, epochs=3)
+    result = request.validate(DataLoader(lost, batch_size=64)).on("cpu").run(some.loader())
+    assert set(result.before) == {"forget", "retain", "validation_forget"}
+    assert result.rolled_back
+    assert changed(before, weights(some.model)) == []
+
+
 def test_verdicts() -> None:
     guard = Guard(budget=0.1)
     assert verdict(guard, reading(1.0, 0.9), reading(0.0, 0.85)) is None
