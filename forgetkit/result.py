@@ -252,8 +252,9 @@ class Result:
         from forgetkit.model_card import model_card
 
         undone = {"rolled back": self.stopped_because} if self.rolled_back else {}
+        noted = {f"note {number}": note for number, note in enumerate(self.notes, 1)}
         return model_card(
-            {**self.patch.request, **undone},
+            {**self.patch.request, **undone, **noted},
             {name: measured.to_json() for name, measured in self.before.items()},
             {name: measured.to_json() for name, measured in self.after.items()},
             LIMITS,
@@ -276,16 +277,18 @@ class Result:
             "rolled_back": self.rolled_back,
             "why": self.why,
             "samples": dict(self.samples),
+            "notes": list(self.notes),
         }
 
     def __rich__(self) -> Table:
         """Return one small table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         state = "rolled back" if self.rolled_back else "done"
         table = Table(
             title=f"{self.method.card.title}: {self.goal.describe()} ({state})",
-            caption=f"{self.stopped_because}; {sum(self.seconds.values()):.2f} s",
+            caption=Text("\n".join(self._ending())),  # its brackets are no markup
         )
         for name in ("", "samples", "before", "after"):
             table.add_column(name, justify="left" if not name else "right")
@@ -313,8 +316,13 @@ class Result:
         """Return the same table as plain text."""
         lines = [f"Result({self.method.card.slug}, {self.goal.describe()}, seed={self.seed})"]
         lines += [f"  {name:<30} {old:>9} -> {new:>9}" for name, _, old, new in self._rows()]
-        lines.append(f"  {self.stopped_because}; {sum(self.seconds.values()):.2f} s")
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {line}" for line in self._ending())])
+
+    def _ending(self) -> list[str]:
+        """Return why the run ended, and what else there is to say about it, a line each."""
+        ended = f"{self.stopped_because}; {sum(self.seconds.values()):.2f} s"
+        chosen = [] if self.why is None else [f"auto: {self.why}"]
+        return [ended, *chosen, *(f"note: {note}" for note in self.notes)]
 
     def _repr_html_(self) -> str:
         """Return the same table for a notebook."""
@@ -326,7 +334,7 @@ class Result:
             for row in self._rows()
         )
         title = escape(f"{self.method.card.title}: {self.goal.describe()}")
-        caption = escape(f"{self.stopped_because}; {sum(self.seconds.values()):.2f} s")
+        caption = "<br>".join(escape(line) for line in self._ending())
         return (
             f"<table><caption>{title}<br>{caption}</caption>"
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

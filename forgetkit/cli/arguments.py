@@ -55,8 +55,11 @@ def parse_classes(words: Sequence[str]) -> list[int | str]:
     return [int(part) if part.lstrip("-").isdecimal() else part for part in parts]
 
 
+_ALLOWED = Bounds("number", "how long the run may take", low=0.0)
+
+
 def parse_settings(method: str, words: Sequence[str]) -> dict[str, object]:
-    """Read ``NAME=VALUE`` words as hyper-parameters of a method.
+    """Read ``NAME=VALUE`` words as hyper-parameters of a method, or as what ``auto`` chooses by.
 
     Raises:
         BadHyperparameter: a word has another form, or its value cannot be read.
@@ -64,7 +67,11 @@ def parse_settings(method: str, words: Sequence[str]) -> dict[str, object]:
     """
     if not words:
         return {}
-    declared = {entry.name: entry for entry in dataclasses.fields(find(method))}
+    declared = (
+        {"seconds": _ALLOWED}
+        if method == "auto"
+        else {entry.name: bounds_of(entry) for entry in dataclasses.fields(find(method))}
+    )
     settings: dict[str, object] = {}
     for word in words:
         name, equals, text = word.partition("=")
@@ -74,7 +81,7 @@ def parse_settings(method: str, words: Sequence[str]) -> dict[str, object]:
                 f"--set {next(iter(declared), 'name')}=..."
             )
         # An unknown name goes through: using() has the message with the nearest names.
-        settings[name] = _read(bounds_of(declared[name]), word, text) if name in declared else text
+        settings[name] = _read(declared[name], word, text) if name in declared else text
     return settings
 
 

@@ -38,7 +38,10 @@ def run(
     out: Annotated[Path, typer.Option(help="Where the edited model goes, in its own format.")],
     using: Annotated[str, typer.Option(help="A method's name, or auto.")] = "auto",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A hyper-parameter.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A hyper-parameter; for auto: seconds, or a file."
+        ),
     ] = None,
     weights: Weights = None,
     num_classes: NumClasses = None,
@@ -59,7 +62,7 @@ def run(
     from forgetkit.loading import load_model
 
     wanted = parse_classes(classes)
-    chosen = parse_settings(using, settings or []) if using != "auto" else {}
+    chosen = parse_settings(using, settings or [])
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
     images = folder_images(loaded, model, data, size)
     request = _request(loaded, images, wanted, using, chosen, batch_size, workers)

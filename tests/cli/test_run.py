@@ -52,6 +52,19 @@ def test_the_table_goes_to_standard_output_and_the_rest_to_standard_error(
     assert "24 training images, 12 test images" in done.stderr
 
 
+def test_auto_takes_a_time_limit_and_says_why_it_chose(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    done = invoke(
+        "run", name, "--weights", weights, "--data", colours, "--classes", "2", "--out",
+        tmp_path / "out", "--set", "seconds=60",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "auto: " in done.stdout
+    assert "within the 60 s allowed" in " ".join(done.stdout.split())
+
+
 def test_a_name_is_as_good_as_a_number(
     invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
 ) -> None:
@@ -124,6 +137,8 @@ def test_a_torchvision_name_takes_a_state_dict(
         (["--set", "double_softmax=maybe"], "True or False"),
         (["--data", "nowhere"], "found nothing there"),
         (["--head", "nothing.here"], "nothing.here"),
+        (["--using", "auto", "--set", "nonsense=9"], "nonsense='9'"),
+        (["--using", "auto", "--set", "seconds=soon"], "expected a number"),
     ],
 )
 def test_bad_input_is_one_sentence_and_status_2(
@@ -136,7 +151,7 @@ def test_bad_input_is_one_sentence_and_status_2(
 ) -> None:
     name, weights = factory
     options = dict(zip(*[iter(map(str, words(colours, tmp_path / "out")))] * 2, strict=True))
-    options |= {change[0]: change[1]}
+    options |= dict(zip(change[::2], change[1::2], strict=True))
     flat = [word for pair in options.items() for word in pair]
     done = invoke("run", name, "--weights", weights, *flat)
     assert done.exit_code == 2, done.output

@@ -66,6 +66,19 @@ def test_display() -> None:
     assert "forget set" in repr(result)
 
 
+def test_notes_are_shown_wherever_a_result_is() -> None:
+    some = toy("cnn")
+    result = forget(some.model).classes([3]).using("lau").on("cpu").run(some.forget_loader())
+    result.notes.append("layers [1] and [2]")
+    console = Console(width=300, file=io.StringIO(), record=True)
+    console.print(result)
+    shown = (repr(result), result._repr_html_(), result.card(), console.export_text())
+    for text in shown:
+        assert "was not watched" in text
+        assert "layers [1] and [2]" in text
+    assert result.to_json()["notes"] == result.notes
+
+
 def test_undo_once() -> None:
     result, before = lau()
     result.undo()
