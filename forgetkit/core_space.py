@@ -94,8 +94,8 @@ def protections(
     spectrum: str,
     floor: float,
     regions: Mapping[str, int],
-) -> tuple[dict[str, Tensor], float]:
-    """Return what a run's state keeps of every measured weight, and the worst negative part.
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return what a run's state keeps of every measured weight, and its moments' negative part.
 
     Of each weight: how its gradients are projected, and what it was; of some also the basis of a
     trust region, the weakest of the protected directions.
@@ -109,11 +109,11 @@ def protections(
         regions: most directions of the trust region, of weights that have one.
     """
     state: dict[str, Tensor] = {}
-    negative = 0.0
+    negative: dict[str, float] = {}
     for name, moment in moments.items():
         weight = weights[name]
         space = CoreSpace.of(moment, given[name], spectrum, floor)
-        negative = max(negative, space.found.negative)
+        negative[name] = space.found.negative
         away = space.away
         state[f"{'keeps' if away.keeps else 'drops'}/{name}"] = away.basis.to(weight)
         state[f"start/{name}"] = weight.detach().clone()

@@ -516,9 +516,13 @@ _WHOLE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def keys_of(inputs: Inputs) -> Tensor:
-    """Return an int64 key per sample, (samples,): a hash of the bits of its first tensor."""
+    """Return an int64 key per sample, (samples,): a hash of the bits of its first tensor.
+
+    Numbers of other widths are read as float32, so that the same pixels are the same image.
+    """
     images = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     flat = images.detach().reshape(len(images), -1)
+    flat = flat.float() if flat.is_floating_point() else flat
     bits = flat.contiguous().view(_WHOLE[flat.element_size()]).long()
     odd = torch.arange(bits.shape[1], device=bits.device) * 2 + 1
     weights = odd * 0x9E3779B97F4A7C1 ^ (odd << 21)  # wraps around; any fixed odd numbers do

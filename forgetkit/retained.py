@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forgetkit.errors import BadHyperparameter
@@ -11,6 +12,9 @@ from forgetkit.statistics import FLOOR, Statistics, plan, total
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
+
+TINY = 1e-300
+"""Stands for a trace of 0, where everything was taken away."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,31 @@ class Retained:
         moments: the sums.
         floor: part of the largest eigenvalue below which one is rounding.
         requests: served before this one, as far as known.
+        taken: trace of what was taken out of saved statistics relative to that of the rest, by the
+            name of the weight; empty when D_r was measured.
     """
 
     moments: Moments
     floor: float
     requests: int
+    taken: Mapping[str, float] = field(default_factory=dict)
+
+    def mismatch(self, negative: Mapping[str, float]) -> float:
+        """Return how much of what was taken away was not there, the worst of all weights.
+
+        A sum of squares has no negative part. What is left of one has, when other images were taken
+        out of it than went in, or when they are seen through another model now.
+
+        Args:
+            negative: negative part of the rest relative to its positive part, by weight.
+        """
+        widths = {name: layer.width for name, layer in self.moments.layers.items()}
+        parts = [
+            part / self.taken[name]
+            for name, part in negative.items()
+            if self.taken.get(name, 0.0) > 0.0 and part > self.floor * widths[name]
+        ]
+        return max(parts, default=0.0)
 
 
 def retained(run: Run, path: str | None, positions: str, *, dense_patches: bool) -> Retained:
@@ -61,5 +85,13 @@ def retained(run: Run, path: str | None, positions: str, *, dense_patches: bool)
             f"dense_patches={dense_patches}"
         )
     forget = (batch.inputs for batch in run.forget.batches())
-    rest = known.moments.minus(known.part(run.model, forget, forward))
-    return Retained(rest, FLOOR[known.products], known.requests)
+    part = known.part(run.model, forget, forward)
+    rest = known.moments.minus(part)
+    taken = {name: _trace(part, name) / max(_trace(rest, name), TINY) for name in rest.sums}
+    return Retained(rest, FLOOR[known.products], known.requests, taken)
+
+
+def _trace(moments: Moments, name: str) -> float:
+    if name not in moments.sums:
+        return 0.0
+    return float(moments.sums[name].diagonal(dim1=1, dim2=2).sum())

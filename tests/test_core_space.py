@@ -59,7 +59,7 @@ def test_a_projection_comes_back_from_the_state(share: float) -> None:
         {"a.weight": weight}, {"a.weight": moment}, {"a.weight": share},
         spectrum="sigma", floor=1e-12, regions={},
     )  # fmt: skip
-    assert negative == 0.0
+    assert negative == {"a.weight": 0.0}
     assert torch.equal(part(state, "start")["a.weight"], weight)
     assert part(state, "region") == {}
     (name, again), *others = projections(state).items()

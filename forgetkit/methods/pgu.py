@@ -39,7 +39,7 @@ PATIENCE = 20
 """Epochs without a better validation accuracy before a depoisoning run ends. The best is kept."""
 
 MISMATCH = 1e-3
-"""Negative part of subtracted moments above which they were not made of the same images."""
+"""Part of the moments taken away that was not there, above which a note says so."""
 
 
 @register
@@ -204,12 +204,9 @@ class PGU(Trained):
             floor=kept.floor,
             regions={} if self.trust_dim is None else dict.fromkeys(last, self.trust_dim),
         )
-        if negative > MISMATCH:
-            run.log(
-                f"pgu: {100 * negative:.2g} % of the subtracted moments are negative, so the "
-                "statistics were not made of these images with this model and this transform: what "
-                "is protected is approximate; collect them anew"
-            )
+        missing = kept.mismatch(negative)
+        if missing > MISMATCH:
+            run.log(_not_there(missing, kept.requests))
         still = [n for n, p in weights.items() if p.ndim > 1 and n not in moments]
         if still:
             run.log(f"pgu: {len(still)} weights without moments stay as they are: {still[:4]}")
@@ -313,3 +310,21 @@ class PGU(Trained):
     def finish(self, run: Run) -> None:
         """Put back the weights of an earlier epoch, where the stop rule preferred them."""
         take_back(run)
+
+
+def _not_there(missing: float, requests: int) -> str:
+    """Say that what was taken out of the statistics was not in them, and what may be the cause."""
+    found = (
+        f"pgu: {100 * missing:.2g} % of what was taken out of the statistics is not in them (the "
+        "rest has negative eigenvalues), "
+    )
+    if requests == 0:
+        return found + (
+            "so they were not made of these images with this model and this transform: what is "
+            "protected is approximate; collect them anew"
+        )
+    return found + (
+        f"because the model has changed since they were made ({requests} served before), or they "
+        "were made of other images: what is protected is approximate; collect them anew when the "
+        "training set is at hand"
+    )
