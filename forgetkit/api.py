@@ -141,7 +141,9 @@ class Request:
             device: where the run computes; the model returns to its own device afterwards.
             mixed_precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
             accelerator: an existing ``accelerate.Accelerator`` to take all of it from.
-            accumulate: parts that each batch is cut into; the gradient is that of the whole.
+            accumulate: parts that each batch is cut into; the gradient is that of the whole, but
+                for what is computed across samples (batch statistics, comparisons), of which a note
+                of the result tells.
 
         Raises:
             BadHyperparameter: ``accumulate`` is not a positive integer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from forgetkit.errors import BadHyperparameter
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import capped_ascent, cross_entropy
 from forgetkit.method import Method
@@ -18,7 +19,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Method):
-    """A method that the engine trains. Subclasses override the defaults, not the meaning."""
+    """A method that the engine trains. Subclasses override the defaults, not the meaning.
+
+    Attributes:
+        replaces: whether weights are replaced before the first step, which no mask can hold back.
+        compares: whether the loss of a sample depends on others of its batch.
+
+    Raises:
+        BadHyperparameter: ``mask`` is given to a method that replaces weights.
+    """
+
+    replaces: ClassVar[bool] = False
+    compares: ClassVar[bool] = False
 
     epochs: int = bounded(10, 1, 1000, "passes over the set that drives the method")
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
@@ -39,6 +51,16 @@ class Trained(Method):
         "share of the weights, those with the largest forget gradient, that may move (SalUn); "
         "None lets all move",
     )
+
+    def __post_init__(self) -> None:
+        """Check every hyper-parameter, and that a mask can hold."""
+        super().__post_init__()
+        if self.replaces and self.mask is not None:
+            raise BadHyperparameter(
+                f"{self.card.slug}: mask must be None, found {self.mask!r}; this method replaces "
+                "weights before it trains, which a mask cannot hold back; leave it out, or take "
+                "finetune or salun for an edit of few weights"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

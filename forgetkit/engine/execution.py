@@ -19,7 +19,12 @@ from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
 from forgetkit.engine.measuring import SetAccuracy, measure
-from forgetkit.engine.modes import evaluating, frozen_tensors, set_update_mode
+from forgetkit.engine.modes import (
+    evaluating,
+    frozen_tensors,
+    has_running_statistics,
+    set_update_mode,
+)
 from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
 from forgetkit.engine.remembering import Remembered
@@ -245,6 +250,7 @@ class Execution:
         )
         if self._guard is not None and self._watched is None:
             run.log(UNWATCHED)
+        self._say_what_parts_change(run)
         labels = sets.forget.labels
         if labels.ndim == 2 and len(labels) > 1 and bool((labels.sum(dim=1) == 1).all()):
             run.log(ONE_LABEL_EACH)
@@ -447,6 +453,24 @@ class Execution:
         if count == 0:
             return 0.0
         return sum(accuracy * samples for accuracy, samples in seen) / count
+
+    def _say_what_parts_change(self, run: Run) -> None:
+        """Say when cutting batches into parts gives another update than the whole batch."""
+        method, parts = self._method, self._request.accumulate
+        if parts == 1 or not isinstance(method, Trained):
+            return
+        slug = method.card.slug
+        if method.compares:
+            run.log(
+                f"{slug} compares samples of a batch with one another; with accumulate={parts} it "
+                "does so within each part, so the update is not quite that of the whole batch"
+            )
+        batch_norm = any(map(has_running_statistics, self._model.modules()))
+        if isinstance(method, FullNetwork) and method.bn == "train" and batch_norm:
+            run.log(
+                f"{slug} normalises by batches; with accumulate={parts} by each part of one, so the "
+                "update is not quite that of the whole batch"
+            )
 
     def _say_what_zero_means(self, target: float | None) -> None:
         """Say when single samples are pushed below what a model that never saw them would reach."""

@@ -41,6 +41,8 @@ class Amnesiac(FullNetwork):
         float64. ``epochs=0`` repairs nothing and needs D_f alone.
     """
 
+    replaces: ClassVar[bool] = True
+
     card: ClassVar[Card] = Card(
         slug="amnesiac",
         title="Amnesiac unlearning",

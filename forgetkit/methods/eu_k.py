@@ -41,6 +41,8 @@ class EUk(FullNetwork):
         split are not stored.
     """
 
+    replaces: ClassVar[bool] = True
+
     card: ClassVar[Card] = Card(
         slug="eu_k",
         title="EU-k (exact unlearning of the last k layers)",

@@ -56,6 +56,8 @@ class GuidedLossIncreasing(FullNetwork):
         in [0, 1]; the range is that of the images seen, unless ``bounds`` names it.
     """
 
+    compares: ClassVar[bool] = True
+
     card: ClassVar[Card] = Card(
         slug="gli",
         title="Guided Loss-Increasing",

@@ -36,6 +36,8 @@ class Retrain(FullNetwork):
         ``.fresh(factory)``) when the original had another one.
     """
 
+    replaces: ClassVar[bool] = True
+
     card: ClassVar[Card] = Card(
         slug="retrain",
         title="Retraining from scratch",

@@ -44,6 +44,8 @@ class SFRon(FullNetwork):
         nats no longer counts; normalisation statistics are frozen.
     """
 
+    compares: ClassVar[bool] = True
+
     card: ClassVar[Card] = Card(
         slug="sfron",
         title="SFRon",

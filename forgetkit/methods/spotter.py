@@ -45,6 +45,8 @@ class Spotter(SoftTargets):
         because the last term needs them. With several classes the batches are mixed evenly.
     """
 
+    compares: ClassVar[bool] = True
+
     card: ClassVar[Card] = Card(
         slug="spotter",
         title="Spotter",
