@@ -170,8 +170,14 @@ class Request:
         """Name the head when detection must be overruled, and where the logits are."""
         return replace(self, head_name=name, output=output)
 
-    def fresh(self, initial: Mapping[str, Tensor] | Callable[[], nn.Module]) -> Request:
-        """Give the untrained weights, or a function that builds an untrained model."""
+    def fresh(self, initial: Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]) -> Request:
+        """Give the untrained weights.
+
+        Args:
+            initial: a state dict, an untrained model, or a function that builds one.
+        """
+        if isinstance(initial, nn.Module):
+            initial = {name: t.detach().clone() for name, t in initial.state_dict().items()}
         return replace(self, initial=initial)
 
     def seed(self, seed: int) -> Request:

@@ -42,21 +42,19 @@ def reset_weights(
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.numel() == 1:  # its value does not tell whether it was ever trained
-                parameter.fill_(torch.nan)
+            parameter.add_(1)  # what no initialiser touches still is this, whatever the seed
+        moved = {name: p.detach().clone() for name, p in model.named_parameters()}
         for module in model.modules():
             for verb in ("reset_parameters", "_reset_parameters", "reset_running_stats"):
                 reset = getattr(module, verb, None)
                 if callable(reset):
                     reset()
         _host_initialiser(model)
-        untouched = [
-            name
-            for name, parameter in model.named_parameters()
-            if _is_unset(parameter)
-            or (torch.equal(before[name], parameter) and not _is_constant(parameter))
-        ]
         tensors = dict(model.named_parameters())
+        left = [name for name, p in tensors.items() if torch.equal(p, moved[name])]
+        for name in left:
+            tensors[name].copy_(before[name])
+        untouched = [name for name in left if not _is_initial(before[name])]
         for name in untouched:
             nn.init.normal_(tensors[name], std=FALLBACK_STD)
     if untouched:
@@ -69,13 +67,12 @@ def reset_weights(
     return untouched
 
 
-def _is_unset(tensor: Tensor) -> bool:
-    return tensor.numel() == 1 and bool(tensor.isnan())
+def _is_initial(tensor: Tensor) -> bool:
+    """Return whether all entries are equal: initial scales and shifts are, trained ones are not.
 
-
-def _is_constant(tensor: Tensor) -> bool:
-    """Return whether all entries are equal: initial scales and shifts are, trained ones are not."""
-    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
+    The value of a single number does not tell.
+    """
+    return tensor.numel() > 1 and bool((tensor == tensor.reshape(-1)[0]).all())
 
 
 def _host_initialiser(model: nn.Module) -> None:

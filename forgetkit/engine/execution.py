@@ -468,7 +468,7 @@ class Execution:
         batch_norm = any(map(has_running_statistics, self._model.modules()))
         if isinstance(method, FullNetwork) and method.bn == "train" and batch_norm:
             run.log(
-                f"{slug} normalises by batches; with accumulate={parts} by each part of one, so the "
+                f"{slug} normalises by batches; with accumulate={parts} by each part, so the "
                 "update is not quite that of the whole batch"
             )
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -337,6 +339,29 @@ def test_a_trained_scalar_does_not_stay(caplog: pytest.LogCaptureFixture) -> Non
     assert abs(model.scale.item()) < 0.2
     assert model.norm.weight.item() == 1.0  # its module knows how to reset it
     assert "no initialiser is known for scale" in caplog.text
+
+
+def test_weights_of_the_very_seed_that_made_them_are_drawn_by_their_initialiser() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(2, 3)
+    start = copy.deepcopy(model.state_dict())
+    torch.manual_seed(0)
+    assert reset_weights(model) == []
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("form", ["model", "state dict", "function"])
+def test_untrained_weights_come_in_three_forms(form: str) -> None:
+    some, untrained = toy("cnn"), copy.deepcopy(toy("cnn").model)
+    reset_weights(untrained)
+    given: dict[str, Any] = {
+        "model": untrained,
+        "state dict": untrained.state_dict(),
+        "function": lambda: untrained,
+    }
+    request = forget(some.model).classes([3]).using("retrain", epochs=1, lr=0.0, bn="frozen")
+    request.fresh(given[form]).on("cpu").run(some.loader(), guard=None)
+    assert changed(weights(some.model), weights(untrained)) == []
 
 
 class Normed(nn.Module):
