@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forgetkit.choosing import wants
 from forgetkit.fields import bounds_of
 from forgetkit.method import Method, all_methods
 
@@ -37,7 +38,7 @@ def methods_table(*, pages: bool) -> str:
             name,
             f"[{card.title}]({card.link})",
             ", ".join(card.goals),
-            ", ".join(f"{need} set" for need in card.needs) or "nothing",
+            needs_of(method),
             EDITS[card.edits],
             card.cost,
         )
@@ -45,12 +46,19 @@ def methods_table(*, pages: bool) -> str:
     return "\n".join(lines)
 
 
+def needs_of(method: type[Method]) -> str:
+    """Return the sets and files that a method needs, in words."""
+    sets = method.card.needs
+    named = [f"{want} set" if want in sets else want for want in wants(method)]
+    return ", ".join(named) or "nothing"
+
+
 def method_page(method: type[Method]) -> str:
     """Return the page of one method: card, docstring, settings."""
     card = method.card
     facts = [
         ("goals", ", ".join(card.goals)),
-        ("needs", ", ".join(card.needs) or "nothing"),
+        ("needs", needs_of(method)),
         ("edits", EDITS[card.edits]),
         ("cost", card.cost),
         ("source", f"[{card.source}]({card.link})"),

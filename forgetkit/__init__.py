@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         UnknownMethod,
         UnlearningFailed,
     )
+    from forgetkit.importance_reading import importance_of
     from forgetkit.loading import load_model
     from forgetkit.method import Card, Method, register
     from forgetkit.patch import Patch
@@ -45,6 +46,7 @@ _HOME = {
     "adapt": "adapting",
     "compare": "comparing",
     "Guard": "engine.guard",
+    "importance_of": "importance_reading",
     "load_model": "loading",
     "Card": "method",
     "Method": "method",
@@ -92,6 +94,7 @@ __all__ = [
     "audit",
     "compare",
     "forget",
+    "importance_of",
     "load_model",
     "register",
     "search",

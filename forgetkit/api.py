@@ -146,12 +146,17 @@ class Request:
                 of the result tells.
 
         Raises:
-            BadHyperparameter: ``accumulate`` is not a positive integer.
+            BadHyperparameter: ``accumulate`` is not a positive integer, or ``accelerator`` is none.
         """
         if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
             raise BadHyperparameter(
                 f"on(accumulate={accumulate!r}): expected a positive integer, found "
                 f"{accumulate!r}; 1 computes each batch whole"
+            )
+        if accelerator is not None and not hasattr(accelerator, "mixed_precision"):
+            raise BadHyperparameter(
+                f"on(accelerator={accelerator!r}): expected an accelerate.Accelerator, found "
+                f"{type(accelerator).__name__}; leave it out for Accelerate's own choice"
             )
         return replace(
             self,
@@ -167,7 +172,18 @@ class Request:
         *,
         output: str | int | Callable[[object], Tensor] | None = None,
     ) -> Request:
-        """Name the head when detection must be overruled, and where the logits are."""
+        """Name the head when detection must be overruled, and where the logits are.
+
+        Raises:
+            BadHyperparameter: ``name`` is no path of a module, nor several of them.
+        """
+        listed = [name] if isinstance(name, str) else name
+        if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
+            raise BadHyperparameter(
+                f"head({type(name).__name__}): expected the dotted path of a module, or several, "
+                f"as model.named_modules() gives them, found {type(name).__name__}; for instance "
+                '"fc"'
+            )
         return replace(self, head_name=name, output=output)
 
     def fresh(self, initial: Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]) -> Request:

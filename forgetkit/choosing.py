@@ -60,10 +60,10 @@ def stands_in(method: type[Method], name: str) -> bool:
 
 def wants(method: type[Method]) -> list[str]:
     """Return in words what a method needs: sets, files, and files that stand in for a set."""
-    files = [
-        f"{name} file instead of retain" if stands_in(method, name) else f"{name} file"
-        for name in artefacts(method)
-    ]
+    files = []
+    for name in artefacts(method):
+        file = f"{name.removesuffix('_file')} file"
+        files.append(f"{file} instead of retain" if stands_in(method, name) else file)
     return [*method.card.needs, *files]
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from forgetkit.curvature import (
     batch_squared_gradients,
@@ -81,11 +81,19 @@ class Importance:
             "form": self.form,
         }
         tensors = {names[name]: value.cpu().contiguous() for name, value in self.values.items()}
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata=about)
 
     @staticmethod
-    def load(path: str | os.PathLike[str], parameters: Parameters) -> Importance:
+    def load(
+        path: str | os.PathLike[str], parameters: Parameters, others: Iterable[str] = ()
+    ) -> Importance:
         """Read a file for these parameters, on their devices.
+
+        Args:
+            path: of the file.
+            parameters: those whose importance is needed, by name.
+            others: names of further weights of the model, such as frozen ones.
 
         Raises:
             DataError: the file cannot be read, was not written by ``save``, or belongs to another
@@ -97,13 +105,21 @@ class Importance:
                 stored = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(
-                f"statistics={str(path)!r}: expected a file that Importance.save wrote, found "
+                f"importance_file={str(path)!r}: expected a file that Importance.save wrote, found "
                 f"{type(error).__name__}: {error}; pass the path of such a file"
             ) from error
         if about.get("about") != _MARK:
             raise DataError(
-                f"statistics={str(path)!r}: expected a file that Importance.save wrote, found "
-                f"another safetensors file; measure with forgetkit.importance"
+                f"importance_file={str(path)!r}: expected a file that Importance.save wrote, found "
+                "another safetensors file; make it with "
+                "forgetkit.importance_of(model, train_loader).save(path)"
+            )
+        foreign = sorted(stored.keys() - set(plain_names({*parameters, *others}).values()))
+        if foreign:
+            raise DataError(
+                f"importance_file={str(path)!r}: expected weights of this model alone, found "
+                f"{len(foreign)} others ({', '.join(foreign[:3])}); measure the importance of this "
+                "very model"
             )
         values = {}
         for name, plain in plain_names(parameters).items():
@@ -111,7 +127,7 @@ class Importance:
             if value is None or value.shape != parameters[name].shape:
                 found = "none" if value is None else f"shape {tuple(value.shape)}"
                 raise DataError(
-                    f"statistics={str(path)!r}: expected {plain} of shape "
+                    f"importance_file={str(path)!r}: expected {plain} of shape "
                     f"{tuple(parameters[name].shape)}, found {found}; measure the importance of "
                     "this very model"
                 )
@@ -178,7 +194,8 @@ def of_forget_and_all(
     kind: str,
     form: str,
     batch_size: int | None = None,
-    statistics: str | None = None,
+    file: str | None = None,
+    model: nn.Module,
 ) -> tuple[Importance, Importance]:
     """Return the importance to D_f, and to D: D_f and D_r together, or what a file says.
 
@@ -187,18 +204,18 @@ def of_forget_and_all(
             file nor a D_r.
     """
     own = measured(logits_of, parameters, forget, kind=kind, form=form, batch_size=batch_size)
-    if statistics is None:
+    if file is None:
         if retain is None:
             raise DataError(
-                "statistics: expected samples to keep or a file of importance, found neither; "
-                "pass `.retain(loader)` or statistics="
+                "importance_file: expected samples to keep or a file of importance, found neither; "
+                "pass `.retain(loader)` or importance_file="
             )
         rest = measured(logits_of, parameters, retain, kind=kind, form=form, batch_size=batch_size)
         return own, own.joined(rest)
-    stored = Importance.load(statistics, parameters)
+    stored = Importance.load(file, parameters, (name for name, _ in model.named_parameters()))
     if (stored.kind, stored.form) != (kind, form):
         raise DataError(
-            f"statistics={statistics!r}: expected importance of kind {kind} in form {form}, found "
+            f"importance_file={file!r}: expected importance of kind {kind} in form {form}, found "
             f"kind {stored.kind} in form {stored.form}; measure it in the form that is asked for"
         )
     return own, stored

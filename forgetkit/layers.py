@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -242,3 +242,20 @@ def _with_tensors(model: nn.Module, names: list[str], place: dict[str, int]) -> 
         Layer(name, tuple(own), tuple(statistics))
         for name, own, statistics in zip(names, parameters, buffers, strict=True)
     ]
+
+
+def described(layers: Sequence[Layer], movable: Collection[str]) -> str:
+    """Name layers, and which of their parameters are frozen.
+
+    Args:
+        layers: what is named.
+        movable: names of the parameters that are not frozen.
+    """
+    names = ", ".join(layer.name for layer in layers)
+    frozen = [name for layer in layers for name in layer.parameters if name not in movable]
+    if not frozen:
+        return names
+    return (
+        f"{names}; {len(frozen)} frozen tensors stay as they are, with what they know of the "
+        f"forget set: {', '.join(frozen[:4])}"
+    )

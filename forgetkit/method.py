@@ -412,7 +412,7 @@ def _with_preset(card: Card, hyperparameters: Mapping[str, Any]) -> Mapping[str,
         return hyperparameters
     given = dict(hyperparameters)
     name = given.pop("preset")
-    if name not in card.presets:
+    if not isinstance(name, str) or name not in card.presets:
         raise BadHyperparameter(
             f"{card.slug}: expected preset to be one of {', '.join(card.presets) or 'none'}, found "
             f"{name!r}; leave it out for the library's defaults"

@@ -27,6 +27,7 @@ from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
 from forgetkit.method import Method
+from forgetkit.model_errors import in_one_sentence
 from forgetkit.moments import (
     Accumulator,
     Forward,
@@ -250,10 +251,13 @@ class Statistics:
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, replacing a file of this name in one step; return it.
 
+        The folder is made where there is none.
+
         Raises:
-            OSError: the folder does not exist or cannot be written.
+            OSError: the folder cannot be written.
         """
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         header = {
             "architecture": self.architecture,
             "inputs": list(self.inputs),
@@ -419,6 +423,7 @@ def _looking_at(model: nn.Module) -> Iterator[None]:
         torch.no_grad(),
         torch.compiler.set_stance("force_eager"),
         evaluating(model),
+        in_one_sentence("statistics"),
     ):
         yield
 

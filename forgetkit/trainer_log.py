@@ -58,8 +58,8 @@ def trainer_callback(
             samples = len(kwargs["train_dataloader"].dataset)
             size = state.train_batch_size or args.per_device_train_batch_size
             size *= args.gradient_accumulation_steps * args.world_size
-            epochs = max(1, -(-state.max_steps * size // samples))
-            storage = self._log.expect(samples, size, epochs)
+            of_an_epoch = -(-samples // size)
+            storage = self._log.expect(samples, size, state.max_steps / of_an_epoch)
             logger.warning("%s: the training log will take %s", folder, storage)
             self._handle = model.register_forward_pre_hook(
                 self._announce, with_kwargs=True, prepend=True
@@ -71,6 +71,7 @@ def trainer_callback(
             rest = {name: value for name, value in kwargs.items() if name != key}
             if model.training and self._log is not None:
                 if key not in kwargs:
+                    self.close()  # training breaks here, and the model may be trained again
                     raise DataError(
                         f"trainer_callback(key={key!r}): expected positions in every batch, found "
                         f"{', '.join(kwargs) or 'nothing'}; wrap the training set in Numbered and "

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import index
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ from forgetkit.fingerprint import plain_names
 from forgetkit.log_storage import Storage, hit_chance
 from forgetkit.written_log import HEADER, VERSION, step_files
 
-Sensitive: TypeAlias = Collection[int] | Callable[[int], bool] | None
+Sensitive: TypeAlias = Iterable[int] | Tensor | Callable[[int], bool] | None
 logger = logging.getLogger("forgetkit")
 
 
@@ -62,7 +63,7 @@ class AmnesiacLog:
         resume: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        self._sensitive = frozenset(sensitive) if isinstance(sensitive, Collection) else sensitive
+        self._sensitive = _positions_of(sensitive)
         self._parameters, self._buffers = _logged_tensors(model)
         self._positions: set[int] = set()
         self._before: dict[str, Tensor] = {}
@@ -73,7 +74,7 @@ class AmnesiacLog:
         self._handle = inner.register_step_post_hook(lambda *_: self._stepped())
 
     def expect(
-        self, samples: int, batch_size: int, epochs: int, *, tracked: int | None = None
+        self, samples: int, batch_size: int, epochs: float, *, tracked: int | None = None
     ) -> Storage:
         """Say before training how much will be written.
 
@@ -88,8 +89,7 @@ class AmnesiacLog:
             DataError: the disk has less room than that.
         """
         if tracked is None:
-            known = isinstance(self._sensitive, frozenset)
-            tracked = len(self._sensitive) if known else samples  # type: ignore[arg-type]  # known
+            tracked = len(self._sensitive) if isinstance(self._sensitive, frozenset) else samples
         whole, rest = divmod(samples, batch_size)
         chances = whole * hit_chance(samples, batch_size, tracked)
         chances += hit_chance(samples, rest, tracked)
@@ -249,7 +249,22 @@ def _change(new: Tensor, old: Tensor) -> Tensor:
     return (new.detach() - old).cpu().contiguous()
 
 
-def _described(sensitive: Sensitive) -> object:
+def _positions_of(sensitive: Sensitive) -> frozenset[int] | Callable[[int], bool] | None:
+    """Return positions as plain integers, read once; a function or ``None`` as it is."""
+    if sensitive is None or callable(sensitive):
+        return sensitive
+    try:
+        listed = sensitive.tolist() if isinstance(sensitive, Tensor) else sensitive
+        return frozenset(index(position) for position in listed)
+    except TypeError as error:
+        raise DataError(
+            f"AmnesiacLog(sensitive={sensitive!r}): expected positions in the data set, or a "
+            f"function that says of one whether it is tracked, found {error}; leave it out to "
+            "track all"
+        ) from error
+
+
+def _described(sensitive: frozenset[int] | Callable[[int], bool] | None) -> object:
     if sensitive is None:
         return "all"
     return "function" if callable(sensitive) else sorted(sensitive)

@@ -179,6 +179,20 @@ CASES: dict[str, Case] = {
         lambda t: start(t).using("lau").run(t.loader(), guard="off"), BadHyperparameter, "Guard"
     ),
     "bad guard budget": Case(lambda _: Guard(budget=10.0), BadHyperparameter, "fraction"),
+    "guard budget as a word": Case(lambda _: Guard(budget="0.1"), BadHyperparameter, "fraction"),  # type: ignore[arg-type]  # wrong on purpose
+    "guard with half a sample": Case(lambda _: Guard(most=10.5), BadHyperparameter, "whole number"),  # type: ignore[arg-type]  # wrong on purpose
+    "head by number": Case(lambda t: start(t).head(3), BadHyperparameter, "dotted path"),  # type: ignore[arg-type]  # wrong on purpose
+    "head as a module": Case(
+        lambda t: start(t).head(t.model),  # type: ignore[arg-type]  # wrong on purpose
+        BadHyperparameter,
+        "dotted path",
+    ),
+    "accelerator that is none": Case(
+        lambda t: start(t).on(accelerator="x"), BadHyperparameter, "accelerate.Accelerator"
+    ),
+    "several presets": Case(
+        lambda t: start(t).using("lau", preset=["paper"]), BadHyperparameter, "one of"
+    ),
     "retain set missing": Case(
         lambda t: start(t).using("finetune").run(t.forget_loader()), DataError, ".retain("
     ),

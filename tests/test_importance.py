@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from forgetkit.errors import BadHyperparameter, DataError
 from forgetkit.importance import Importance
-from forgetkit.importance_of import importance_of
+from forgetkit.importance_reading import importance_of
 from forgetkit.testing import toy
 from forgetkit.testing.toys import Toy
 from forgetkit.testing.trace import photograph
@@ -125,6 +125,11 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Importance.load(file, parameters)
     with pytest.raises(DataError, match=r"fc.weight of shape \(4, 16\), found shape \(2, 2\)"):
         Importance.load(file, {"fc.weight": parameters["fc.weight"]})
+    importance_of(toy("cnn").model, toy("cnn").loader()).save(file)
+    only = {"fc.weight": parameters["fc.weight"]}
+    with pytest.raises(DataError, match=r"weights of this model alone, found \d+ others"):
+        Importance.load(file, only)
+    assert Importance.load(file, only, parameters).values.keys() == only.keys()
 
 
 @pytest.mark.parametrize("name", ["kind", "form"])

@@ -172,6 +172,13 @@ def test_the_architecture_does_not_depend_on_weights_or_type() -> None:
     found.check(torch.nn.Sequential(some.model)[0])
 
 
+def test_images_that_the_model_does_not_take_are_one_sentence() -> None:
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    for images in (torch.zeros(2, 1, 3, 3), torch.zeros(2, 1, 2, 2, dtype=torch.uint8)):
+        with pytest.raises(DataError, match="a model and images that go together"):
+            Statistics.collect(model, [(images, torch.zeros(2, dtype=torch.long))])
+
+
 def test_bad_files_are_refused(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

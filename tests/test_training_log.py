@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import json
 import logging
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from forgetkit.errors import DataError
 from forgetkit.log_storage import hit_chance
@@ -94,6 +97,16 @@ def test_a_function_may_say_what_is_sensitive(tmp_path: Path) -> None:
     assert [sorted(step.positions) for step in log.steps] == [[0], [64], [128]]
     with pytest.raises(DataError, match="tracks every sample"):
         log.covering([192])
+
+
+@pytest.mark.parametrize("form", [torch.tensor, np.array, iter])
+def test_positions_come_in_any_form(tmp_path: Path, form: Callable[[list[float]], Any]) -> None:
+    train(toy("cnn").model, tmp_path, sensitive=form([0, 5, 70, 200]))
+    train(toy("cnn").model, tmp_path / "list", sensitive=[0, 5, 70, 200])
+    names = {file.name for file in (tmp_path / "list").iterdir()}
+    assert names == {file.name for file in tmp_path.iterdir()} - {"list"}
+    with pytest.raises(DataError, match="expected positions in the data set"):
+        train(toy("cnn").model, tmp_path / "other", sensitive=form([0.5]))
 
 
 def test_tensors_that_did_not_move_are_left_out_and_half_types_lose_nothing(tmp_path: Path) -> None:
@@ -292,3 +305,32 @@ def test_the_callback_logs_a_trainer(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert sorted(p for step in steps for p in step.positions) == [2, 2, 40, 40]
     header = json.loads((tmp_path / "log" / "log.json").read_text())
     assert header["tracked"] == [2, 40]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the trainer, none of ours
+def test_a_trainer_that_was_refused_can_be_mended(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from forgetkit.trainer_log import trainer_callback
+
+    model = Classifier()
+
+    def train_on(data: Dataset[Any], folder: Path) -> None:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "out"), per_device_train_batch_size=7, num_train_epochs=1,
+            remove_unused_columns=False, report_to=[], save_strategy="no", use_cpu=True,
+            disable_tqdm=True, seed=0,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=data, callbacks=[trainer_callback(folder)]).train()
+
+    with pytest.raises(DataError, match="wrap the training set in Numbered"):
+        train_on(Pictures(), tmp_path / "refused")
+    assert not model._forward_pre_hooks
+    with caplog.at_level(logging.WARNING):
+        train_on(Numbered(Pictures()), tmp_path / "log")
+    steps = -(-len(Pictures()) // 7)
+    assert len(WrittenLog(tmp_path / "log").steps) == steps
+    assert f"{steps} logged steps" in caplog.text

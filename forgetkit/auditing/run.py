@@ -28,6 +28,7 @@ from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
 from forgetkit.fingerprint import TensorPrint
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.metric import LEVELS, Finding, Metric, all_metrics, find_metric
+from forgetkit.model_errors import in_one_sentence
 from forgetkit.progress import progress
 from forgetkit.types import SampleSet
 
@@ -139,7 +140,9 @@ def audit(
         untrained=untrained,
         say=say,
     )
-    found = replace(session.run(), history=list(history), times=dict(times or {}))
+    with in_one_sentence("audit()"):
+        measured = session.run()
+    found = replace(measured, history=list(history), times=dict(times or {}))
     if report is not None:
         from forgetkit.report import write_report
 

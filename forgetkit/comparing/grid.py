@@ -29,6 +29,7 @@ from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, Model
 from forgetkit.goal import Classes, Goal
 from forgetkit.listed import as_list
 from forgetkit.method import Method, build
+from forgetkit.model_errors import in_one_sentence
 
 ORIGINAL = "original"
 Target: TypeAlias = int | str | Sequence[int | str] | Goal
@@ -213,7 +214,8 @@ class _Bench:
                     result = request.run(self.loader, guard=None)
                 record, stopped = result.method.to_json(), result.stopped_because
                 seconds = sum(t for phase, t in result.seconds.items() if phase != "measure")
-            found = ground.accuracies(model.to(self.place.device))
+            with in_one_sentence("compare()"):
+                found = ground.accuracies(model.to(self.place.device))
         except ForgetkitError as error:
             return RunRecord(
                 title, record, ground.goal.to_json(), ground.target, seed, error=str(error)

@@ -43,6 +43,7 @@ from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
 from forgetkit.fingerprint import model_tensors
 from forgetkit.fresh import reset_weights
 from forgetkit.method import Method
+from forgetkit.model_errors import cure_of
 from forgetkit.patch import Patch
 from forgetkit.recipe import FullNetwork, StopsEarly, Trained
 from forgetkit.result import Result
@@ -81,40 +82,14 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
             raise UnlearningFailed(
                 f"run(): expected the run to finish, found {type(error).__name__} in phase "
                 f"{clock.phase}{where}: {error}; the model holds the weights it came in with: "
-                f"{_cure(error)}"
+                f"{cure_of(error)}"
             ) from error
-
-
-_FLOATS = (
-    "the images have a type that the model does not take: give floats, scaled and normalised as "
-    "for training"
-)
-_CURES = {
-    "Input type": f"{_FLOATS}, and images before labels",
-    "scalar type": f"{_FLOATS}, and images before labels",
-    "to have the same dtype": _FLOATS,
-    "Given groups": "the images have another number of channels or another shape than the model "
-    "takes: give .run, .retain and .validate images as for training",
-    "shapes cannot be multiplied": "the images have another size than the model takes: give .run, "
-    ".retain and .validate images as for training",
-    "unexpected keyword argument": "the model's forward does not take one of the entries of a "
-    "batch: drop it in the data set or the collate_fn, or give (inputs, labels) pairs",
-    "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
-    "gradients: make them outside of it, or under torch.no_grad",
-}
-"""What to do about the commonest errors of torch, by a part of their text."""
 
 
 ONE_LABEL_EACH = (
     "labels: every sample to forget carries exactly one of the 0/1 labels, and they are taken as "
     "several labels a sample; if the model chooses one class, pass its index (labels.argmax(dim=1))"
 )
-
-
-def _cure(error: Exception) -> str:
-    """Return what the user can do about an error of the model."""
-    known = (cure for sign, cure in _CURES.items() if sign in str(error))
-    return next(known, "mend the cause and run again")
 
 
 @contextmanager

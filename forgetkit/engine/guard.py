@@ -38,15 +38,15 @@ class Guard:
 
     def __post_init__(self) -> None:
         for name, value in (("budget", self.budget), ("share", self.share)):
-            if not 0.0 <= value <= 1.0:
+            if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
                 raise BadHyperparameter(
                     f"Guard({name}={value!r}): expected a fraction in [0, 1], found {value!r}; "
                     "0.10 means ten points of accuracy"
                 )
-        if self.most < 1:
+        if not isinstance(self.most, int) or self.most < 1:
             raise BadHyperparameter(
-                f"Guard(most={self.most!r}): expected at least 1 sample, found {self.most!r}; "
-                "pass guard=None to watch nothing"
+                f"Guard(most={self.most!r}): expected a whole number of samples, at least 1, found "
+                f"{self.most!r}; pass guard=None to watch nothing"
             )
 
 

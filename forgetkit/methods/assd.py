@@ -56,7 +56,7 @@ class ASSD(Method):
     importance: str = choice(
         "sample", FORMS, "gradients squared by sample, or by batch as in the paper"
     )
-    statistics: str | None = artefact(
+    importance_file: str | None = artefact(
         "importance to all training samples, from importance_of(model, loader).save(path); "
         "D_r is then not needed"
     )
@@ -67,7 +67,7 @@ class ASSD(Method):
     @property
     def needs(self) -> tuple[Need, ...]:
         """D_f, and D_r unless there is a file."""
-        return ("forget", "retain") if self.statistics is None else ("forget",)
+        return ("forget", "retain") if self.importance_file is None else ("forget",)
 
     def edit(self, run: Run) -> None:
         """Measure both importances, find the threshold and multiply the selected weights."""
@@ -75,11 +75,12 @@ class ASSD(Method):
             run.functional_logits,
             run.parameters,
             run.forget,
-            run.retain if self.statistics is None else None,
+            run.retain if self.importance_file is None else None,
             kind="cross_entropy",
             form=self.importance,
             batch_size=self.batch_size,
-            statistics=self.statistics,
+            file=self.importance_file,
+            model=run.model,
         )
         share = min(forget.samples / everything.samples, 1.0)
         threshold = adaptive_threshold(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from forgetkit.fields import bounded, choice
-from forgetkit.layers import Layer, suffix
+from forgetkit.layers import Layer, described, suffix
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Pair, State, register
 from forgetkit.recipe import FullNetwork
@@ -69,8 +69,8 @@ class EUk(FullNetwork):
 
     def setup(self, run: Run) -> State:
         """Say which layers are retrained."""
-        names = ", ".join(layer.name for layer in self._layers(run))
-        run.log(f"eu_k resets and trains the last {self.k} {self.unit}s: {names}")
+        layers = described(self._layers(run), run.parameters)
+        run.log(f"eu_k resets and trains the last {self.k} {self.unit}s: {layers}")
         return {}
 
     def trained(self, run: Run) -> Collection[str]:

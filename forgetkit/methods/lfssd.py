@@ -55,7 +55,7 @@ class LFSSD(Method):
     importance: str = choice(
         "sample", FORMS, "absolute gradients by sample, or by batch as in the paper"
     )
-    statistics: str | None = artefact(
+    importance_file: str | None = artefact(
         "importance to all training samples, from importance_of(model, loader).save(path); "
         "D_r is then not needed"
     )
@@ -66,7 +66,7 @@ class LFSSD(Method):
     @property
     def needs(self) -> tuple[Need, ...]:
         """D_f, and D_r unless there is a file."""
-        return ("forget", "retain") if self.statistics is None else ("forget",)
+        return ("forget", "retain") if self.importance_file is None else ("forget",)
 
     def edit(self, run: Run) -> None:
         """Measure both importances and multiply the selected weights."""
@@ -74,11 +74,12 @@ class LFSSD(Method):
             run.functional_logits,
             run.parameters,
             run.forget,
-            run.retain if self.statistics is None else None,
+            run.retain if self.importance_file is None else None,
             kind="squared_norm",
             form=self.importance,
             batch_size=self.batch_size,
-            statistics=self.statistics,
+            file=self.importance_file,
+            model=run.model,
         )
         count = dampen(
             run.parameters,

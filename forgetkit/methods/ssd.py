@@ -22,10 +22,10 @@ class SSD(Method):
         I(S)_j = mean over S of (d CE(z, y) / d theta_j)^2
         theta_j <- theta_j min(1, lambda I(D)_j / I(D_f)_j)  where I(D_f)_j > alpha I(D)_j
 
-    No training: one pass over D_f and D. With ``statistics``, the importance to D measured while
-    the training data were at hand, samples to forget are enough. D contains D_f, so that sample by
-    sample a ratio never exceeds n / n_f: with D_f a fifth of D, alpha = 10 selects nothing, and a
-    note says so.
+    No training: one pass over D_f and D. With ``importance_file``, the importance to D measured
+    while the training data were at hand, samples to forget are enough. D contains D_f, so
+    that sample by sample a ratio never exceeds n / n_f: with D_f a fifth of D, alpha = 10 selects
+    nothing, and a note says so.
 
     Source: Foster, Schoepf, Brintrup, "Fast Machine Unlearning Without Retraining Through
         Selective Synaptic Dampening", AAAI 2024, arXiv:2308.07707, Eq. 5-6;
@@ -34,7 +34,7 @@ class SSD(Method):
     Differences: the authors square the gradient of a batch mean, which depends on batch size and
         order; here every sample's gradient is squared unless ``importance="batch"``. Their alpha
         was tuned for the batch form. In that form D is read as D_f and then D_r, batch by batch,
-        as their loader does; a file of statistics has batches that mix both, and other ratios.
+        as their loader does; a file has batches that mix both, and other ratios.
     """
 
     card: ClassVar[Card] = Card(
@@ -71,7 +71,7 @@ class SSD(Method):
     importance: str = choice(
         "sample", FORMS, "gradients squared by sample, or by batch as in the paper"
     )
-    statistics: str | None = artefact(
+    importance_file: str | None = artefact(
         "importance to all training samples, from importance_of(model, loader).save(path); "
         "D_r is then not needed"
     )
@@ -82,7 +82,7 @@ class SSD(Method):
     @property
     def needs(self) -> tuple[Need, ...]:
         """D_f, and D_r unless there is a file."""
-        return ("forget", "retain") if self.statistics is None else ("forget",)
+        return ("forget", "retain") if self.importance_file is None else ("forget",)
 
     def edit(self, run: Run) -> None:
         """Measure both importances and multiply the selected weights."""
@@ -90,11 +90,12 @@ class SSD(Method):
             run.functional_logits,
             run.parameters,
             run.forget,
-            run.retain if self.statistics is None else None,
+            run.retain if self.importance_file is None else None,
             kind="cross_entropy",
             form=self.importance,
             batch_size=self.batch_size,
-            statistics=self.statistics,
+            file=self.importance_file,
+            model=run.model,
         )
         count = dampen(
             run.parameters,

@@ -178,10 +178,13 @@ class Patch:
     def save(self, path: str | Path) -> Path:
         """Write the patch as one safetensors file, replacing a file of this name; return it.
 
+        The folder is made where there is none.
+
         Raises:
-            OSError: the folder does not exist or cannot be written.
+            OSError: the folder cannot be written.
         """
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = beside(target)
         try:
             save_file(self._deltas, partial, metadata=encode(self.entries, self.request))

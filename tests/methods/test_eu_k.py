@@ -101,3 +101,12 @@ def test_all_layers_is_a_retraining_from_the_same_seed(kind: str, k: int) -> Non
 
 def test_the_layers_are_told_by_name() -> None:
     assert run(toy("cnn"), k=2).notes == ["eu_k resets and trains the last 2 layers: body.4, fc"]
+
+
+def test_frozen_layers_among_them_are_told() -> None:
+    some = toy("cnn")
+    dict(some.model.named_parameters())["fc.bias"].requires_grad_(False)
+    (note,) = run(some, k=2).notes
+    assert note.endswith(
+        "1 frozen tensors stay as they are, with what they know of the forget set: fc.bias"
+    )

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.errors import DataError
-from forgetkit.importance_of import importance_of
+from forgetkit.importance_reading import importance_of
 from forgetkit.result import Result
 from forgetkit.testing import toy
 from forgetkit.testing.toys import Toy
@@ -99,7 +99,9 @@ def test_a_file_stands_for_the_samples_to_keep(slug: str, tmp_path: Path) -> Non
     importance_of(other.model, other.loader(), kind=measure).save(file)
     run(one, slug)
     request = forget(other.model).classes([3]).on("cpu")
-    request.using(slug, **SETTINGS[slug], statistics=file).run(other.forget_loader(), guard=None)
+    request.using(slug, **SETTINGS[slug], importance_file=file).run(
+        other.forget_loader(), guard=None
+    )
     for name, value in weights(one.model).items():
         assert torch.allclose(value, weights(other.model)[name], rtol=1e-4, atol=1e-6)
 
@@ -110,7 +112,7 @@ def test_a_file_of_another_form_is_refused(tmp_path: Path) -> None:
     importance_of(some.model, some.loader(), form="batch").save(file)
     before = weights(some.model)
     with pytest.raises(DataError, match="in form sample, found kind cross_entropy in form batch"):
-        run(some, "ssd", statistics=file)
+        run(some, "ssd", importance_file=file)
     assert changed(before, weights(some.model)) == []
 
 

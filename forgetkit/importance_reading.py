@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from forgetkit.adapting import logits_of
+from forgetkit.data.labels import check_range
 from forgetkit.data.loaders import Loader
 from forgetkit.data.sources import first_inputs, read_all
 from forgetkit.engine.modes import evaluating
+from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import BadHyperparameter, DataError
 from forgetkit.importance import FORMS, KINDS, Importance, measured
+from forgetkit.model_errors import in_one_sentence
 from forgetkit.types import Inputs
 
 
@@ -25,10 +28,10 @@ def importance_of(
     form: str = "sample",
     batch_size: int | None = None,
 ) -> Importance:
-    """Return how much each weight matters to all samples of a loader: ``ssd``'s statistics.
+    """Return how much each weight matters to all samples of a loader: for ``ssd`` and the like.
 
     ``importance_of(model, train_loader).save("importance.safetensors")``, then later
-    ``forget(model).classes([3]).using("ssd", statistics="importance.safetensors")`` needs the
+    ``forget(model).classes([3]).using("ssd", importance_file="importance.safetensors")`` needs the
     samples to forget only. Measure anew after each request: what was forgotten counts no more.
 
     Args:
@@ -49,25 +52,23 @@ def importance_of(
                 f"{value!r}; leave it out for {options[0]}"
             )
     parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
-    device = next(iter(parameters.values())).device
+    first = next(iter(parameters.values()))
 
     def logits(given: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        inputs = moved_inputs(inputs, first.device, first.dtype)
         args, named = ((inputs,), {}) if isinstance(inputs, Tensor) else ((), dict(inputs))
         return logits_of(functional_call(model, dict(given), args, named))
 
-    with evaluating(model):
+    with evaluating(model), in_one_sentence("importance_of()"):
         example = first_inputs(loader, "importance_of(loader)")
         if example is None:
             raise DataError(
                 "importance_of(loader): expected a DataLoader over a data set with positions, "
                 "found a stream; pass one that can be read again"
             )
-        moved = (
-            example.to(device)
-            if isinstance(example, Tensor)
-            else {name: value.to(device) for name, value in example.items()}
-        )
         with torch.no_grad():
-            classes = logits(parameters, moved).shape[1]
+            classes = logits(parameters, example).shape[1]
         samples = read_all(loader, int(classes), "importance_of(loader)")
+        if samples.labels.ndim == 1:
+            check_range(samples.labels, samples.positions, int(classes), "importance_of(loader)")
         return measured(logits, parameters, samples, kind=kind, form=form, batch_size=batch_size)

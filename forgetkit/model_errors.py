@@ -1,0 +1,51 @@
+"""Errors of a model on its inputs, in one sentence that says what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from forgetkit.errors import DataError, ForgetkitError
+
+_FLOATS = (
+    "the images have a type that the model does not take: give floats, scaled and normalised as "
+    "for training"
+)
+_CURES = {
+    "Input type": f"{_FLOATS}, and images before labels",
+    "scalar type": f"{_FLOATS}, and images before labels",
+    "to have the same dtype": _FLOATS,
+    "Given groups": "the images have another number of channels or another shape than the model "
+    "takes: give .run, .retain and .validate images as for training",
+    "shapes cannot be multiplied": "the images have another size than the model takes: give .run, "
+    ".retain and .validate images as for training",
+    "unexpected keyword argument": "the model's forward does not take one of the entries of a "
+    "batch: drop it in the data set or the collate_fn, or give (inputs, labels) pairs",
+    "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
+    "gradients: make them outside of it, or under torch.no_grad",
+}
+"""What to do about the commonest errors of torch, by a part of their text."""
+
+
+def cure_of(error: Exception) -> str:
+    """Return what the user can do about an error of the model."""
+    known = (cure for sign, cure in _CURES.items() if sign in str(error))
+    return next(known, "mend the cause and run again")
+
+
+@contextmanager
+def in_one_sentence(call: str) -> Iterator[None]:
+    """Raise what the model or torch raises in the block as a ``DataError``.
+
+    Args:
+        call: what the user called, such as ``"audit()"``.
+    """
+    try:
+        yield
+    except ForgetkitError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        raise DataError(
+            f"{call}: expected a model and images that go together, found "
+            f"{type(error).__name__}: {error}; {cure_of(error)}"
+        ) from error
