@@ -59,10 +59,11 @@ class PGU(Trained):
     gamma={"layer4": 0.9, "fc": 0.8, "default": 0.95}.
 
     A class is done at chance level, 1 / classes. Single samples are done when they are predicted
-    no better than validation samples of their classes: of the epochs on both sides of that moment
-    the one with the smaller gap is kept. To depoison (the labels are wrong, the right ones
-    unknown) the entropy H_-y of the other classes is lowered instead, and the last weight has a
-    trust region: W_eff = W (I - M M^T) + W M Q M^T with Q trained along, folded into W.
+    no better than validation samples of their classes were before the run; between the epochs on
+    both sides of that moment the weights nearest to it are looked for. To depoison (the labels are
+    wrong, the right ones unknown) the entropy H_-y of the other classes is lowered instead, and the
+    last weight has a trust region: W_eff = W (I - M M^T) + W M Q M^T with Q trained along, folded
+    into W.
 
     Source: Hoang, Rana, Gupta, Venkatesh, "Learn to Unlearn for Deep Neural Networks: Minimizing
         Unlearning Interference with Gradient Projection", WACV 2024, arXiv:2312.04095, Eq. 1-5;
@@ -75,12 +76,14 @@ class PGU(Trained):
         as 0. For classes the share is 0.9, which forgets more and costs less on a ResNet and a ViT
         than 0.95 or shares of roots. To depoison lambda is 3, since 0.2 (``preset="depoison"``)
         recovered less (see the benchmarks), and an end by validation waits for 20 epochs. For
-        single samples the gap is that of this request's D_f, not of all forgotten so far, and what
-        validation accuracy was lost since the start counts as gap, too. Other optimisers than SGD,
-        and weight decay, have the weights' whole displacement projected. The authors' end when
-        validation accuracy falls by five points is left out, the request's guard is there for
-        that; so are their look before the first epoch and their batch of 100 for classes. ``mask``
-        cuts single weights out of a projected gradient and so gives the protection up.
+        single samples the gap is that of this request's D_f, not of all forgotten so far, to the
+        accuracy on unseen samples of its classes before the run (of all classes at that moment
+        in the paper), and what validation accuracy was lost since counts as gap, too. Other
+        optimisers than SGD, and weight decay, have the weights' whole displacement projected. The
+        authors' end when validation accuracy falls by five points is left out, the request's guard
+        is there for that; so are their look before the first epoch and their batch of 100 for
+        classes. ``mask`` cuts single weights out of a projected gradient and so gives the
+        protection up.
     """
 
     card: ClassVar[Card] = Card(
