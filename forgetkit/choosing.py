@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.fields import bounds_of
 from forgetkit.method import Facts, GoalKind, Method, all_methods
-from forgetkit.recipe import StopsEarly, Trained
+from forgetkit.recipe import Trained
 
 USUAL_EPOCHS = 10
-"""Epochs that a method counts for when it ends by a rule and not by a number."""
+"""Epochs that a method counts for when it names none."""
 UNKNOWN_TRAINING_SET = 50_000
 """Training samples that are assumed when only the samples to forget are at hand."""
 
@@ -99,10 +99,12 @@ def choose(situation: Situation) -> tuple[Method, str]:
     if not candidates:
         have = "samples to keep" if situation.has_retain else "the samples to forget alone"
         have += " and several labels a sample" if situation.multilabel else ""
+        able = ", ".join(method.card.slug for method in all_methods() if _serves(method, situation))
+        advice = f"name one of {able or f'the methods of `forgetkit methods --for {kind}`'}"
+        more = "" if situation.has_retain else "pass samples to keep with .retain(loader), or "
         raise BadTarget(
             f'using("auto"): expected a goal that a ranked method serves, found {kind} with '
-            f"{have}; pass samples to keep with .retain(loader), or name one of the methods of "
-            f"`forgetkit methods --for {kind}`"
+            f"{have}; {more}{advice}"
         )
     chosen, limit = candidates[0], ""
     if situation.seconds is not None and situation.sample_seconds is not None:
@@ -117,7 +119,7 @@ def _in_time(
     needed = [effort(method, situation.facts) * each for method in candidates]
     kept = [number for number, seconds in enumerate(needed) if seconds <= allowed]
     best = kept[0] if kept else needed.index(min(needed))
-    found = f"about {needed[best]:.2g} s"
+    found = f"at most about {needed[best]:.2g} s"
     said = (
         f"; {found} here, within the {allowed:g} s allowed"
         if kept
@@ -127,10 +129,10 @@ def _in_time(
 
 
 def effort(method: Method, facts: Facts) -> float:
-    """Return about how many forward and backward passes over one sample a run makes.
+    """Return about how many forward and backward passes over one sample a run makes at most.
 
-    A run that ends by a rule counts for ten epochs at most, an edit of the head or a closed form
-    for one pass over the sets that it reads (a forward pass is a third).
+    A run that may end by a rule counts for all its epochs, each with a look at D_f, an edit of the
+    head or a closed form for one pass over the sets that it reads (a forward pass is a third).
     """
     method = method.tuned(facts)
     sizes = {"forget": facts.forget_size, "retain": facts.retain_size}
@@ -145,10 +147,8 @@ def effort(method: Method, facts: Facts) -> float:
         "both": 2 * max(facts.forget_size, facts.retain_size),
         "none": 0,
     }[method.steps]
-    epochs = method.epochs or USUAL_EPOCHS
-    if isinstance(method, StopsEarly):
-        epochs = min(epochs, USUAL_EPOCHS)
-    return epochs * driving + _attack(method, facts)
+    look = facts.forget_size / 3
+    return (method.epochs or USUAL_EPOCHS) * (driving + look) + _attack(method, facts)
 
 
 def _attack(method: Method, facts: Facts) -> float:
@@ -169,13 +169,19 @@ def _ranked(kind: GoalKind) -> list[type[Method]]:
     return sorted(ranked, key=lambda method: method.card.rank[kind])
 
 
-def _possible(method: type[Method], situation: Situation) -> bool:
-    facts = situation.facts
+def _serves(method: type[Method], situation: Situation) -> bool:
+    """Return whether a method fits goal, labels and data, ranked or not."""
     if situation.multilabel and not method.card.multilabel:
         return False
+    kind, files = situation.facts.goal, situation.at_hand
+    return fits(method, kind, has_retain=situation.has_retain, at_hand=files)
+
+
+def _possible(method: type[Method], situation: Situation) -> bool:
+    facts = situation.facts
     if any(name not in situation.at_hand for name in artefacts(method)):
         return False
-    if not fits(method, facts.goal, has_retain=situation.has_retain, at_hand=situation.at_hand):
+    if not _serves(method, situation):
         return False
     return not _attacks(method) or _attack(method(), facts) <= _training_set(situation)
 
