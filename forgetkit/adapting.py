@@ -89,8 +89,8 @@ def adapt(
     return split
 
 
-def width_of(model: nn.Module, inputs: Inputs, output: OutputChoice = None) -> int:
-    """Return the number of classes, as one forward pass in eval mode shows it.
+def example_logits(model: nn.Module, inputs: Inputs, output: OutputChoice = None) -> Tensor:
+    """Return the logits of the first two samples, (2, classes), from one pass in eval mode.
 
     What the model says of itself goes stale when its classifier is replaced; it only tells which
     of several outputs holds the logits.
@@ -108,8 +108,12 @@ def width_of(model: nn.Module, inputs: Inputs, output: OutputChoice = None) -> i
             found = model(inputs[:2])
         else:
             found = model(**{name: value[:2] for name, value in inputs.items()})
-    logits = logits_of(found, output, num_classes=class_count_hint(model) or None)
-    return int(logits.shape[1])
+    return logits_of(found, output, num_classes=class_count_hint(model) or None)
+
+
+def width_of(model: nn.Module, inputs: Inputs, output: OutputChoice = None) -> int:
+    """Return the number of classes, as ``example_logits`` shows it; errors as there."""
+    return int(example_logits(model, inputs, output).shape[1])
 
 
 def _refuse_early(model: nn.Module, hint: int | None) -> None:

@@ -17,6 +17,14 @@ OutputChoice: TypeAlias = "str | int | Callable[[object], Tensor] | None"
 Path: TypeAlias = tuple[str | int, ...]
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Return whether no entry is negative and every row of several sums to 1, as after softmax."""
+    rows = logits.detach().float()
+    if rows.ndim != 2 or rows.shape[1] < 2 or len(rows) == 0 or bool((rows < 0).any()):
+        return False
+    return bool(((rows.sum(dim=1) - 1.0).abs() < 1e-2).all())
+
+
 @dataclass(frozen=True)
 class Pick:
     """One way to take the logits out of an output.

@@ -225,6 +225,8 @@ class Execution:
         )
         if self._guard is not None and self._watched is None:
             run.log(UNWATCHED)
+        for note in self._prepared.notes:
+            run.log(note)
         self._say_what_parts_change(run)
         labels = sets.forget.labels
         if labels.ndim == 2 and len(labels) > 1 and bool((labels.sum(dim=1) == 1).all()):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Generator, Tensor, nn
 
-from forgetkit.adapting import adapt, logits_of, unwrap, width_of
+from forgetkit.adapting import adapt, example_logits, logits_of, unwrap
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
 from forgetkit.data.randomness import repeats
 from forgetkit.data.split import split
+from forgetkit.dryrun.outputs import are_probabilities
 from forgetkit.engine import checks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
@@ -29,6 +30,13 @@ if TYPE_CHECKING:
     from forgetkit.api import Request
 
 logger = logging.getLogger("forgetkit")
+
+
+PROBABILITIES = (
+    "the model's outputs look like probabilities (none is negative and each row sums to 1), and "
+    "are taken as logits; end the model before its softmax, or say where the logits are with "
+    ".head(..., output=...)"
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,7 @@ class Prepared:
         validation: validation samples, of retained and of forgotten classes.
         random_inputs: whether the loader gives different tensors each time it is read.
         why: why ``"auto"`` chose the method.
+        notes: sentences for the user about what was found.
     """
 
     model: nn.Module
@@ -60,6 +69,7 @@ class Prepared:
     validation: dict[str, SampleSet]
     random_inputs: bool
     why: str | None = None
+    notes: tuple[str, ...] = ()
 
     def sizes(self) -> dict[str, int]:
         """Return the number of samples of each set."""
@@ -94,7 +104,8 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     example = moved_inputs(first, here, dtype)
     view = None if named is None else _view(request, model, named, example)
-    num_classes = view.num_classes if view is not None else _count_classes(request, model, example)
+    logits = example_logits(model, example, request.output)
+    num_classes = view.num_classes if view is not None else int(logits.shape[1])
     forget_classes: tuple[int, ...] = ()
     if isinstance(goal, Classes):
         forget_classes = resolve_classes(goal, num_classes, names)
@@ -135,6 +146,7 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
         validation=_parts(sets.validation, forget_classes),
         random_inputs=_differs_when_read_again(sets.forget),
         why=why,
+        notes=(PROBABILITIES,) if are_probabilities(logits) else (),
     )
 
 
@@ -185,11 +197,6 @@ def _view(request: Request, model: nn.Module, method: Method, example: Inputs) -
         head=head if head is None or isinstance(head, str) else list(head),
         output=request.output,
     )
-
-
-def _count_classes(request: Request, model: nn.Module, example: Inputs) -> int:
-    """Return the width of the logits."""
-    return width_of(model, example, request.output)
 
 
 def _parts(validation: SampleSet | None, forget_classes: tuple[int, ...]) -> dict[str, SampleSet]:
