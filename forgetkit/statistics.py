@@ -329,6 +329,11 @@ def plan(
     """
     found = survey(weights, example, forward, dense=dense_patches)
     layers = {name: layer for name, layer in found.items() if layer.width <= max_dim}
+    if not found:
+        raise ModelError(
+            "statistics: expected convolutions or linear layers whose weights may change, found "
+            "none; call requires_grad_(True) on those weights, or use another method"
+        )
     if not layers:
         raise ModelError(
             f"statistics: expected convolutions or linear layers with rows up to {max_dim}, found "

@@ -338,10 +338,11 @@ class Execution:
         for name, parameter in run.parameters.items():
             parameter.requires_grad_(trained is None or name in trained)
         if not any(parameter.requires_grad for parameter in run.parameters.values()):
+            named = f" ({', '.join(sorted(trained)[:3])})" if trained else ""
             raise ModelError(
                 f"{self._method.card.slug}: expected parameters with requires_grad=True among "
-                f"those that it trains, found none of {', '.join(sorted(trained or ())[:3])}; call "
-                "requires_grad_(True) on what may change"
+                f"those that it trains{named}, found none; call requires_grad_(True) on what may "
+                "change"
             )
 
     def _update_mode(self) -> None:

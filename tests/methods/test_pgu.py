@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Result, Statistics, forget
 from forgetkit.data.sets import StoredSet
-from forgetkit.errors import BadHyperparameter
+from forgetkit.errors import BadHyperparameter, ModelError
 from forgetkit.method import Facts, build
 from forgetkit.methods.pgu import PATIENCE, PGU
 from forgetkit.statistics import Products
@@ -381,6 +381,18 @@ def test_four_images_of_another_kind_are_noticed(tmp_path: Path, products: Produ
         request = forget(copy.deepcopy(some.model)).instances().on("cpu")
         result = request.using("pgu", statistics=file, epochs=1).run([(given, labels)], guard=None)
         assert any("were not made of these images" in note for note in result.notes) == noticed
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_model_whose_biases_alone_may_change_is_refused(tmp_path: Path, saved: bool) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    Statistics.collect(some.model, some.loader()).save(file)
+    for name, parameter in some.model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    request = forget(some.model).classes([3]).on("cpu")
+    request = request.using("pgu", statistics=file if saved else None)
+    with pytest.raises(ModelError, match=r"found none; call requires_grad_\(True\)"):
+        request.run(some.loader())
 
 
 def test_the_same_pixels_in_another_float_type_are_the_same_image(tmp_path: Path) -> None:
