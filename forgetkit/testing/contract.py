@@ -247,6 +247,11 @@ def check_scope_is_true(method: MethodType, kind: str) -> None:
         _require(not outside, f"{method.card.slug} declares the head but changed {outside}")
 
 
+def _takes_no(method: MethodType, name: str) -> bool:
+    """Return whether a method refuses a setting that its recipe brings along."""
+    return name == "mask" and getattr(method, "replaces", False)
+
+
 def check_bounds(method: MethodType, kind: str) -> None:  # noqa: ARG001
     """8. Both bounds of a field build; a step outside raises and names the field."""
     for declared in dataclasses.fields(method):
@@ -268,6 +273,8 @@ def check_bounds(method: MethodType, kind: str) -> None:  # noqa: ARG001
             outside += [(1.0, 0.0), (1.0,)]
         if not bounds.optional:
             outside.append(None)
+        if _takes_no(method, declared.name):
+            inside, outside = [None], [*outside, *inside]
         for value in inside:
             build(method.card.slug, {declared.name: value})
         for value in outside:
@@ -295,8 +302,8 @@ def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
             continue  # no convolution there has a stride
         if bounds.kind == "artefact":
             continue  # a file is made by the tests of the method
-        if declared.name == "mask" and getattr(method, "replaces", False):
-            continue  # it takes none
+        if _takes_no(method, declared.name):
+            continue
         outcomes: list[dict[str, Tensor]] = []
         base = _probe_settings(method, kind, declared.name)
         validate = bool(base.pop("validate", False))
