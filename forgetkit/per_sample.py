@@ -102,7 +102,7 @@ class BySample:
         self, batch: Batch, losses: Sequence[SampleLoss], labels: Tensor | None = None
     ) -> Iterator[Gradients]:
         """Yield the gradients of a batch, chunk by chunk, one loss after another."""
-        for piece in _pieces(batch, self._rows):
+        for piece in pieces(batch, self._rows):
             inputs, targets = seen(piece, self._parameters, labels)
             for loss in losses:
                 found = self.batched(inputs, targets, loss)
@@ -228,7 +228,8 @@ def rows_of(inputs: Inputs, rows: slice | Tensor) -> Inputs:
     return _mapped(inputs, lambda value: value[rows])
 
 
-def _pieces(batch: Batch, most: int) -> Iterator[Batch]:
+def pieces(batch: Batch, most: int) -> Iterator[Batch]:
+    """Yield a batch in parts of at most so many samples."""
     for start in range(0, len(batch), most):
         rows = slice(start, start + most)
         size = min(most, len(batch) - start)

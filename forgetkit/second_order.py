@@ -1,9 +1,9 @@
 """Products with the Jacobian, the Gauss-Newton matrix and the Hessian of a set. Pure functions.
 
 Vectors over the parameters are flat, (P,), in the order of the dict; losses are summed over the
-samples. Everything is done by differentiating twice, so any model that autograd can differentiate
-twice will do. A set is read once a product: a solver needs a list of batches, because a loader with
-random augmentation gives other samples each time.
+samples. Any model that autograd can differentiate twice will do. A set is read once a product: a
+solver needs a list of batches, because a loader with random augmentation gives other samples each
+time.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from forgetkit.per_sample import (
     per_sample_gradients,
     wide_type,
 )
+from forgetkit.pushing import Push, linked
 from forgetkit.types import Batch
 
 
@@ -92,10 +93,11 @@ def gauss_newton_product(
         loss: mean over a batch.
     """
     total = torch.zeros_like(vector)
+    push = Push(logits_of, parameters, shaped(vector, parameters))
     for batch in batches:
         with differentiable():
+            change = push(batch)
             leaves, logits, labels = _forward(logits_of, parameters, batch)
-            change = _forward_product(logits, leaves, shaped(vector, leaves))
             free = logits.detach().requires_grad_()
             value = loss(free, labels) * len(labels)
             slope = torch.autograd.grad(value, free, create_graph=True)[0]
@@ -141,12 +143,8 @@ def push_forward(
         batches: what to read.
         vector: v, (P,).
     """
-    rows = []
-    for batch in batches:
-        with differentiable():
-            leaves, logits, _ = _forward(logits_of, parameters, batch)
-            rows.append(_forward_product(logits, leaves, shaped(vector, leaves)).to(vector.dtype))
-    return torch.cat(rows)
+    push = Push(logits_of, parameters, shaped(vector, parameters))
+    return torch.cat([push(batch).to(vector.dtype) for batch in batches])
 
 
 def jacobian(
@@ -180,18 +178,6 @@ def _forward(
     return leaves, logits, batch.labels.to(logits.device)
 
 
-def _forward_product(logits: Tensor, leaves: Parameters, vector: Parameters) -> Tensor:
-    """Return J v: the derivative by u of v^T J^T u, which is linear in u."""
-    dual = torch.zeros_like(logits, requires_grad=True)
-    pulled = torch.autograd.grad(
-        logits, list(leaves.values()), dual, create_graph=True, allow_unused=True
-    )
-    outputs, weights = _used(pulled, leaves, vector)
-    if not outputs:
-        return torch.zeros_like(logits)
-    return torch.autograd.grad(outputs, dual, weights, retain_graph=True)[0]
-
-
 def _back(logits: Tensor, leaves: Parameters, cotangents: Tensor) -> Tensor:
     """Return J^T u, (P,)."""
     found = torch.autograd.grad(logits, list(leaves.values()), cotangents, materialize_grads=True)
@@ -200,20 +186,8 @@ def _back(logits: Tensor, leaves: Parameters, cotangents: Tensor) -> Tensor:
 
 def _product(first: tuple[Tensor | None, ...], leaves: Parameters, vector: Parameters) -> Tensor:
     """Return the derivative of ``first . v`` by the leaves, (P,)."""
-    outputs, weights = _used(first, leaves, vector)
+    outputs, weights = linked(first, leaves, vector)
     if not outputs:
         return flat({name: torch.zeros_like(leaf) for name, leaf in leaves.items()})
     found = torch.autograd.grad(outputs, list(leaves.values()), weights, materialize_grads=True)
     return flat(dict(zip(leaves, found, strict=True)))
-
-
-def _used(
-    found: tuple[Tensor | None, ...], leaves: Parameters, vector: Parameters
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the gradients that depend on something, with their part of the vector."""
-    pairs = [
-        (gradient, vector[name])
-        for name, gradient in zip(leaves, found, strict=True)
-        if gradient is not None and gradient.requires_grad
-    ]
-    return [gradient for gradient, _ in pairs], [weight for _, weight in pairs]

@@ -52,7 +52,7 @@ class NTK(Method):
         needs=("forget", "retain"),
         edits="all",
         steps="none",
-        cost="up to 200 products with J J^T, about 4 FB each over D_f and 1 500 samples of D_r",
+        cost="up to 200 products with J J^T, about 2 FB each over D_f and 1 500 samples of D_r",
         source="Golatkar et al. 2020, ECCV",
         link="https://arxiv.org/abs/2003.02960",
         about="Moves the weights as the linearised model would move without the samples.",

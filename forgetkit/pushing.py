@@ -1,0 +1,109 @@
+"""Directional derivatives of the logits by the weights, J v. Pure functions.
+
+Forward differentiation makes J v in one reading of a batch, at a quarter of the time that
+differentiating twice takes. Not every operation has a rule for it, and it looks into blocks that a
+model runs under ``torch.no_grad``, which the gradient does not, so that J v would belong to another
+J than J^T u. A comparison on two samples decides which of the two ways is taken.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from forgetkit.per_sample import LogitsOf, Parameters, detached, differentiable, on_device, pieces
+from forgetkit.types import Batch
+
+COMPARED = 2
+"""Samples on which both ways are compared."""
+
+
+class Push:
+    """J v for one v: called with a batch, returns (batch, classes).
+
+    Args:
+        logits_of: the model as a function.
+        parameters: tensors to differentiate by, by name.
+        vector: v, in the shapes of the parameters.
+    """
+
+    def __init__(self, logits_of: LogitsOf, parameters: Parameters, vector: Parameters) -> None:
+        self._model = (logits_of, detached(parameters), vector)
+        self._forward: bool | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Return J v of a batch."""
+        if self._forward is None:
+            self._forward = self._agrees(next(iter(pieces(batch, COMPARED))))
+        return pushed(*self._model, batch) if self._forward else pushed_twice(*self._model, batch)
+
+    def _agrees(self, batch: Batch) -> bool:
+        """Say whether forward differentiation serves, and gives what the gradient gives."""
+        try:
+            found = pushed(*self._model, batch)
+        except NotImplementedError:  # torch: an operation, or a custom function, without a rule
+            return False
+        expected = pushed_twice(*self._model, batch)
+        tolerance = torch.finfo(found.dtype).eps ** 0.5 * float(expected.abs().max())
+        return bool(torch.allclose(found, expected, rtol=0.0, atol=tolerance))
+
+
+def pushed(logits_of: LogitsOf, parameters: Parameters, vector: Parameters, batch: Batch) -> Tensor:
+    """Return J v, (batch, classes), by forward differentiation.
+
+    Raises:
+        NotImplementedError: an operation of the model has no rule for it.
+    """
+    _load_rules()
+    with differentiable(), torch.no_grad(), forward_ad.dual_level():
+        dual = {
+            name: forward_ad.make_dual(tensor, vector[name]) for name, tensor in parameters.items()
+        }
+        logits = logits_of(dual, on_device(batch.inputs, parameters))
+        tangent = forward_ad.unpack_dual(logits).tangent
+    return torch.zeros_like(logits) if tangent is None else tangent
+
+
+@cache
+def _load_rules() -> None:
+    """Let torch import its rules, which warns of a torch function that they are written with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        with forward_ad.dual_level():
+            forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
+
+
+def pushed_twice(
+    logits_of: LogitsOf, parameters: Parameters, vector: Parameters, batch: Batch
+) -> Tensor:
+    """Return J v, (batch, classes): the derivative by u of v^T J^T u, which is linear in u."""
+    with differentiable():
+        leaves = {name: tensor.requires_grad_() for name, tensor in detached(parameters).items()}
+        logits = logits_of(leaves, on_device(batch.inputs, leaves))
+        if not logits.requires_grad:
+            return torch.zeros_like(logits)
+        dual = torch.zeros_like(logits, requires_grad=True)
+        pulled = torch.autograd.grad(
+            logits, list(leaves.values()), dual, create_graph=True, allow_unused=True
+        )
+        outputs, weights = linked(pulled, leaves, vector)
+        if not outputs:
+            return torch.zeros_like(dual)
+        return torch.autograd.grad(outputs, dual, weights)[0]
+
+
+def linked(
+    found: tuple[Tensor | None, ...], leaves: Mapping[str, Tensor], vector: Parameters
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the gradients that depend on something, with their part of the vector."""
+    pairs = [
+        (gradient, vector[name])
+        for name, gradient in zip(leaves, found, strict=True)
+        if gradient is not None and gradient.requires_grad
+    ]
+    return [gradient for gradient, _ in pairs], [weight for _, weight in pairs]
