@@ -98,7 +98,7 @@ def protections(
     """Return what a run's state keeps of every measured weight, and its moments' negative part.
 
     Of each weight: how its gradients are projected, and what it was; of some also the basis of a
-    trust region, the weakest of the protected directions.
+    trust region, the weakest of the protected directions, unless its share freezes it.
 
     Args:
         weights: by dotted path.
@@ -117,7 +117,7 @@ def protections(
         away = space.away
         state[f"{'keeps' if away.keeps else 'drops'}/{name}"] = away.basis.to(weight)
         state[f"start/{name}"] = weight.detach().clone()
-        if name in regions and len(moment) == 1:
+        if name in regions and len(moment) == 1 and given[name] < 1:
             basis = weakest(space.found, int(space.ranks[0]), regions[name])
             state[f"region/{name}"] = basis.to(weight)
     return state, negative

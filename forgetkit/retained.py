@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,10 @@ class Retained:
     floor: float
     requests: int
     taken: Mapping[str, float] = field(default_factory=dict)
+
+    def thinned(self, names: Collection[str]) -> list[str]:
+        """Return those weights whose moments are of some rows of each image only."""
+        return [name for name in names if self.moments.layers[name].taken is not None]
 
     def mismatch(self, negative: Mapping[str, float]) -> float:
         """Return how much of what was taken away was not there, the worst of all weights.

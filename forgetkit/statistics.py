@@ -452,6 +452,7 @@ def _from_header(header: Mapping[str, object], sums: dict[str, Tensor]) -> Stati
         shape = (layer.groups, layer.width, layer.width)
         if tuple(sums[name].shape) != shape or sums[name].dtype != torch.float64:
             raise ValueError(f"{name} is not a float64 tensor of shape {shape}")
+    sums = {name: sums[name] for name in layers}  # the file sorts them: in the order of calls again
     rows: dict[str, int] = header["rows"]  # type: ignore[assignment]  # JSON
     inputs: list[int] = header["inputs"]  # type: ignore[assignment]  # JSON
     products: Products = "single" if header["products"] == "single" else "double"

@@ -198,15 +198,21 @@ class PGU(Trained):
         served = kept.requests if self.requests is None else self.requests
         weights = run.parameters
         moments = {n: moment for n, moment in kept.moments.sums.items() if n in weights}
-        last = [name for name in moments if len(weights[name]) == run.num_classes][-1:]
         state, negative = protections(
             weights,
             moments,
             shares(self.gamma, moments, self.gamma_step * served),
             spectrum=self.spectrum,
             floor=kept.floor,
-            regions={} if self.trust_dim is None else dict.fromkeys(last, self.trust_dim),
+            regions=self._regions(run, list(moments)),
         )
+        thin = kept.thinned(moments)
+        if thin:
+            run.log(
+                f"pgu: what is protected in {len(thin)} of {len(moments)} layers was measured on "
+                "some rows (patches, tokens) of each image; positions='all', of the method or of "
+                "Statistics.collect, measures every row"
+            )
         missing = kept.mismatch(negative)
         if missing > MISMATCH:
             run.log(_not_there(missing, kept.requests))
@@ -214,6 +220,24 @@ class PGU(Trained):
         if still:
             run.log(f"pgu: {len(still)} weights without moments stay as they are: {still[:4]}")
         return state | dict(self._rule(run))
+
+    def _regions(self, run: Run, called: Sequence[str]) -> dict[str, int]:
+        """Return the size of the trust region by weight: of the last one, where it gives logits.
+
+        Args:
+            run: with the weights that may change.
+            called: names of those whose inputs were measured, in the order of the model's calls.
+        """
+        if self.trust_dim is None:
+            return {}
+        last = called[-1]
+        if len(run.parameters[last]) == run.num_classes:
+            return {last: self.trust_dim}
+        run.log(
+            f"pgu: no trust region, because {last}, the last measured weight that may change, has "
+            f"{len(run.parameters[last])} rows and not one for each of {run.num_classes} classes"
+        )
+        return {}
 
     def _rule(self, run: Run) -> State:
         """Return what the stop rule of the goal needs."""

@@ -133,6 +133,17 @@ def test_everything_protected_changes_nothing(kind: str, extra: dict[str, object
     assert changed(before, weights(some.model)) == []
 
 
+@pytest.mark.parametrize("kind", TOYS)
+def test_a_share_of_one_freezes_the_trust_region_too(kind: str) -> None:
+    some = toy(kind)
+    before = weights(some.model)
+    request = forget(some.model).depoison(range(20)).on("cpu")
+    request.using("pgu", gamma=1.0, epochs=2, lr=0.1, trust_rate=10.0).run(
+        some.loader(), guard=None
+    )
+    assert changed(before, weights(some.model)) == []
+
+
 def test_a_layer_with_a_share_of_one_stays_and_the_others_move() -> None:
     some = toy("cnn")
     before = weights(some.model)
@@ -442,6 +453,56 @@ def test_wrong_labels_are_left_for_a_decided_other_class() -> None:
     assert torch.allclose(model.one.weight, literal.one.weight, atol=1e-5)
     assert float((scaling.detach() - torch.eye(2)).norm()) > 1e-4
     assert type(model.two) is nn.Linear
+
+
+class Reversed(nn.Module):
+    """Layers that are called in another order than that of their names, all as wide as the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 4)
+        self.classifier = nn.Linear(4, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.stem(inputs).relu())
+        return logits
+
+
+def test_the_trust_region_is_that_of_the_head_with_saved_statistics_too(tmp_path: Path) -> None:
+    model, file, loader = Reversed(), tmp_path / "statistics", DataLoader(data(4), batch_size=7)
+    Statistics.collect(model, loader, positions="all").save(file)
+    assert list(Statistics.load(file).moments.sums) == ["stem.weight", "classifier.weight"]
+    settings = {"epochs": 3, "lr": 0.2, "gamma": 0.9, "positions": "all", "trust_rate": 5.0}
+    found = []
+    for given in ({}, {"statistics": file}, {"trust_dim": 1, "trust_rate": 0.0}):
+        mine = copy.deepcopy(model)
+        request = forget(mine).depoison([1, 5, 8, 22]).on("cpu")
+        request.using("pgu", **(settings | given)).run(loader, guard=None)
+        found.append(weights(mine))
+    measured, saved, still = found
+    for name, weight in measured.items():
+        assert torch.allclose(weight, saved[name], atol=1e-5), name
+    assert not torch.allclose(measured["classifier.weight"], still["classifier.weight"], atol=1e-3)
+
+
+def test_a_last_weight_without_a_row_a_class_has_no_trust_region() -> None:
+    model, loader = Net(4), DataLoader(data(4), batch_size=7)
+    model.two.weight.requires_grad_(False)
+    request = forget(model).depoison([1, 5]).using("pgu", epochs=1).on("cpu")
+    result = request.run(loader, guard=None)
+    assert any("no trust region, because one.weight" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("positions", "noted"), [("all", False), (2, True)])
+def test_a_run_says_that_moments_are_of_some_rows(
+    tmp_path: Path, positions: float | str, noted: bool
+) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    Statistics.collect(some.model, some.loader(), positions=positions).save(file)
+    request = forget(some.model).classes([3]).on("cpu")
+    request = request.using("pgu", preset="paper", statistics=file, epochs=1)
+    result = request.run(some.forget_loader(), guard=None)
+    assert any("some rows (patches, tokens)" in note for note in result.notes) == noted
 
 
 def test_depoisoning_keeps_the_epoch_with_the_best_validation() -> None:
