@@ -1,7 +1,7 @@
 """The adversarial stand-in for retained samples, and the pull, of ADV and ADV+IMP.
 
 Pure functions: models come in as functions to logits, random numbers as a function of sample and
-purpose. Source: Cha et al., "Learning to Unlearn", AAAI 2024, Sections 4.1 to 4.3.
+purpose. Source: Cha et al., "Learning to Unlearn", AAAI 2024, arXiv:2301.11578, Section 3.2.
 """
 
 from __future__ import annotations

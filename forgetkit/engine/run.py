@@ -263,9 +263,10 @@ class Run:
     def predictions(self, samples: SampleSet) -> Tensor:
         """Return the live model's logits on a set in eval mode, (samples, classes), float32.
 
-        Every process computes all of them.
+        Weights of half precision are rounded as they will be written. Every process computes all
+        of them.
         """
-        with self.eval_mode():
+        with self.eval_mode(), self._own_precision():
             batches = samples.batches(samples.at_once)
             return torch.cat([self.logits(batch).float() for batch in batches])
 

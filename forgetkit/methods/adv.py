@@ -24,12 +24,13 @@ class Adv(AgainstAdversaries):
     To forget in portions, run again on the edited model: each request makes its own D_adv.
 
     Source: Cha, Cho, Hwang, Lee, Moon, "Learning to Unlearn: Instance-Wise Unlearning for
-        Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 4.1, Algorithms 1 and 2;
-        https://github.com/csm9493/L2UL.
+        Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 3.2, Eq. 3-6, Algorithm
+        1; https://github.com/csm9493/L2UL.
 
     Differences: radius 4.0 and weights by size are those of the code, the paper prints 0.4 and a
         plain sum (``preset="paper"``). The code gives a failed draw the class K // 2, which may
-        be the true one; here a target is never the true class nor a forgotten one. Gradients are
+        be the true one; here a target is never the true class nor a forgotten one. Algorithm 1 draws
+        one target for all copies of an image, the text and the code one for each. Gradients are
         clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation statistics
         are frozen; the code trains in train mode.
     """

@@ -32,8 +32,8 @@ class AdvImp(AgainstAdversaries):
     one. With ``importance_weight=0`` it is ADV.
 
     Source: Cha, Cho, Hwang, Lee, Moon, "Learning to Unlearn: Instance-Wise Unlearning for
-        Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 4.2, Eq. 5-7, Algorithms 3
-        and 4; https://github.com/csm9493/L2UL. Others call it IWU.
+        Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 3.2, Eq. 2 and 7,
+        Algorithms 2 to 4; https://github.com/csm9493/L2UL. Others call it IWU.
 
     Differences: as for ``adv``. The factor 1/2 is the code's, Eq. 7 has none. The code computes
         importance from batch means of the norm without the square, in train mode, and adds the

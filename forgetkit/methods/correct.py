@@ -30,10 +30,10 @@ class Correct(FullNetwork, StopsEarly):
     Nothing holds the rest of the model: with few samples much else is lost, see ``adv_imp``.
 
     Source: Cha, Cho, Hwang, Lee, Moon, "Learning to Unlearn: Instance-Wise Unlearning for
-        Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 3, Eq. 2.
+        Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 3.2, Eq. 4.
 
-    Differences: normalisation statistics are frozen; two equal images with different new labels
-        are refused.
+    Differences: normalisation statistics are frozen; gradients are clipped (``max_norm=None`` turns
+        this off, as the presets do); two equal images with different new labels are refused.
     """
 
     card: ClassVar[Card] = Card(

@@ -43,7 +43,9 @@ class LAU(StopsEarly):
     Source: Kim, Lee, Woo, "Layer Attack Unlearning", AAAI 2024, arXiv:2312.16823, Eq. 4-7,
         Algorithm 1.
 
-    Differences: the paper leaves the projection undefined, it is the identity here unless
+    Differences: the printed Eq. 6 has the student first in KL, which ``kd_direction="student"``
+        follows; n = 10, 30 epochs and batches of 128 are choices of this library, the paper names
+        none. The paper leaves the projection undefined, it is the identity here unless
         ``attack_radius`` or ``attack_clamp`` is given; the stop rule looks at all of D_f after
         every batch; several classes may be forgotten at once, then none of them can be a target;
         momentum is 0.9, the paper names it for training only (``preset="paper"`` turns it off).

@@ -82,7 +82,8 @@ class PGU(Trained):
         optimisers than SGD, and weight decay, have the weights' whole displacement projected. The
         authors' end when validation accuracy falls by five points is left out, the request's guard
         is there for that; so are their look before the first epoch and their batch of 100 for
-        classes. ``mask`` cuts single weights out of a projected gradient and so gives the
+        classes, and "one direction fewer" for single samples and to depoison. The printed sum of
+        Eq. 1 is a mean. ``mask`` cuts single weights out of a projected gradient and so gives the
         protection up.
     """
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
@@ -372,3 +373,37 @@ def test_a_share_says_that_its_figures_are_of_the_drawn_samples() -> None:
     result = request.run(some.forget_loader(), guard=None)
     assert any("drew 6 samples" in note for note in result.notes)
     assert result.before["forget"].samples == 6
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        self.fc = nn.Linear(16, 6)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(inputs))
+        return logits
+
+
+def test_several_classes_are_gone_from_the_weights_as_they_are_written() -> None:
+    done = 0
+    for seed in range(8, 17):
+        torch.manual_seed(seed)
+        centres, labels = torch.randn(6, 16), torch.arange(600) % 6
+        inputs = centres[labels] + torch.randn(600, 16)
+        model = Hidden()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(60):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+        model.to(torch.bfloat16)
+        request = forget(model).classes([0, 1]).using("lau", lr=1e-3, batch_size=32, epochs=60)
+        data = DataLoader(TensorDataset(inputs, labels), batch_size=100)
+        result = request.on("cpu").run(data, guard=None)
+        if "reached its target" in result.stopped_because:
+            done += 1
+            inside = model(inputs[labels < 2].bfloat16()).argmax(dim=1) < 2
+            assert int(inside.sum()) == 0, seed
+    assert done > 3

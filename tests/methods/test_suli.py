@@ -214,11 +214,27 @@ def test_settings_that_follow_the_request() -> None:
     assert SULI(lr=1.0, layers=3).tuned(single) == SULI(lr=1.0, layers=3)
     code = build("suli", {"preset": "code"})
     assert code == SULI(
-        lr=1e-4, chunk_size=500, epochs=10, teacher="current", bn="train", max_steps=10**6
-    )
+        lr=1e-4, chunk_size=500, batch_size=500, epochs=10, teacher="current", bn="train",
+        max_steps=10**6,
+    )  # fmt: skip
     assert build("suli", {"preset": "paper"}) == SULI(
         lr=1e-4, layers=2, epochs=10, rollback=False, removed="label"
     )
+    assert build("suli", {"preset": "paper_instances"}) == SULI(
+        lr=8e-5, layers=2, epochs=10, rollback=False, removed="label"
+    )
+
+
+def test_the_code_preset_normalises_a_chunk_as_one_batch() -> None:
+    some, sizes = toy("cnn"), []
+    norm = next(module for module in some.model.modules() if isinstance(module, nn.BatchNorm2d))
+    norm.register_forward_hook(
+        lambda module, inputs, _: sizes.append(len(inputs[0])) if module.training else None
+    )
+    images = some.train.tensors[0].repeat(4, 1, 1, 1)[:700]
+    request = forget(some.model).instances().using("suli", preset="code", epochs=1).on("cpu")
+    request.run([(images, torch.arange(700) % 4)], guard=None)
+    assert sizes == [500, 200]
 
 
 def test_single_samples_stop_at_the_accuracy_of_unseen_ones() -> None:
