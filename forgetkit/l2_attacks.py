@@ -81,8 +81,8 @@ def targeted_l2_attack(
     Returns:
         The attacked inputs, detached, (batch, ...).
 
-    Source: Cha et al., "Learning to Unlearn", AAAI 2024, arXiv:2301.11578, Sections 3.1 and 4.1; the order of clamping and
-        scaling is that of their code.
+    Source: Cha et al., "Learning to Unlearn", AAAI 2024, arXiv:2301.11578, Sections 3.1
+        and 4.1; the order of clamping and scaling is that of their code.
     """
 
     def loss(logits: Tensor) -> Tensor:

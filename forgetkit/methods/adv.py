@@ -29,9 +29,9 @@ class Adv(AgainstAdversaries):
 
     Differences: radius 4.0 and weights by size are those of the code, the paper prints 0.4 and a
         plain sum (``preset="paper"``). The code gives a failed draw the class K // 2, which may
-        be the true one; here a target is never the true class nor a forgotten one. Algorithm 1 draws
-        one target for all copies of an image, the text and the code one for each. Gradients are
-        clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation statistics
+        be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
+        draws one target for all copies of an image, the text and the code one for each. Gradients
+        are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation statistics
         are frozen; the code trains in train mode.
     """
 

@@ -45,8 +45,9 @@ class SULI(SoftTargets):
         the code into 500 samples a layer: 10 layers for classes, 2 for samples. One step a layer,
         as in the code; the paper writes an argmin (``inner_steps``). Normalisation statistics are
         frozen; ``preset="code"`` moves them once a step, the code twice. At most 40 sweeps, where
-        both have 10. The paper prints no step sizes: its presets have those of the code. When all layers of a sweep in a row were undone, the next one is kept: with a fixed
-        teacher and new optimiser state the sweeps would be the same for ever.
+        both have 10. The paper prints no step sizes: its presets have those of the code. When all
+        layers of a sweep in a row were undone, the next one is kept: with a fixed teacher and new
+        optimiser state the sweeps would be the same for ever.
     """
 
     card: ClassVar[Card] = Card(
