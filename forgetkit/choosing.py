@@ -91,8 +91,10 @@ def choose(situation: Situation) -> tuple[Method, str]:
 
     Raises:
         BadTarget: no registered method fits.
+        BadHyperparameter: a file at hand is for methods that are never chosen for this goal.
     """
     kind = situation.facts.goal
+    _refuse_idle(situation)
     candidates = [
         _configured(method, situation) for method in _ranked(kind) if _possible(method, situation)
     ]
@@ -110,6 +112,22 @@ def choose(situation: Situation) -> tuple[Method, str]:
     if situation.seconds is not None and situation.sample_seconds is not None:
         chosen, limit = _in_time(candidates, situation, situation.seconds, situation.sample_seconds)
     return chosen, _why(chosen, situation) + limit
+
+
+def _refuse_idle(situation: Situation) -> None:
+    """Raise when a file is for none of the methods that may be chosen."""
+    kind = situation.facts.goal
+    taken = sorted({name for method in _ranked(kind) for name in artefacts(method)})
+    for name in situation.at_hand:
+        if name not in taken:
+            able = [method.card for method in all_methods() if name in artefacts(method)]
+            serving = [card.slug for card in able if kind in card.goals]
+            advice = f"name {' or '.join(serving)} to use it" if serving else "leave it out"
+            raise BadHyperparameter(
+                f"using('auto', {name}=...): expected a file for a method that auto may choose for "
+                f"{kind} ({', '.join(f'{other}=' for other in taken) or 'none takes one'}), found "
+                f"{name}=, which is for {', '.join(card.slug for card in able)}; {advice}"
+            )
 
 
 def _in_time(
@@ -208,6 +226,9 @@ def _why(method: Method, situation: Situation) -> str:
             f"; its attack takes {attack:.0f} passes, at most one over each of the "
             f"{_training_set(situation)} training samples{assumed}"
         )
+    idle = [name for name in situation.at_hand if name not in artefacts(type(method))]
+    if idle:
+        extra += f"; it does not use {', '.join(f'{name}=' for name in idle)}"
     return (
         f"auto chose {card.slug}: the goal is {situation.facts.goal}, what it needs is at hand "
         f"({', '.join(wanted)}), and it costs {card.cost}{extra}"

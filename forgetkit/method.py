@@ -56,9 +56,10 @@ class Card:
         toy: hyper-parameters with which the method works on a toy problem of 240 images;
             ``validate=True`` among them gives every run validation samples.
         toy_vit: what differs from ``toy`` on the toy transformer.
-        probe: settings under which a hyper-parameter makes a difference there, by its name; those
-            under ``""`` hold for all that are not named. ``validate=True`` among them gives the
-            run validation samples, ``classes=(2, 3)`` lets it forget several classes.
+        probe: settings under which a hyper-parameter makes a difference there, by its name (or by
+            ``"name/vit"`` on the toy transformer); those under ``""`` hold for all not named.
+            ``validate=True`` among them gives the run validation samples, ``classes=(2, 3)`` lets
+            it forget several classes.
         aliases: further names under which ``using`` finds the method.
         presets: sets of hyper-parameters by name, for ``using(slug, preset=...)``: ``"paper"`` is
             what was published, ``"code"`` what the authors' code does.

@@ -52,10 +52,11 @@ def trainer_callback(
         ) -> None:
             self.close()
             model = kwargs["model"]
-            self._log = AmnesiacLog(
-                model, kwargs["optimizer"], folder, sensitive=sensitive, resume=resume
-            )
             samples = len(kwargs["train_dataloader"].dataset)
+            self._log = AmnesiacLog(
+                model, kwargs["optimizer"], folder, sensitive=sensitive, samples=samples,
+                resume=resume,
+            )  # fmt: skip
             size = state.train_batch_size or args.per_device_train_batch_size
             size *= args.gradient_accumulation_steps * args.world_size
             of_an_epoch = -(-samples // size)

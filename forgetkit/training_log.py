@@ -43,6 +43,8 @@ class AmnesiacLog:
         folder: for the files; created when absent.
         sensitive: positions in the data set that may have to be forgotten one day, or a function
             that says so of a position; ``None`` tracks all of them.
+        samples: size of the data set in which positions count. A later request finds by it in which
+            data set its own positions have to be counted, when its loader is over a ``Subset``.
         resume: whether to go on with a log that is already in the folder.
 
     Raises:
@@ -60,9 +62,11 @@ class AmnesiacLog:
         folder: str | Path,
         *,
         sensitive: Sensitive = None,
+        samples: int | None = None,
         resume: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self._samples = samples
         self._sensitive = _positions_of(sensitive)
         self._parameters, self._buffers = _logged_tensors(model)
         self._positions: set[int] = set()
@@ -163,6 +167,8 @@ class AmnesiacLog:
             "tracked": _described(self._sensitive),
             "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         }
+        if self._samples is not None:
+            header["samples"] = self._samples
         file = self.folder / HEADER
         if not file.exists():
             file.write_text(json.dumps(header), encoding="utf-8")

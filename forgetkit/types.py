@@ -83,6 +83,19 @@ class SampleSet(Protocol):
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where samples stand in one data set.
+
+    Args:
+        size: samples of that data set.
+        positions: (samples,) int64 positions in it.
+    """
+
+    size: int
+    positions: Tensor
+
+
+@dataclass(frozen=True)
 class Sets:
     """What a request works on.
 
@@ -90,8 +103,11 @@ class Sets:
         forget: D_f, never empty.
         retain: D_r, or ``None`` when nothing retained is at hand.
         validation: data to measure and stop on, or ``None``.
+        places: where D_f stands in the loader's data set, then in the one that this is a
+            ``torch.utils.data.Subset`` of, and so on.
     """
 
     forget: SampleSet
     retain: SampleSet | None = None
     validation: SampleSet | None = None
+    places: tuple[Place, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from forgetkit.errors import DataError
+from forgetkit.types import Place
 
 HEADER = "log.json"
 VERSION = 1
@@ -53,7 +54,41 @@ class WrittenLog:
                 f"{type(error).__name__}: {error}; pass the folder that training logged to"
             ) from error
         self._tracked = frozenset(tracked) if isinstance(tracked, list) else tracked
+        self.samples: int | None = header.get("samples")
         self.shapes = {name: tuple(shape) for name, shape in header["tensors"].items()}
+
+    def located(self, places: Sequence[Place]) -> list[int]:
+        """Return positions in the data set that was trained on.
+
+        It is the one of the size that the log states. A log without a size must be of one that
+        has room for every position in it, and if only some samples were tracked, of the only one.
+
+        Args:
+            places: where the samples stand in each data set that may have been meant.
+
+        Raises:
+            DataError: none of them can be that data set, or several can.
+        """
+        logged = {p for step in self.steps for p in step.positions}
+        if isinstance(self._tracked, frozenset):
+            logged |= self._tracked
+        least = max(logged, default=-1) + 1
+        if self.samples is not None:
+            fit = [place for place in places if place.size == self.samples][:1]
+            wanted = f"a data set of the {self.samples} samples that were trained on"
+        else:
+            fit = [place for place in places if place.size >= least]
+            exact = [place for place in fit if place.size == least]
+            fit = exact[:1] if self._tracked == "all" and exact else fit
+            wanted = f"one data set with room for the logged positions, up to {least - 1}"
+        if len(fit) == 1:
+            return [int(position) for position in fit[0].positions.tolist()]
+        found = " in ".join(f"one of {place.size}" for place in places)
+        raise DataError(
+            f"log={str(self.folder)!r}: expected {wanted}, found {found} behind the loader; pass a "
+            "loader over the training set with .instances(positions), or over a "
+            "torch.utils.data.Subset of it, and give AmnesiacLog samples=len(training set)"
+        )
 
     def covering(self, positions: Iterable[int]) -> list[LoggedStep]:
         """Return the steps whose batch held one of these samples.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forgetkit import draws
+from forgetkit import adversarial, draws
 from forgetkit.adversarial import (
     AdversarialSet,
     adversarial_set,
@@ -159,6 +159,29 @@ def test_every_image_keeps_to_ball_range_and_other_classes(label: int) -> None:
     assert ((made.targets >= 0) & (made.targets < CLASSES)).all()
     by_image = made.targets.view(6, 4)
     assert (by_image != by_image[:, :1]).any()
+
+
+def test_a_large_set_is_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, labels = network(), images(6), torch.arange(6) % CLASSES
+    size = 4 * 50 * 6 * 4  # bytes in float32
+    monkeypatch.setattr(adversarial, "_HALF_ABOVE", size)
+    whole = attacked_set(model, x, labels)
+    monkeypatch.setattr(adversarial, "_HALF_ABOVE", size - 1)
+    half = attacked_set(model, x, labels)
+    assert (whole.pixels.dtype, half.pixels.dtype) == (torch.float32, torch.float16)
+    assert torch.equal(half.targets, whole.targets)
+    assert torch.equal(half.rows, whole.rows)
+    assert half.reached == whole.reached
+    rounding = (half.pixels.float() - whole.pixels).abs()
+    assert float(rounding.max()) > 0.0
+    assert bool((rounding <= 2**-11 * whole.pixels + 2**-25).all())  # half a unit in the last place
+    lengths = norms(half.pixels.float() - x[half.rows])
+    slack = norms(2**-11 * whole.pixels) + 1e-5
+    assert bool((lengths <= RADIUS + slack).all())
+    assert float(slack.max()) < 0.004
+    assert float(lengths.max()) > 0.99 * RADIUS
+    assert float(half.pixels.min()) >= 0.0
+    assert float(half.pixels.max()) <= 1.0
 
 
 def test_success_rate_is_that_of_the_images() -> None:

@@ -201,3 +201,20 @@ def test_a_log_at_hand_is_used(tmp_path: Path) -> None:
 def test_auto_takes_a_limit_and_files_only(settings: dict[str, object]) -> None:
     with pytest.raises(BadHyperparameter, match="auto"):
         forget(torch.nn.Linear(2, 2)).using("auto", **settings)
+
+
+def test_a_file_that_no_choosable_method_takes_is_refused() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("auto", importance_file="a-file").on("cpu")
+    with pytest.raises(BadHyperparameter, match=r"assd, lfssd, ssd; name .*ssd.* to use it"):
+        request.run(some.loader())
+    relabel = situation("relabel", forget_size=128, retain_size=50000, at_hand=STATISTICS)
+    with pytest.raises(BadHyperparameter, match="which is for pgu; leave it out"):
+        choose(relabel)
+
+
+def test_the_reason_says_which_file_is_not_used() -> None:
+    files = {"statistics": "a-file", "log": "a-folder"}
+    method, why = choose(situation("instances", at_hand=files))
+    unused = {"amnesiac": "statistics=", "pgu": "log="}[method.card.slug]
+    assert f"it does not use {unused}" in why

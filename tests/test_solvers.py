@@ -90,3 +90,9 @@ def test_lissa_stops_without_progress() -> None:
     found = lissa(lambda v: v - quarter @ v, torch.ones(2), decay=0.0, scale=1.0, iterations=500)
     assert not found.converged
     assert found.steps < 50
+
+
+def test_lissa_waits_twenty_steps_for_progress() -> None:
+    quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])  # the first change stays the smallest
+    found = lissa(lambda v: v - quarter @ v, torch.ones(2), decay=0.0, scale=1.0, iterations=500)
+    assert found.steps == 21

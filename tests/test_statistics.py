@@ -9,7 +9,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import forgetkit
 from forgetkit import Statistics, forget
+from forgetkit.core_space import projections
+from forgetkit.engine.run import Run
 from forgetkit.errors import BadHyperparameter, DataError, ModelError, PatchMismatch
+from forgetkit.method import State
+from forgetkit.methods.pgu import PGU
+from forgetkit.statistics import FLOOR, WIDEST, Products
 from forgetkit.testing import toy
 from forgetkit.testing.toys import Toy
 from forgetkit.testing.trace import changed, photograph, weights
@@ -221,3 +226,50 @@ def test_layers_with_long_rows_are_left_out_with_a_warning(
 def test_statistics_are_public() -> None:
     assert forgetkit.Statistics is Statistics
     assert "Statistics" in forgetkit.__all__
+
+
+def test_what_counts_as_rounding_and_the_widest_layer() -> None:
+    assert FLOOR == {"double": 1e-12, "single": 1e-6}
+    assert WIDEST == 4608  # a 3 x 3 convolution of 512 channels
+    wider = nn.Sequential(nn.Linear(4609, 2))
+    with pytest.raises(ModelError, match="rows up to 4608, found 1 layers, all wider"):
+        Statistics.collect(wider, [(torch.zeros(1, 4609), torch.zeros(1, dtype=torch.long))])
+
+
+class Noted(PGU):
+    """Keeps what setup returned."""
+
+    seen: dict[str, Tensor] = {}  # noqa: RUF012  shared on purpose
+
+    def setup(self, run: Run) -> State:
+        state = super().setup(run)
+        self.seen.clear()
+        self.seen.update(state)
+        return state
+
+
+@pytest.mark.parametrize("spectrum", ["energy", "sigma"])
+@pytest.mark.parametrize(("products", "rank"), [("double", 12), ("single", 10), (None, 12)])
+def test_rounding_does_not_decide_how_many_directions_are_protected(
+    products: Products | None, rank: int, spectrum: str, tmp_path: Path
+) -> None:
+    """Inputs of 96 numbers use 12 directions, two of them with 1e-7 of the strongest's energy."""
+    draws = torch.Generator().manual_seed(0)
+    heights = torch.cat([torch.linspace(1.0, 0.1, 10), torch.full((2,), 10**-3.5)]).double()
+    rows = torch.linalg.qr(torch.randn(600, 12, generator=draws).double()).Q * heights
+    basis = torch.linalg.qr(torch.randn(96, 12, generator=draws).double()).Q
+    inputs, labels = (rows @ basis.T).float(), torch.arange(600) % 3
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=100)
+    model, file = nn.Sequential(nn.Identity(), nn.Linear(96, 3)), tmp_path / "statistics"
+    if products is not None:
+        found = Statistics.collect(model, loader, positions="all", products=products)
+        found.save(file)
+    method = Noted(
+        statistics=None if products is None else str(file), gamma=1 - 1e-9, spectrum=spectrum,
+        positions="all", epochs=1,
+    )  # fmt: skip
+    forget(model).instances(range(5)).using(method).on("cpu").run(loader, guard=None)
+    left = projections(Noted.seen)["1.weight"].of(torch.eye(96))
+    assert float(left.trace()) == pytest.approx(96 - rank, abs=1e-3)
+    used = basis[:, :rank].float()
+    assert float((used.T @ left).norm()) < 1e-2  # the directions themselves

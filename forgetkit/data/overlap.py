@@ -1,6 +1,8 @@
-"""Whether two loaders share samples, as far as their data sets tell."""
+"""Where samples stand in the data sets behind a loader, and whether two loaders share some."""
 
 from __future__ import annotations
+
+from collections.abc import Sized
 
 import numpy as np
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from forgetkit.errors import DataError
+from forgetkit.types import Place
 
 
 def check_disjoint(loader: object, forget: Tensor, retain: object, kept: Tensor) -> None:
@@ -19,11 +22,10 @@ def check_disjoint(loader: object, forget: Tensor, retain: object, kept: Tensor)
         retain: the loader of the data to keep.
         kept: (samples,) positions in its data set.
     """
-    root, lost = _origin(loader, forget)
-    other, left = _origin(retain, kept)
-    if root is None or root is not other:
+    lost, left = origins(loader, forget), origins(retain, kept)
+    if not lost or not left or lost[-1][0] is not left[-1][0]:
         return
-    shared = int(torch.isin(left, lost).sum())
+    shared = int(torch.isin(left[-1][1], lost[-1][1]).sum())
     if shared:
         raise DataError(
             f"retain: expected data without the samples to forget, found {shared} of them in it "
@@ -31,15 +33,40 @@ def check_disjoint(loader: object, forget: Tensor, retain: object, kept: Tensor)
         )
 
 
-def _origin(loader: object, positions: Tensor) -> tuple[object, Tensor]:
-    """Return the data set under all subsets, and the positions in it."""
+def origins(loader: object, positions: Tensor) -> list[tuple[object, Tensor]]:
+    """Return a loader's data set, the one that it is a subset of, ..., with the positions in each.
+
+    A stream has none.
+    """
     if isinstance(loader, DataLoader):
         dataset: object = loader.dataset
     elif hasattr(loader, "__getitem__") and not isinstance(loader, (list, tuple)):
         dataset = loader
     else:
-        return None, positions
+        return []
+    found = [(dataset, positions)]
     while isinstance(dataset, Subset):
         positions = torch.as_tensor(np.asarray(dataset.indices))[positions]
         dataset = dataset.dataset
-    return dataset, positions
+        found.append((dataset, positions))
+    return found
+
+
+def places(loader: object, positions: Tensor, drawn: int) -> tuple[Place, ...]:
+    """Return where samples stand, from the loader's own data set down to that under all subsets.
+
+    Args:
+        loader: the main loader.
+        positions: (samples,) positions of D_f in its data set or stream.
+        drawn: samples that the loader gives, the size of a stream.
+    """
+    found = [
+        Place(len(dataset), rows) for dataset, rows in origins(loader, positions)
+        if isinstance(dataset, Sized)
+    ]  # fmt: skip
+    return tuple(found) or (Place(drawn, positions),)
+
+
+def taken(found: tuple[Place, ...], rows: Tensor | None) -> tuple[Place, ...]:
+    """Return the places of some of the samples, or of all."""
+    return found if rows is None else tuple(Place(p.size, p.positions[rows]) for p in found)

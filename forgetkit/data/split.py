@@ -7,7 +7,7 @@ from torch import Tensor
 
 from forgetkit.data.labels import check_range
 from forgetkit.data.loaders import Loader
-from forgetkit.data.overlap import check_disjoint
+from forgetkit.data.overlap import check_disjoint, places
 from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sources import Membership, Source, read_all, read_source
 from forgetkit.errors import BadTarget, DataError
@@ -69,7 +69,8 @@ def split(
         validation = (
             None if validate is None else _explicit(validate, num_classes, "validate", kind)
         )
-    return Sets(forget, kept, validation)
+    where = places(loader, forget.positions, len(source.positions))
+    return Sets(forget, kept, validation, where)
 
 
 def _membership(goal: Goal, forget_classes: tuple[int, ...]) -> Membership:

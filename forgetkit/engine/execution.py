@@ -276,8 +276,10 @@ class Execution:
         live = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         names = frozen_tensors(self._model)
         frozen = {name: live[name].detach().clone() for name in names}
+        moving = {n: p.detach().clone() for n, p in run.parameters.items()}
         try:
             reset_weights(self._model, self._request.initial)
+            self._say_where_it_starts(run, moving)
         finally:  # a reset that breaks leaves them, too: they are not among the edited tensors
             with torch.no_grad():
                 for name, value in frozen.items():
@@ -286,6 +288,20 @@ class Execution:
             run.log(
                 f"{self._method.card.slug}: {len(frozen)} frozen tensors were not drawn anew: "
                 f"{', '.join(names[:4])}; what they know of the forget set stays"
+            )
+
+    def _say_where_it_starts(self, run: Run, before: dict[str, Tensor]) -> None:
+        """Say when training begins at weights that may know the forget set already."""
+        slug = self._method.card.slug
+        if all(torch.equal(p, before[name]) for name, p in run.parameters.items()):
+            run.log(
+                f"{slug}: the weights of .fresh(...) are those of the model as it came in, so it "
+                "is trained on and not retrained; pass weights that never saw the forget set"
+            )
+        elif run.starts_known:
+            run.log(
+                f"{slug}: it starts from the weights given to .fresh(...), and is a reference only "
+                "if those never saw the forget set"
             )
 
     def _change(self, accuracy: Remembered, run: Run) -> Outcome:
@@ -414,6 +430,8 @@ class Execution:
         classes, when validation data tell how well that is.
         """
         if not isinstance(self._method, StopsEarly):
+            return None
+        if self._prepared.goal.kind == "instances" and self._method.single_samples_go_on:
             return None
         if self._prepared.goal.kind != "instances" or self._method.to_zero:
             return 0.0

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from forgetkit.adapting import adapt, example_logits, logits_of, unwrap
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
+from forgetkit.data.overlap import taken
 from forgetkit.data.randomness import repeats
 from forgetkit.data.split import split
 from forgetkit.dryrun.outputs import are_probabilities
@@ -142,7 +143,7 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
         forget_classes=forget_classes,
         num_classes=num_classes,
         class_names=names,
-        sets=Sets(chosen, sets.retain),
+        sets=Sets(chosen, sets.retain, places=taken(sets.places, rows)),
         validation=_parts(sets.validation, forget_classes),
         random_inputs=_differs_when_read_again(sets.forget),
         why=why,

@@ -31,8 +31,8 @@ class Adv(AgainstAdversaries):
         plain sum (``preset="paper"``). The code gives a failed draw the class K // 2, which may
         be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
         draws one target for all copies of an image, the text and the code one for each. Gradients
-        are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation statistics
-        are frozen; the code trains in train mode.
+        are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation
+        statistics are frozen; the code trains in train mode.
     """
 
     card: ClassVar[Card] = Card(

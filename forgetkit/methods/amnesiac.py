@@ -96,7 +96,7 @@ class Amnesiac(FullNetwork):
                     f"log={self.log!r}: expected a log of this model, found {name} of shape "
                     f"{shape}, which is {here} in it; pass the log of this model's own training"
                 )
-        steps = written.covering(run.forget.positions.tolist())
+        steps = written.covering(written.located(run.images.places))
         for name, change in written.total(steps).items():
             tensor = live[name]
             taken = tensor.double() - change.to(tensor.device)

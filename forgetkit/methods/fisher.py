@@ -40,8 +40,9 @@ class Fisher(Method):
 
     Differences: the default is the notebook's form, which published comparisons ran; ``"paper"``
         has standard deviation (alpha / F)^(1/4) without caps, averages, factors and new rows. The
-        head is the model's, not every tensor with K rows. Noise on the affine part of batch
-        normalisation leaves its running statistics as they are.
+        head is the model's, not every tensor with K rows. New rows have variance 1e-4; the notebook
+        sets that before its factor of the head, which makes it 1e-3. Noise on the affine part of
+        batch normalisation leaves its running statistics as they are.
     """
 
     card: ClassVar[Card] = Card(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forgetkit.fields import bounded
 from forgetkit.losses import blocked_classes, cross_entropy
-from forgetkit.method import Card, Pair, Seen, State, register
+from forgetkit.method import Card, Pair, State, register
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.types import Terms
 
@@ -47,6 +47,8 @@ class InitialLabel(FullNetwork, StopsEarly):
 
     Differences: a first choice that is forgotten or the sample's own gives way to the next best.
     """
+
+    single_samples_go_on: ClassVar[bool] = True
 
     card: ClassVar[Card] = Card(
         slug="initial_label",
@@ -88,7 +90,3 @@ class InitialLabel(FullNetwork, StopsEarly):
             raise TypeError("initial_label steps over the forget set")
         wanted = run.state["labels"][forget.index].to(forget.labels.device)
         return {"forget": cross_entropy(run.logits(forget), wanted)}
-
-    def checked(self, seen: Seen, run: Run) -> str | None:
-        """Stop when a class is gone; single samples are trained on for all epochs."""
-        return None if run.goal.kind == "instances" else super().checked(seen, run)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, cross_entropy
-from forgetkit.method import Card, Need, Pair, Pass, Seen, State, register
+from forgetkit.method import Card, Need, Pair, Pass, State, register
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.types import Terms
 
@@ -50,6 +50,8 @@ class RandomLabel(FullNetwork, StopsEarly):
         and drawn once. ``retain="mix"`` joins retained samples with their true labels;
         ``preset="mix"`` does so with the optimiser of the SSD repository.
     """
+
+    single_samples_go_on: ClassVar[bool] = True
 
     card: ClassVar[Card] = Card(
         slug="random_label",
@@ -111,7 +113,3 @@ class RandomLabel(FullNetwork, StopsEarly):
             raise TypeError("random_label steps over the forget set")
         wanted = run.state["labels"][forget.index].to(forget.labels.device)
         return {"forget": cross_entropy(run.logits(forget), wanted)}
-
-    def checked(self, seen: Seen, run: Run) -> str | None:
-        """Stop when a class is gone; single samples are trained on for all epochs."""
-        return None if run.goal.kind == "instances" else super().checked(seen, run)

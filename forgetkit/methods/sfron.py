@@ -41,7 +41,8 @@ class SFRon(FullNetwork):
 
     Differences: the averaging of weights in the authors' code has no effect (its rate is 1) and is
         left out; a loss below 1e-4 is raised to it before the power, and one above 2 log K + 5
-        nats no longer counts; normalisation statistics are frozen.
+        nats no longer counts (the history has how many, ``capped``, and how many ascents were
+        scaled down, ``clipped_ascents``); normalisation statistics are frozen.
     """
 
     compares: ClassVar[bool] = True
@@ -126,7 +127,9 @@ class SFRon(FullNetwork):
             iteration = run.step // (self.every + 1) * self.every
             done = iteration / (self.epochs * self.iterations)
             decay = (1.0 + math.cos(math.pi * done)) / 2.0
-            ascent = weighted_ascent(run.logits(batch.forget), batch.forget.labels, self.loss_power)
+            logits, labels = run.logits(batch.forget), batch.forget.labels
+            ascent, beyond = weighted_ascent(logits, labels, self.loss_power)
+            run.tally("capped", beyond)
             return {"forget": self.ascent * decay * ascent}
         if batch.retain is None:
             raise TypeError("sfron steps over the forget set or over the retain set")
@@ -140,7 +143,8 @@ class SFRon(FullNetwork):
         for parameter, mask in moved:
             if parameter.grad is not None:
                 parameter.grad.mul_(mask.to(parameter.device))
-        nn.utils.clip_grad_norm_([parameter for parameter, _ in moved], self.ascent_norm)
+        norm = nn.utils.clip_grad_norm_([parameter for parameter, _ in moved], self.ascent_norm)
+        run.tally("clipped_ascents", float(norm > self.ascent_norm))
 
     def _rows(self, run: Run, samples: SampleSet, name: str, first: int, end: int) -> SampleSet:
         """Return the samples of batches ``first`` to ``end``: one random order after another.

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.method import Card, Method, register
+from forgetkit.moments import survey
 from forgetkit.projection import Removal, eigen
-from forgetkit.statistics import plan, total
+from forgetkit.statistics import WIDEST, plan, total
 from forgetkit.types import SampleSet
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class SVDProjection(Method):
     Differences: eigenvalues of sums over all patches instead of singular values of some of them.
         Statistics of all layers are those of the original model, as in the paper, though a layer
         then sees other inputs than were measured; with ``sequential=True`` each layer is measured
-        when all before it have been edited.
+        when all before it have been edited. Layers with rows longer than ``max_dim`` stay as they
+        are, which a note says.
     """
 
     card: ClassVar[Card] = Card(
@@ -59,7 +61,21 @@ class SVDProjection(Method):
         source="Kodge, Saha, Roy 2024, TMLR",
         link="https://arxiv.org/abs/2312.00761",
         about="Projects out of every layer what only the class uses; no gradients.",
-        probe={"": {"samples_per_class": 10, "retain_scale": 30.0, "forget_scale": 3.0}},
+        probe={
+            "": {"samples_per_class": 10, "retain_scale": 30.0, "forget_scale": 3.0},
+            "max_dim": {
+                "samples_per_class": 10,
+                "retain_scale": 30.0,
+                "forget_scale": 3.0,
+                "max_dim": 15,
+            },
+            "max_dim/vit": {
+                "samples_per_class": 10,
+                "retain_scale": 30.0,
+                "forget_scale": 3.0,
+                "max_dim": 31,
+            },
+        },
     )
 
     retain_scale: float | None = bounded(
@@ -74,6 +90,9 @@ class SVDProjection(Method):
     positions: str = choice(
         "all", ("auto", "all"), "rows that an image gives to the statistics: few enough, or all"
     )
+    max_dim: int = bounded(
+        WIDEST, 1, 1000000, "longest row of a layer that is edited; time grows with its cube"
+    )
     sequential: bool = flag(
         default=False,
         about="measure each layer on the network edited so far: 1 F over the samples for every "
@@ -84,7 +103,20 @@ class SVDProjection(Method):
         """Try every pair of scales, keep the best."""
         retain, forget = self._few(run)
         example = next(iter(retain.batches())).inputs
-        layers = plan(run.parameters, example, run.logits_from_inputs, positions=self.positions)
+        layers = plan(
+            run.parameters,
+            example,
+            run.logits_from_inputs,
+            positions=self.positions,
+            max_dim=self.max_dim,
+        )
+        used = survey(run.parameters, example, run.logits_from_inputs)
+        wide = [name for name in used if name not in layers]
+        if wide:
+            run.log(
+                f"svd_projection: {len(wide)} layers have rows longer than max_dim={self.max_dim} "
+                f"and stay as they are: {', '.join(wide[:4])}"
+            )
         before = {name: run.parameters[name].detach().clone() for name in layers}
         known = {} if self.sequential else _removals(run, layers, retain, forget)
         best, chosen = self._score(run, retain, forget), before

@@ -330,7 +330,8 @@ def _probe_settings(method: MethodType, kind: str, name: str) -> dict[str, Any]:
     """Return settings of a quick run in which the hyper-parameter should matter."""
     two = {"epochs": 2} if "epochs" in _names(method) else {}
     probe = method.card.probe
-    return {**toy_settings(method, kind), **two, **dict(probe.get(name, probe.get("", {})))}
+    found = probe.get(f"{name}/{kind}", probe.get(name, probe.get("", {})))
+    return {**toy_settings(method, kind), **two, **dict(found)}
 
 
 def _names(method: MethodType) -> set[str]:

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Guard, forget
 from forgetkit.data.sets import StoredSet
-from forgetkit.engine.guard import Reading, hold_out, verdict
+from forgetkit.engine import execution
+from forgetkit.engine.guard import BestState, Reading, hold_out, verdict
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 from forgetkit.types import Sets
@@ -117,3 +118,27 @@ def test_samples_for_the_guard_come_from_the_loader() -> None:
         forget(some.model).classes([3]).using("lau").on("cpu").run(DataLoader(data, batch_size=16))
     )
     assert "retain" in result.before
+
+
+@pytest.mark.parametrize("slug", ["random_label", "initial_label"])
+@pytest.mark.parametrize("validated", [True, False])
+def test_a_method_that_does_not_stop_for_single_samples_has_no_target_of_zero(
+    slug: str, validated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aims: list[float] = []
+
+    class Spied(BestState):
+        def __init__(self, edited: object, start: Reading, target: float, budget: float) -> None:
+            aims.append(target)
+            super().__init__(edited, start, target, budget)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(execution, "BestState", Spied)
+    some = toy("cnn")
+    request = forget(some.model).instances(range(30)).using(slug, epochs=3, lr=0.05).on("cpu")
+    if validated:
+        request = request.validate(DataLoader(some.test, batch_size=32))
+    result = request.run(some.loader())
+    assert len(result.history) == 3
+    assert not any("trains until" in note for note in result.notes)
+    assert len(aims) == 1
+    assert aims[0] > 0.5

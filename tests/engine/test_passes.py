@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from forgetkit import forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
-from forgetkit.engine.steps import chunks
+from forgetkit.engine.steps import chunks, pairs
 from forgetkit.errors import BadHyperparameter, DataError, ModelError
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Method, Pair, Pass, Seen, build
@@ -304,6 +304,29 @@ class TrainsNothing(Probe):
 def test_a_method_that_would_train_nothing_is_refused() -> None:
     with pytest.raises(ModelError, match=r"\(no\.such\.weight\), found none"):
         ask(TrainsNothing(), toy("cnn"))
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize(("forgotten", "kept"), [(10, 4), (4, 10)])
+def test_the_longer_set_is_read_once_and_the_shorter_one_again_and_again(
+    forgotten: int, kept: int, *, shuffled: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0) if shuffled else None
+    sets = some_set(forgotten), some_set(kept, start=100)
+    steps = list(pairs("both", *sets, batch_size=2, generator=generator, shard=(0, 1)))
+    forget_rows, retain_rows = [], []
+    for pair in steps:
+        assert pair.forget is not None
+        assert pair.retain is not None
+        forget_rows += pair.forget.labels.tolist()
+        retain_rows += [label - 100 for label in pair.retain.labels.tolist()]
+    longer, shorter = forget_rows, retain_rows
+    if kept > forgotten:
+        longer, shorter = shorter, longer
+    assert len(steps) == 5  # 10 by 2
+    assert sorted(longer) == list(range(10))
+    assert [sorted(shorter[at : at + 4]) for at in (0, 4)] == [[0, 1, 2, 3]] * 2
+    assert len(shorter) == 10
 
 
 def test_parts_of_a_pair_hold_samples_of_both_batches() -> None:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from forgetkit import forget
+from forgetkit import adversarial, forget
+from forgetkit.adversarial import AdversarialSet, adversarial_set
 from forgetkit.curvature import mean_absolute_gradients
 from forgetkit.engine.run import Run
 from forgetkit.errors import BadTarget
@@ -437,3 +438,36 @@ def test_parts_of_a_step_weigh_the_two_sets_as_the_whole_does() -> None:
     for name, left in weights(models[0]).items():
         moved = (left - start[name]).abs().max()
         assert (left - weights(models[1])[name]).abs().max() <= 1e-4 * moved + 1e-9, name
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("slug", ["adv", "adv_imp"])
+def test_images_in_half_precision_train_as_those_in_single(
+    kind: str, slug: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    moved, losses = [], []
+    for most in (1 << 32, 0):
+        monkeypatch.setattr(adversarial, "_HALF_ABOVE", most)
+
+        def noted(*args: Any, **kwargs: Any) -> AdversarialSet:  # noqa: ANN401  passed on
+            made = adversarial_set(*args, **kwargs)
+            seen.append(made.pixels.dtype)
+            return made
+
+        monkeypatch.setattr("forgetkit.adversarial_recipe.adversarial_set", noted)
+        some = toy(kind)
+        start = weights(some.model)
+        request = forget(some.model).seed(0).instances(range(20)).using(slug, **QUICK).on("cpu")
+        result = request.run(some.loader(), guard=None)
+        losses.append([row["loss_retain_adversarial"] for row in result.history])
+        after = weights(some.model)
+        assert all(p.dtype == torch.float32 for p in some.model.parameters())
+        moved.append({name: after[name] - start[name] for name in changed(start, after)})
+    assert seen == [torch.float32, torch.float16]
+    whole, half = moved
+    assert whole
+    assert whole.keys() == half.keys()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+    for name, move in whole.items():
+        assert float((half[name] - move).norm()) <= 0.02 * float(move.norm()) + 1e-6, name

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from forgetkit import forget
 from forgetkit.errors import BadHyperparameter, DataError
@@ -26,7 +26,9 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
-def trained(folder: Path, sensitive: set[int] | None) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+def trained(
+    folder: Path, sensitive: set[int] | None, samples: int | None = None
+) -> tuple[nn.Module, list[dict[str, Tensor]]]:
     """Train a fresh network for two epochs in a fixed order; return all states."""
     torch.manual_seed(3)
     model = ToyCNN()
@@ -34,7 +36,7 @@ def trained(folder: Path, sensitive: set[int] | None) -> tuple[nn.Module, list[d
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     model.train()
     states = [state(model)]
-    with AmnesiacLog(model, optimizer, folder, sensitive=sensitive) as log:
+    with AmnesiacLog(model, optimizer, folder, sensitive=sensitive, samples=samples) as log:
         for _ in range(2):
             for rows in torch.arange(len(labels)).split(32):
                 log.batch(rows)
@@ -129,6 +131,49 @@ def test_without_repair_the_retain_set_is_not_needed(tmp_path: Path) -> None:
     only = DataLoader(TensorDataset(*(t[:8] for t in blobs().tensors)), batch_size=8)
     assert build("amnesiac", {"epochs": 0}).needs == ("forget",)
     run(model, list(range(8)), only, log=str(tmp_path), epochs=0)
+
+
+@pytest.mark.parametrize("samples", [None, len(blobs())])
+def test_samples_in_a_loader_of_their_own_are_found_by_their_place_in_the_training_set(
+    tmp_path: Path, samples: int | None
+) -> None:
+    model, _ = trained(tmp_path, None, samples)
+    rows = [70, 130]
+    found = []
+    for positions, data in ((rows, blobs()), (None, Subset(blobs(), rows))):
+        mine = copy.deepcopy(model)
+        request = forget(mine).instances(positions).on("cpu").seed(0)
+        request = request.using("amnesiac", log=str(tmp_path), epochs=0)
+        result = request.run(DataLoader(data, batch_size=32), guard=None)
+        assert any("took back 4 of" in note for note in result.notes)
+        found.append(state(mine))
+    assert all(tensor.equal(found[1][name]) for name, tensor in found[0].items())
+
+
+def test_samples_whose_place_in_the_training_set_is_not_known_are_refused(tmp_path: Path) -> None:
+    images, labels = (t[70:72] for t in blobs().tensors)
+    everything = len(blobs())
+    for folder, sensitive, samples, wanted in (
+        ("all", None, None, "with room for the logged positions, up to"),
+        ("some", {70, 71}, None, "up to 71"),
+        ("sized", {0, 1}, everything, f"of the {everything} samples"),
+    ):
+        model, states = trained(tmp_path / folder, sensitive, samples)
+        own = DataLoader(TensorDataset(images, labels))
+        for loader in (own, [(images, labels)]):
+            request = forget(model).instances().on("cpu")
+            request = request.using("amnesiac", log=str(tmp_path / folder), epochs=0)
+            with pytest.raises(DataError, match=wanted):
+                request.run(loader, guard=None)
+        for name, tensor in model.state_dict().items():
+            assert tensor.equal(states[-1][name]), name
+
+
+def test_a_subset_in_which_a_log_without_a_size_may_count_is_refused(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, {0, 1})
+    part = Subset(blobs(), list(range(100, 150)))
+    with pytest.raises(DataError, match=f"found one of 50 in one of {len(blobs())}"):
+        run(model, [0], DataLoader(part), log=str(tmp_path), epochs=0)
 
 
 def test_it_refuses_with_a_sentence(tmp_path: Path) -> None:

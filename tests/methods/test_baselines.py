@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import forget
 from forgetkit.draws import uniform
 from forgetkit.engine.run import Run
+from forgetkit.errors import DataError, ModelError
 from forgetkit.fresh import reset_weights
-from forgetkit.losses import blocked_classes, bounded_ascent
+from forgetkit.losses import blocked_classes, bounded_ascent, capped_ascent
 from forgetkit.method import Facts, Method, State, find
 from forgetkit.methods.linear_filtration import filtration_matrix
 from forgetkit.methods.random_label import wrong_labels
@@ -83,6 +84,26 @@ def test_ascent_ignores_samples_beyond_the_cap() -> None:
     assert logits.grad is not None
     assert float(logits.grad[0].abs().max()) > 0.1
     assert float(logits.grad[1].abs().max()) == 0.0
+
+
+def test_the_cap_of_ascent_is_twice_log_k_plus_five() -> None:
+    cap = 2 * math.log(4) + 5  # 7.773 nats for four classes
+    # with logits (a, 0, 0, 0) the loss of class 0 is log(1 + 3 exp(-a))
+    losses = [cap - 0.01, cap + 0.01, 1.0]
+    logits = torch.tensor([[-math.log((math.exp(loss) - 1) / 3), 0, 0, 0] for loss in losses])
+    value, beyond = capped_ascent(logits, torch.zeros(3, dtype=torch.long))
+    assert beyond == 1
+    assert float(value) == pytest.approx(-(cap - 0.01 + 1.0) / 3, rel=1e-4)
+
+
+def test_the_cap_of_ascent_on_several_labels_is_that_of_two_choices() -> None:
+    cap = 2 * math.log(2) + 5  # 6.386 nats
+    # a label that is present costs log(1 + exp(-z)); three of one size have it as their mean
+    losses = [cap - 0.01, cap + 0.01]
+    logits = torch.tensor([[-math.log(math.exp(loss) - 1)] * 3 for loss in losses])
+    value, beyond = capped_ascent(logits, torch.ones(2, 3))
+    assert beyond == 1
+    assert float(value) == pytest.approx(-(cap - 0.01) / 2, rel=1e-4)
 
 
 def test_random_labels_avoid_what_is_blocked_and_are_uniform() -> None:
@@ -319,6 +340,64 @@ def test_linear_filtration_never_predicts_the_class(kind: str, form: str) -> Non
     assert result.head_masked
 
 
+@pytest.mark.parametrize(("lowest", "masked"), [(-3.0, -10_003.0), (-55_000.0, -60_000.0)])
+def test_linear_filtration_masks_with_a_bias_far_below_the_others_and_within_float16(
+    lowest: float, masked: float
+) -> None:
+    fc = nn.Linear(2, 3)
+    model = nn.Sequential(fc)
+    with torch.no_grad():
+        fc.bias.copy_(torch.tensor([1.0, 0.5, lowest]))
+    before = weights(model)
+    request = forget(model).classes([0]).using("linear_filtration", form="naive")
+    request.on("cpu").run(two_samples(), guard=None)
+    after = weights(model)
+    assert after["0.bias"].tolist() == [masked, 0.5, lowest]
+    assert torch.equal(after["0.weight"][1:], before["0.weight"][1:])
+    assert float(after["0.weight"][0].abs().max()) == 0.0
+
+
+def test_linear_filtration_inverts_dependent_means_as_far_as_they_reach(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    means = torch.tensor([[1.0, 2, 0], [1, 2, 0], [0, 0, 2]], dtype=torch.float64)
+    found = filtration_matrix(means, (0,), "zeroing", torch.empty(2, 1))
+    # the pseudo-inverse of the upper left block is [[0.1, 0.1], [0.2, 0.2]]
+    expected = torch.tensor([[0.4, 0.4, 0], [0, 0, 1]], dtype=torch.float64)
+    assert torch.allclose(found, expected, atol=1e-12)
+    assert "the mean logits are nearly dependent" in caplog.text
+    assert "using the pseudo-inverse, so retained means are kept only approx" in caplog.text
+
+
+@pytest.mark.parametrize(("condition", "warned"), [(0.9e6, 0), (1.1e6, 1)])
+def test_linear_filtration_warns_of_means_with_a_condition_above_a_million(
+    condition: float, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    means = torch.diag(torch.tensor([1.0, 0.5, 1 / condition], dtype=torch.float64))
+    found = filtration_matrix(means, (0,), "zeroing", torch.empty(2, 1))
+    assert torch.allclose(found, torch.eye(3, dtype=torch.float64)[1:], atol=1e-6)
+    assert len(caplog.records) == warned
+
+
+def test_linear_filtration_refuses_a_head_without_a_bias() -> None:
+    model = Linear()
+    before = weights(model)
+    request = forget(model).classes([0]).using("linear_filtration", form="naive").on("cpu")
+    with pytest.raises(ModelError, match=r"a head with a bias .* found none at fc; use"):
+        request.run(two_samples(), guard=None)
+    assert changed(before, weights(model)) == []
+
+
+def test_linear_filtration_refuses_a_class_without_samples() -> None:
+    model = nn.Sequential(nn.Linear(2, 4))
+    before = weights(model)
+    loader = DataLoader(TensorDataset(torch.randn(6, 2), torch.tensor([0, 2] * 3)), batch_size=4)
+    request = forget(model).classes([0]).using("linear_filtration").on("cpu")
+    with pytest.raises(DataError, match=r"samples of every class, found none of \[1, 3\]; pass"):
+        request.run(loader, guard=None)
+    assert changed(before, weights(model)) == []
+
+
 class Scaled(nn.Module):
     """A scalar that no initialiser of a library knows, before a layer that has one."""
 
@@ -477,3 +556,17 @@ def test_an_epochs_loss_is_the_mean_over_samples_not_over_batches() -> None:
     result = request.on("cpu").run(some.forget_loader(), guard=None)
     assert result.history[0]["loss"] == pytest.approx(-wanted, rel=1e-4)
     assert result.history[0]["bn_train"] == 0.0
+
+
+def test_retraining_says_that_it_starts_from_given_weights() -> None:
+    some = toy("cnn")
+    deployed = {name: t.clone() for name, t in some.model.state_dict().items()}
+    other = {name: t + 0.1 if t.is_floating_point() else t for name, t in deployed.items()}
+    notes = []
+    for start in (deployed, other, type(some.model)):
+        request = forget(copy.deepcopy(some.model)).classes([3]).fresh(start).on("cpu")
+        result = request.using("retrain", epochs=1).run(some.loader(), guard=None)
+        notes.append(" ".join(result.notes))
+    assert "are those of the model as it came in" in notes[0]
+    assert "is a reference only if those never saw the forget set" in notes[1]
+    assert "retrain" not in notes[2]

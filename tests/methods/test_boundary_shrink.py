@@ -109,6 +109,34 @@ def test_attack_keeps_to_its_radius_and_the_range(
         assert float(moved.max()) <= 1.0
 
 
+@pytest.mark.parametrize(("steps", "share"), [(1, 1.0), (2, 2 / 5), (4, 4 / 5), (6, 1.0)])
+def test_each_retry_doubles_the_radius_of_which_a_step_of_several_is_a_fifth(
+    steps: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from forgetkit.methods import boundary_shrink
+
+    lengths: list[float] = []
+    from forgetkit.attacks import sign_attack as original
+
+    def watched(start: Tensor, *args: object, **kwargs: object) -> Tensor:
+        moved: Tensor = original(start, *args, **kwargs)  # type: ignore[arg-type]  # passed on
+        lengths.append(float((moved - start).abs().max()))
+        return moved
+
+    monkeypatch.setattr(boundary_shrink, "sign_attack", watched)
+    model = Plane()
+    model.fc.bias = nn.Parameter(torch.tensor([100.0, 0.0, 0.0]))  # no attack gets away
+    points = torch.tensor([[0.1, 0.0], [0.0, -0.1]])
+    loader = DataLoader(TensorDataset(points, torch.zeros(2, dtype=torch.long)), batch_size=2)
+    method = BoundaryShrink(
+        attack_step=0.02, attack_steps=steps, retry=4, bounds=(-1.0, 1.0), epochs=1, lr=0.0
+    )
+    result = forget(model).classes([0]).using(method).on("cpu").run(loader, guard=None)
+    radii = [0.02, 0.04, 0.08, 0.16, 0.32]
+    assert lengths == pytest.approx([share * radius for radius in radii], rel=1e-4)
+    assert result.history[0]["fallback_labels"] == 2.0
+
+
 def test_labelling_leaves_the_model_as_it_is() -> None:
     some = toy("cnn")
     before = weights(some.model)

@@ -86,6 +86,52 @@ def test_run_equals_a_literal_computation() -> None:
         assert torch.allclose(weights(model)[name], value, atol=1e-6), name
 
 
+class Hidden(nn.Module):
+    """A layer before the head: two inputs, four features, three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(2, 4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(inputs).tanh())
+        return logits
+
+
+def test_outside_the_head_the_cap_is_whole_and_the_factor_is_for_single_dimensions() -> None:
+    model = Hidden()
+    start = weights(model)
+    fisher = {name: torch.zeros_like(value) for name, value in start.items()}
+    for inputs in INPUTS[LABELS != 2]:
+        logs = model(inputs[None]).log_softmax(dim=1)[0]
+        for log in logs:
+            found = torch.autograd.grad(log, list(model.parameters()), retain_graph=True)
+            for name, gradient in zip(fisher, found, strict=True):
+                fisher[name] += log.exp().detach() * gradient**2 / 3
+    inverse = 1 / (fisher["body.weight"] + 1e-8)
+    assert 5.0 < float(inverse.min()) < 50.0 < float(inverse.max())
+    generator = Generator().manual_seed(5)
+    expected = {}
+    for name, factor, cap in (
+        ("body.weight", 1.0, 50.0),
+        ("body.bias", 7.0, 50.0),
+        ("fc.weight", 7.0, 5.0),
+        ("fc.bias", 7.0, 5.0),
+    ):
+        own = fisher[name]
+        variance = factor * 1e-4 * (1 / (own + 1e-8)).clamp(max=cap)
+        if own.ndim > 1:
+            variance = variance.mean(dim=1, keepdim=True).expand(own.shape)
+        drawn = torch.randn(own.shape, generator=generator)
+        expected[name] = start[name] + variance.sqrt() * drawn
+    request = forget(model).seed(5).classes([2])
+    request = request.using("fisher", strength=1e-4, cap=50.0, factor=7.0, new_rows=False)
+    request.on("cpu").run(loader(), guard=None)
+    for name, value in expected.items():
+        assert torch.allclose(weights(model)[name], value, atol=1e-5), name
+
+
 def test_no_noise_changes_the_new_rows_only() -> None:
     for goal in ("classes", "instances"):
         model = Linear()

@@ -407,3 +407,80 @@ def test_several_classes_are_gone_from_the_weights_as_they_are_written() -> None
             inside = model(inputs[labels < 2].bfloat16()).argmax(dim=1) < 2
             assert int(inside.sum()) == 0, seed
     assert done > 3
+
+
+class Plain(nn.Module):
+    """A body that does nothing and a linear head, in float64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Identity()
+        self.fc = nn.Linear(6, 5, dtype=torch.float64)
+
+    def forward(self, points: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(points))
+        return logits
+
+
+def literal_run(
+    head: list[Tensor], points: Tensor, labels: Tensor, forgotten: list[int], *, lr: float
+) -> int:
+    """The algorithm in plain words, three epochs; moves weight and bias, returns the steps made."""
+    own = labels[:, None] == torch.arange(5)
+    blocked = own | torch.isin(torch.arange(5), torch.tensor(forgotten))
+    velocity = [torch.zeros_like(part) for part in head]
+    draws, steps = torch.Generator().manual_seed(0), 0
+    for _ in range(3):
+        weight, bias = (part.clone() for part in head)  # the teacher, copied once an epoch
+        attacked = points.clone()
+        for _ in range(3):
+            leaf = attacked.clone().requires_grad_()
+            scores = (leaf @ weight.T + bias).masked_fill(blocked & ~own, -torch.inf)
+            (gradient,) = torch.autograd.grad(-scores.log_softmax(dim=1)[own].sum(), leaf)
+            attacked = attacked + 0.6 * gradient.sign()
+        taught = attacked @ weight.T + bias
+        reached = taught.masked_fill(blocked, -torch.inf).argmax(dim=1)
+        for rows in torch.randperm(len(points), generator=draws).split(16):
+            live = [part.clone().requires_grad_() for part in head]
+            student = points[rows] @ live[0].T + live[1]
+            said = student.argmax(dim=1)
+            known = blocked[rows, said]
+            hard = functional.cross_entropy(student, torch.where(known, reached[rows], said))
+            scores = torch.where(known[:, None], taught[rows], student.detach())
+            target = (scores.softmax(dim=1) / 4.0).softmax(dim=1)
+            soft = (target * (target.log() - (student / 4.0).log_softmax(dim=1))).sum(dim=1).mean()
+            slopes = torch.autograd.grad(0.5 * hard + 0.5 * 4.0**2 * soft, live)
+            for part, speed, slope in zip(head, velocity, slopes, strict=True):
+                speed.mul_(0.9).add_(slope)
+                part.sub_(lr * speed)
+            steps += 1
+            left = (points @ head[0].T + head[1]).argmax(dim=1)
+            if not bool(torch.isin(left, torch.tensor(forgotten)).any()):
+                return steps
+    return steps
+
+
+@pytest.mark.parametrize(
+    ("forgotten", "lr", "steps"),
+    [([3], 0.05, 12), ([3], 0.1, 9), ([1, 3], 0.05, 12), ([1, 3], 0.1, 11)],
+)
+def test_training_over_several_epochs_is_the_literal_one(
+    forgotten: list[int], lr: float, steps: int
+) -> None:
+    draws = torch.Generator().manual_seed(2)
+    labels = torch.tensor(forgotten).repeat(50)[:50]
+    model = Plain()
+    with torch.no_grad():
+        model.fc.weight.copy_(torch.randn(5, 6, generator=draws))
+        model.fc.bias.copy_(torch.randn(5, generator=draws))
+    head = [model.fc.weight.detach().clone(), model.fc.bias.detach().clone()]
+    points = (torch.randn(50, 6, generator=draws) + 0.6 * head[0][labels]).float()
+    assert literal_run(head, points.double(), labels, forgotten, lr=lr) == steps
+    request = forget(model).classes(forgotten).on("cpu")
+    request = request.using("lau", lr=lr, epochs=3, batch_size=16, attack_steps=3)
+    data = DataLoader(TensorDataset(points, labels), batch_size=20)
+    result = request.run(data, guard=None)
+    assert result.history[-1]["steps"] == steps  # four an epoch
+    assert 0.1 < result.before["forget"].accuracy < 0.9  # known and lost samples from the start
+    assert torch.allclose(model.fc.weight, head[0], rtol=0.0, atol=1e-10)
+    assert torch.allclose(model.fc.bias, head[1], rtol=0.0, atol=1e-10)

@@ -105,6 +105,23 @@ def test_forget_loss_grows_and_retain_loss_holds(kind: str) -> None:
     assert all(math.isfinite(row["loss"]) for row in result.history)
 
 
+def test_a_longer_forget_set_is_read_once_an_epoch() -> None:
+    seen: list[int] = []
+
+    class Reads(NegGradPlus):
+        def loss(self, batch: Pair, run: Run) -> Terms:
+            assert batch.forget is not None
+            seen.extend(batch.forget.index.tolist())
+            return super().loss(batch, run)
+
+    some = toy("cnn")
+    method = Reads(retain_weight=0.9, epochs=1, lr=0.0, batch_size=50)
+    request = forget(some.model).classes([1, 2, 3]).using(method).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert sorted(seen) == list(range(180))  # of which D_r has 60
+    assert result.history[0]["steps"] == 4
+
+
 @pytest.mark.parametrize(
     ("forgotten", "kept", "expected"),
     [(50, 1000, 0.95), (10, 1000, 0.99), (500, 1000, 0.95), (5, 0, 0.95)],
@@ -113,3 +130,31 @@ def test_weight_follows_the_ratio_of_the_sets(forgotten: int, kept: int, expecte
     tuned = NegGradPlus().tuned(facts(forgotten, kept))
     assert tuned.retain_weight == pytest.approx(expected)
     assert NegGradPlus(retain_weight=0.5).tuned(facts(forgotten, kept)).retain_weight == 0.5
+
+
+def steep(rows: list[tuple[float, float]]) -> DataLoader[tuple[Tensor, ...]]:
+    """One sample of class 0, then samples of class 1, wrong by far where the first input is big."""
+    inputs = torch.tensor([(0.0, 1.0), *rows])
+    labels = torch.tensor([0] + [1] * len(rows))
+    return DataLoader(TensorDataset(inputs, labels), batch_size=len(labels))
+
+
+def test_a_steep_step_is_scaled_down_to_a_gradient_of_norm_5() -> None:
+    model = Linear()
+    start = model.fc.weight.detach().clone()
+    method = NegGradPlus(retain_weight=0.5, epochs=1, lr=0.1)
+    request = forget(model).classes([0]).using(method).on("cpu")
+    result = request.run(steep([(16.0, 0.0)]), guard=None)  # its gradient has norm 11.3
+    moved = model.fc.weight.detach() - start
+    assert float(moved.norm()) == pytest.approx(0.1 * 5.0, rel=1e-4)
+    assert "the gradient was clipped in 1 steps" in result.stopped_because
+
+
+def test_the_result_counts_the_steps_that_were_clipped() -> None:
+    method = NegGradPlus(retain_weight=0.5, epochs=1, lr=0.001, batch_size=1)
+    request = forget(Linear()).classes([0]).using(method).on("cpu")
+    rows = [(16.0, 0.0), (0.5, 0.5), (0.2, 1.0), (-0.3, 0.4), (15.0, 1.0)]
+    result = request.run(steep(rows), guard=None)
+    assert "(5 steps); the gradient was clipped in 2 steps" in result.stopped_because
+    gentle = request.run(steep(rows[1:4]), guard=None)
+    assert "clipped" not in gentle.stopped_because

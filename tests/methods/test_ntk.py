@@ -88,6 +88,23 @@ def test_noise_comes_on_top() -> None:
     assert 0.0 < float((plain - noisy).abs().max()) < 2.0
 
 
+def test_noise_is_capped_and_shared_by_the_inputs_of_an_output() -> None:
+    inputs = INPUTS.clone()
+    inputs[:, 1] = 0.0  # weights that matter to nothing: only the cap bounds their noise
+    ends = []
+    for strength in (0.0, 1e-4):
+        model = Linear()
+        request = forget(model).seed(5).instances([0]).using("ntk", noise=strength).on("cpu")
+        request.run(DataLoader(TensorDataset(inputs, LABELS), batch_size=3), guard=None)
+        ends.append(model.fc.weight.detach())
+    drawn = torch.randn(3, 2, generator=torch.Generator().manual_seed(5))
+    variance = ((ends[1] - ends[0]) / drawn) ** 2
+    assert torch.allclose(variance[:, 0], variance[:, 1], rtol=1e-3)
+    # half of 1e-4 * 1000, and half of 1e-4 / F for the input that matters
+    assert float(variance.min()) > 0.05
+    assert float(variance.max()) < 0.0525
+
+
 def test_one_retained_sample_is_enough_but_none_is_refused() -> None:
     assert float(moved(retain_samples=1).abs().max()) > 0.0
     with pytest.raises(ForgetkitError, match="retain"):

@@ -4,6 +4,7 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -720,3 +721,93 @@ def test_the_gap_is_that_to_unseen_samples_of_the_same_classes() -> None:
         state = begin_gap(run)  # type: ignore[arg-type]  # what the rule reads
         assert float(state["gap"]) == pytest.approx(gap)
         assert float(state["kept"]) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_a_class_is_done_at_chance_level(kind: str) -> None:
+    some = toy(kind)  # four classes
+    request = forget(some.model).classes([3]).on("cpu")
+    request = request.using("pgu", lr=0.02, last_lr=0.02, batch_size=16, positions="all")
+    result = request.run(some.loader(), guard=None)
+    seen = [row["forget_accuracy"] for row in result.history]
+    assert "reached its target of 25.00 %" in result.stopped_because
+    assert len(seen) > 2
+    assert all(accuracy > 0.25 for accuracy in seen[:-1])
+    assert 0.0 < seen[-1] <= 0.25
+    assert result.after["forget"].accuracy == pytest.approx(seen[-1])
+
+
+CLEANING: dict[str, float] = {
+    "trust_dim": 400, "trust_rate": 0.1, "entropy_weight": 3.0, "epsilon": 0.1, "gamma": 0.95,
+}  # fmt: skip
+
+
+def test_every_default_is_the_published_or_the_measured_one() -> None:
+    facts = Facts("classes", 10, 90, 10, transformer=False)
+    shared: dict[str, Any] = {
+        "spectrum": "energy", "positions": "auto", "dense_patches": False, "dropout": False,
+        "trust_rate": 0.1, "gamma_step": 0.0, "requests": None, "target": None,
+        "statistics": None, "epochs": 100, "lr": 0.05, "last_lr": 0.01, "optimizer": "sgd",
+        "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "batch_size": 128,
+        "max_norm": None, "mask": None,
+    }  # fmt: skip
+    forgetting = shared | {"entropy_weight": 0.2, "epsilon": 0.05, "trust_dim": None}
+    for goal, own in (
+        ("classes", forgetting | {"gamma": 0.9}),
+        ("instances", forgetting | {"gamma": 0.95}),
+        ("depoison", shared | CLEANING),
+    ):
+        tuned = PGU().tuned(replace(facts, goal=goal))  # type: ignore[arg-type]  # one of the kinds
+        found = tuned.hyperparameters()
+        assert {name: found[name] for name in own} == own, goal
+
+
+def test_the_preset_to_depoison_is_the_authors_code() -> None:
+    preset = build("pgu", {"preset": "depoison"})
+    published: dict[str, Any] = {
+        "spectrum": "sigma", "gamma": 0.95, "lr": 0.1, "last_lr": 0.05, "positions": "all",
+        "entropy_weight": 0.2,
+    }  # fmt: skip
+    assert preset == PGU(**published)
+    facts = Facts("depoison", 10, 90, 10, transformer=False)
+    assert preset.tuned(facts) == PGU(**(published | {"epsilon": 0.1, "trust_dim": 400}))
+
+
+class Wide(nn.Module):
+    """A head of 500 inputs and a body that does nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Identity()
+        self.fc = nn.Linear(500, 4)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(inputs))
+        return logits
+
+
+def test_the_defaults_to_depoison_are_those_of_the_run() -> None:
+    draws = torch.Generator().manual_seed(3)
+    kept = torch.diag(torch.linspace(2.0, 1.9, 500))  # 0.95 of its energy are 470 directions
+    loader = DataLoader(
+        TensorDataset(
+            torch.cat([kept, torch.randn(8, 500, generator=draws)]), torch.arange(508) % 4
+        ),
+        batch_size=508,
+    )
+    model = Wide()
+
+    def left(**settings: float) -> Tensor:
+        mine = copy.deepcopy(model)
+        request = forget(mine).depoison(range(500, 508)).on("cpu")
+        request = request.using("pgu", epochs=2, lr=0.5, batch_size=4, positions="all", **settings)
+        request.run(loader, guard=None)
+        return mine.fc.weight.detach()
+
+    found = left()
+    assert torch.equal(found, left(**CLEANING))
+    for name, other in (
+        ("trust_dim", 399), ("trust_rate", 0.11), ("entropy_weight", 2.9), ("epsilon", 0.11),
+        ("gamma", 0.94),
+    ):  # fmt: skip
+        assert not torch.equal(found, left(**(CLEANING | {name: other}))), name

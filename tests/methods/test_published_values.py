@@ -25,6 +25,7 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     ("retrain", "classes", True, {"optimizer": "adamw", "lr": 5e-5, "epochs": 30}),
     ("finetune", "classes", False, {
         **SGD, "lr": 0.01, "weight_decay": 0.0, "epochs": 10, "batch_size": 64, "anchor": 0.0,
+        "bn": "train",
     }),
     ("neggrad", "classes", False, {**RELABELLING, "batch_size": 64, "bn": "frozen"}),
     ("neggrad_plus", "instances", False, {
@@ -34,7 +35,9 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     ("initial_label", "classes", False, RELABELLING),
     ("fisher", "classes", False, {"exponent": 0.5, "strength": 1e-6, "factor": 10.0, "cap": 1e3}),
     ("ntk", "classes", False, {"penalty": 5e-4, "retain_samples": 1500}),
-    ("boundary_shrink", "classes", False, BOUNDARY),
+    ("boundary_shrink", "classes", False, {
+        **BOUNDARY, "attack_step": 0.1, "attack_steps": 1, "retry": 0,
+    }),
     ("boundary_expand", "classes", False, BOUNDARY),
     ("eu_k", "classes", False, {**SINGLE_LAYERS, "epochs": 30}),
     ("cf_k", "classes", False, {**SINGLE_LAYERS, "epochs": 10}),
@@ -69,23 +72,36 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     }),
     ("delete", "classes", True, {"lr": 5e-5}),
     ("ssd", "classes", False, {"threshold": 10.0, "strength": 1.0}),
-    ("assd", "classes", False, {"strength": 1.0}),
+    ("assd", "classes", False, {"selection": 1.0, "strength": 1.0}),
     ("salun", "classes", False, {**SGD, "lr": 0.013, "weight_decay": 5e-4, "epochs": 10}),
     ("spotter", "classes", False, {
         **SGD, "lr": 1e-4, "weight_decay": 5e-4, "epochs": 10, "forget_weight": 0.7,
         "spread_weight": 1.0, "attack_radius": 0.03, "attack_step": 0.01, "attack_steps": 3,
         "least_epochs": 3, "bn": "frozen",
     }),
-    ("amun", "instances", False, {**SGD, "lr": 0.01, "weight_decay": 5e-4, "epochs": 10}),
+    ("amun", "instances", False, {
+        **SGD, "lr": 0.01, "weight_decay": 5e-4, "epochs": 10, "attack_steps": 50,
+    }),
     ("sfron", "classes", False, {
         **SGD, "lr": 0.01, "weight_decay": 5e-4, "schedule": "cosine", "every": 5, "ascent": 25.0,
         "loss_power": 0.5, "ratio": 1.0, "ascent_norm": 7.0,
     }),
-    ("l1_sparse", "classes", False, {"penalty": 5e-4, "free_epochs": 2, "epochs": 10}),
+    ("l1_sparse", "classes", False, {
+        **SGD, "lr": 0.01, "penalty": 5e-4, "free_epochs": 2, "epochs": 10,
+    }),
+    ("lau", "classes", False, {
+        **SGD, "lr": 0.003, "weight_decay": 0.0, "alpha": 0.5, "temperature": 4.0,
+        "double_softmax": True, "batch_size": 128, "epochs": 30, "attack_step": 0.6,
+        "attack_steps": 10, "attack_radius": None, "attack_clamp": None, "check_every": 1,
+        "kd_direction": "target", "kd_reduction": "batchmean", "edit_bias": True,
+    }),
+    ("correct", "relabel", False, {
+        **SGD, "lr": 1e-3, "weight_decay": 1e-5, "batch_size": 32, "epochs": 100,
+    }),
     ("gli", "instances", False, {
         "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 1e-3, "batch_size": 64,
         "noise_step": 0.01, "noise_steps": 2, "weight_start": 200.0, "weight_end": 1000.0,
-        "distance": "l2",
+        "distance": "l2", "max_batches": 40,
     }),
     ("su", "classes", False, {"optimizer": "adam", "lr": 1e-4, "batch_size": 256}),
     ("su", "instances", False, {"lr": 6e-5}),
@@ -120,6 +136,7 @@ PRESETS: list[tuple[str, str, Settings]] = [
         "noise_steps": 250, "lr": 1e-4, "repair_lr": 1e-4, "retain_per_class": 500,
         "batch_size": 32, "copies": 80,
     }),
+    ("influence1", "code", {"step_size": 2e-5, "repeats": 10}),
     ("influence2", "code", {"solver": "lissa", "curvature": "hessian"}),
     ("delete", "code", {"lr": None, "epochs": 20, "batch_size": 128, "removed": "label"}),
     ("ssd", "paper", {"importance": "batch", "threshold": 10.0, "strength": 1.0}),
@@ -128,12 +145,19 @@ PRESETS: list[tuple[str, str, Settings]] = [
     ("lfssd", "paper", {"importance": "batch", "threshold": 10.0}),
     ("sfron", "paper_swin", {
         "optimizer": "adamw", "lr": 2e-5, "weight_decay": 0.05, "ascent": 500.0, "every": 1,
+        "iterations": 50, "epochs": 10,  # 500 steps
     }),
     ("fisher", "paper", {"exponent": 0.25}),
     ("gli", "mucac", {"noise_steps": 5, "weight_start": 200.0, "weight_end": 1000.0}),
     ("gli", "mucac_binary", {"noise_steps": 5, "weight_start": 800.0, "weight_end": 12000.0}),
+    ("su", "paper_instances", {"lr": 6e-5, "epochs": 30}),
     ("su", "code", {"lr": 1e-4, "temperature": 4.0, "epochs": 10, "batch_size": 256}),
     ("su", "code_instances", {"lr": 6e-5, "epochs": 30, "batch_size": 256}),
+    ("suli", "paper_instances", {"lr": 8e-5, "layers": 2, "epochs": 10}),
+    ("suli", "code", {
+        "chunk_size": 500, "batch_size": 500, "teacher": "current", "bn": "train", "lr": 1e-4,
+        "epochs": 10,
+    }),
     ("suli", "code_instances", {"lr": 8e-5, "chunk_size": 32, "epochs": 10}),
     ("adv", "paper", {**ADVERSARIAL, "attack_radius": 0.4, "balance": "sum", "max_norm": None}),
     ("adv", "code", {"attack_radius": 4.0, "weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
@@ -164,3 +188,7 @@ def test_defaults_are_the_published_ones(
 def test_presets_are_the_published_ones(slug: str, preset: str, published: Settings) -> None:
     found = build(slug, {"preset": preset}).hyperparameters()
     assert {name: found[name] for name in published} == published
+
+
+def test_amnesiac_repairs_in_one_epoch() -> None:
+    assert build("amnesiac", {}).hyperparameters()["epochs"] == 1  # published: one to three

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from forgetkit import forget
+from forgetkit.distillation import divergences
 from forgetkit.engine.run import Run
 from forgetkit.method import Facts, GoalKind, Pair, Pass, build
 from forgetkit.methods.scrub import Scrub
@@ -94,6 +97,23 @@ def test_adam_gets_a_larger_epsilon_in_the_first_max_pass_only() -> None:
     assert [one.eps for one in passes[1]] == [None, None]
 
 
+def test_the_optimiser_steps_with_the_epsilon_of_its_pass() -> None:
+    toy("cnn")  # trained before the steps are watched
+    seen: list[float] = []
+
+    def watch(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        seen.extend(group["eps"] for group in optimizer.param_groups)
+
+    watched = register_optimizer_step_pre_hook(watch)
+    try:
+        steps = spied(epochs=2, max_epochs=2, optimizer="adam", lr=1e-4)
+    finally:
+        watched.remove()
+    wanted = [1e-6 if (epoch, phase) == (0, "max") else 1e-8 for epoch, phase, *_ in steps]
+    assert seen == wanted
+    assert wanted.count(1e-6) == 4  # 60 forget samples by 16
+
+
 def literal_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     wanted, found = (teacher / temperature).exp(), (student / temperature).exp()
     wanted, found = wanted / wanted.sum(1, keepdim=True), found / found.sum(1, keepdim=True)
@@ -170,3 +190,29 @@ def test_small_preset_is_the_published_row() -> None:
         "forget_batch_size": 64, "batch_size": 32, "decay": "5-8-9",
     }  # fmt: skip
     assert {name: dataclasses.asdict(small)[name] for name in wanted} == wanted
+
+
+def test_the_history_counts_what_was_too_far_from_the_teacher() -> None:
+    far: dict[int, int] = {}
+
+    class Counts(Scrub):
+        def loss(self, batch: Pair, run: Run) -> Terms:
+            if batch.forget is not None:
+                teacher, student = run.original_logits(batch.forget), run.logits(batch.forget)
+                beyond = divergences(teacher, student.detach(), 1.0) > 2 * math.log(4) + 5
+                far[run.epoch] = far.get(run.epoch, 0) + int(beyond.sum())
+            return super().loss(batch, run)
+
+    some = toy("cnn")
+    method = Counts(
+        epochs=3, max_epochs=3, lr=0.2, temperature=1.0, max_norm=1.0, batch_size=32,
+        forget_batch_size=16,
+    )  # fmt: skip
+    request = forget(some.model).classes([3]).using(method).on("cpu")
+    history = request.run(some.loader(), guard=None).history
+    assert [row["capped"] for row in history] == [far[0], far[1], far[2]]
+    assert sum(far.values()) > 0
+    free = dataclasses.replace(method, cap=False)
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using(free).on("cpu")
+    assert all("capped" not in row for row in request.run(some.loader(), guard=None).history)

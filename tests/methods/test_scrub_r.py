@@ -103,6 +103,22 @@ def test_the_run_goes_back_to_the_state_nearest_to_unseen_samples(
     assert any(f"went back to epoch {chosen} of" in note for note in result.notes)
 
 
+def test_unseen_samples_of_other_classes_do_not_enter_the_reference() -> None:
+    images, labels = toy("cnn").test.tensors
+    hard = images[labels == 1], torch.zeros(60, dtype=torch.int64)
+    easy = images[labels >= 2].repeat(5, 1, 1, 1), labels[labels >= 2].repeat(5)
+    ends, notes = [], []
+    for samples in (hard, [torch.cat(pair) for pair in zip(hard, easy, strict=True)]):
+        some = toy("cnn")
+        method = ScrubRewind(lr=0.02, epochs=4, max_epochs=2)
+        asked = forget(some.model).instances(CLASS_0).using(method).on("cpu")
+        asked = asked.validate(DataLoader(TensorDataset(*samples), batch_size=64))
+        notes.append(asked.run(some.loader(), guard=None).notes)
+        ends.append(weights(some.model))
+    assert notes[0] == notes[1]
+    assert changed(*ends) == []
+
+
 def test_epoch_zero_can_be_the_nearest() -> None:
     some = toy("cnn")
     before = weights(some.model)

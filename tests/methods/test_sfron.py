@@ -140,3 +140,15 @@ def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
     some = toy("cnn")
     result = run(some, batch_size=1000, iterations=6, every=2, epochs=1)
     assert result.history[-1]["steps"] == 9
+
+
+def test_the_history_counts_capped_samples_and_scaled_ascents() -> None:
+    some = toy("cnn")
+    quiet = run(some, ascent=1e-3, epochs=1, lr=0.0).history[-1]
+    assert quiet["clipped_ascents"] == quiet["capped"] == 0.0
+    with torch.no_grad():
+        some.model.get_parameter("fc.bias")[3] -= 100.0  # far beyond the cap
+    row = run(some, ascent=1e-3, epochs=1, lr=0.0).history[-1]
+    assert row["capped"] == 2 * 32
+    loud = run(toy("cnn"), ascent=500.0, epochs=1, lr=0.0).history[-1]
+    assert loud["clipped_ascents"] == 2.0

@@ -142,6 +142,18 @@ def test_the_number_of_weights_is_told() -> None:
     assert "of 1340 weights (alpha = " in note
 
 
+def test_assd_selects_the_share_that_the_size_of_the_forget_set_calls_for() -> None:
+    model = nn.Sequential(nn.Linear(249, 4))
+    loader = DataLoader(TensorDataset(torch.randn(100, 249), torch.arange(100) % 4), batch_size=32)
+    notes = {}
+    for forgotten in (10, 40):
+        request = forget(model).instances(range(forgotten)).using("assd", strength=1e6).on("cpu")
+        notes[forgotten] = request.run(loader, guard=None).notes[0]
+    # ln(1 + 100 * 0.1) = 2.398 percent of 1000 ratios, and ln(1 + 100 * 0.4) = 3.714 percent
+    assert notes[10].startswith("assd dampened 24 of 1000 weights")
+    assert notes[40].startswith("assd dampened 38 of 1000 weights")
+
+
 def test_lfssd_does_not_read_labels() -> None:
     outcomes = []
     for shift in (0, 1):

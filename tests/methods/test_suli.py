@@ -256,3 +256,10 @@ def test_a_class_is_forgotten_and_the_rest_kept(kind: str, label: int) -> None:
     assert result.after["forget"].accuracy == 0.0
     assert some.accuracy(some.test, [label]) <= 0.1
     assert some.accuracy(some.test, others) >= kept - 0.05
+
+
+def test_forty_sweeps_are_the_most_by_default() -> None:
+    assert SULI().epochs == 40
+    result = unlearn(toy("cnn"), layers=1, lr=1e-9)
+    assert (len(result.history), result.history[-1]["steps"]) == (40, 40)
+    assert "all 40 epochs done" in result.stopped_because

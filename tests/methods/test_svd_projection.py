@@ -206,5 +206,45 @@ def test_few_samples_are_enough_and_the_rest_is_not_read() -> None:
     assert changed(*outcomes) == []
 
 
+@pytest.mark.parametrize(("gone", "each"), [([3], 24), ([2, 3], 8), ([1, 2, 3], 2)])
+def test_forgotten_classes_share_as_many_samples_as_all_retained_ones_have(
+    gone: list[int], each: int
+) -> None:
+    images, labels = toy("cnn").train.tensors
+    outcomes = [weights(toy("cnn").model)]
+    for read in (60, each, each - 1):
+        some, data = toy("cnn"), images.clone()
+        for label in gone:
+            data[(labels == label).nonzero()[read:, 0]] = 0.0
+        request = forget(some.model).classes(gone).on("cpu").using(
+            "svd_projection", samples_per_class=8, retain_scale=300.0, forget_scale=30.0
+        )  # fmt: skip
+        request.run(DataLoader(TensorDataset(data, labels), batch_size=32), guard=None)
+        outcomes.append(weights(some.model))
+    start, everything, enough, too_few = outcomes
+    assert changed(start, enough) != []
+    assert changed(everything, enough) == []
+    assert changed(enough, too_few) != []
+
+
+def test_the_grids_are_the_published_ones() -> None:
+    assert RETAIN_SCALES == (1, 3, 10, 30, 100, 300, 1000)
+    assert FORGET_SCALES == (0.25, 0.5, 1, 3, 10, 30, 100, 300, 1000)
+
+
 def test_it_serves_classes_only() -> None:
     assert find("svd_projection").card.goals == ("classes",)
+
+
+def test_a_layer_that_is_too_wide_stays_and_a_note_says_so() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).on("cpu")
+    request = request.using("svd_projection", max_dim=30, retain_scale=30.0, forget_scale=3.0)
+    result = request.run(some.loader(), guard=None)
+    wide = [name for name, p in before.items() if p.ndim == 4 and p[0].numel() > 30]
+    assert wide
+    assert any(f"{len(wide)} layers have rows longer than max_dim=30" in n for n in result.notes)
+    assert changed(before, weights(some.model)) == [
+        name for name, p in before.items() if p.ndim > 1 and name not in wide
+    ]
