@@ -25,6 +25,7 @@ MOST_PER_SAMPLE = 1 << 16
 """No more adversarial images than this per sample: their random numbers must not overlap."""
 
 _HALF_ABOVE = 1 << 32  # bytes of adversarial pixels in float32 from which on float16 is kept
+_LARGEST_HALF = float(torch.finfo(torch.float16).max)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,9 @@ def adversarial_set(
         at_once = rows_at_once(
             lambda unit: logits_at(unit, rows[:1].expand(len(unit))), example, room
         )
-    kept = torch.float16 if 4 * pixels[0].numel() * len(rows) > _HALF_ABOVE else torch.float32
+    large = 4 * pixels[0].numel() * len(rows) > _HALF_ABOVE
+    fits = float(torch.stack([span.low.abs().max(), span.high.abs().max()]).max()) < _LARGEST_HALF
+    kept = torch.float16 if large and fits else torch.float32
     attacked = torch.empty((len(rows), *pixels.shape[1:]), dtype=kept)
     hits = 0
     for part in torch.arange(len(rows)).split(at_once):

@@ -45,6 +45,9 @@ SHARE_OF_FORWARD = 0.25
 """Multiplications that thinned products may cost, relative to those of the layers themselves; the
 rest of the allowed 0.5 is left for cutting patches and for writing sums."""
 
+LEAST_ROWS = 1024
+"""Rows that a layer gets in all, however few the images; their cost fades with more images."""
+
 _BUFFERED = 1024  # rows that are gathered before a product: few large ones are quicker
 _BLOCK = 1152  # a symmetric product is computed by blocks of columns, one half of them only
 _LARGEST = 1 << 24  # elements of rows that are held at once
@@ -224,18 +227,21 @@ def thinned(
     *,
     double: bool,
     allowed: float = SHARE_OF_FORWARD,
+    images: int | None = None,
 ) -> dict[str, Layer]:
     """Return the layers with the rows an image that keep the products within a budget.
 
     The budget is a share of the layers' own multiplications, sum over layers of places x outputs x
     width. Every layer keeps the same number r of rows an image, or all it has; r is the largest
-    that fits. Layers whose images cannot be told apart keep all.
+    that fits. Layers whose images cannot be told apart keep all. From few images more are taken
+    than that, so that a layer has twice as many rows as they are long, or 1024, in all.
 
     Args:
         layers: from ``survey``.
         outputs: output rows of each weight.
         double: whether products are computed in double precision, which costs twice.
         allowed: the share.
+        images: how many there are, if that is known.
     """
     own = sum(layer.places * outputs[name] * layer.width for name, layer in layers.items())
     price = {
@@ -256,17 +262,21 @@ def thinned(
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if cost(middle) <= allowed * own else (low, middle)
-    return with_rows(layers, low)
+    least = {name: min(2 * layer.width, LEAST_ROWS) for name, layer in layers.items()}
+    return {
+        name: _with_rows(layer, max(low, least[name] / images if images else 0.0))
+        for name, layer in layers.items()
+    }
 
 
 def with_rows(layers: Mapping[str, Layer], rows: float) -> dict[str, Layer]:
     """Return the layers with ``rows`` rows an image on average, where they have more."""
-    return {
-        name: replace(layer, taken=rows)
-        if layer.axis is not None and rows < layer.places
-        else layer
-        for name, layer in layers.items()
-    }
+    return {name: _with_rows(layer, rows) for name, layer in layers.items()}
+
+
+def _with_rows(layer: Layer, rows: float) -> Layer:
+    thin = layer.axis is not None and rows < layer.places
+    return replace(layer, taken=rows) if thin else layer
 
 
 def _saving(width: int) -> float:

@@ -75,7 +75,12 @@ def retained(run: Run, path: str | None, positions: str, *, dense_patches: bool)
     if path is None:
         example = next(iter(run.retain.batches())).inputs
         layers = plan(
-            run.parameters, example, forward, positions=positions, dense_patches=dense_patches
+            run.parameters,
+            example,
+            forward,
+            positions=positions,
+            dense_patches=dense_patches,
+            images=len(run.retain),
         )
         batches = (batch.inputs for batch in run.retain.batches())
         return Retained(total(run.parameters, layers, batches, forward), FLOOR["double"], 0)

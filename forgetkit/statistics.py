@@ -99,7 +99,8 @@ class Statistics:
             loader: the training set.
             positions: rows (patches, tokens) that an image gives to each layer: ``"all"``, a
                 number, or ``"auto"`` for all while this costs little beside the forward pass, and
-                else so many that it does (at most 1.5 times the plain pass).
+                else so many that it does (at most 1.5 times the plain pass over many images; a
+                layer gets some 1 000 rows in all, however few the images).
             max_dim: layers with longer rows are left out; ``pgu`` will not change them.
             products: ``"single"`` where double precision is very slow (most graphics cards);
                 the noise of sums is then 1e-6 of the strongest direction.
@@ -128,7 +129,7 @@ class Statistics:
             weights, forward = dict(bare.named_parameters()), _forward(bare)
             layers = plan(
                 weights, first, forward, positions=positions, max_dim=max_dim, products=products,
-                dense_patches=dense_patches,
+                dense_patches=dense_patches, images=count_of(loader),
             )  # fmt: skip
             moments = total(weights, layers, chain([first], batches), forward, products=products)
         return cls(moments, architecture_of(bare), sample_shape(first), products)
@@ -321,8 +322,9 @@ def plan(
     max_dim: int = WIDEST,
     products: Products = "double",
     dense_patches: bool = False,
+    images: int | None = None,
 ) -> dict[str, Layer]:
-    """Return what to measure.
+    """Return what to measure; ``images`` is how many there will be, if that is known.
 
     Raises:
         ModelError: no layer can be measured.
@@ -349,7 +351,7 @@ def plan(
         return layers
     if isinstance(positions, str):
         outputs = {name: len(weights[name]) for name in layers}
-        return thinned(layers, outputs, double=products == "double")
+        return thinned(layers, outputs, double=products == "double", images=images)
     return with_rows(layers, float(positions))
 
 
@@ -394,6 +396,11 @@ def inputs_of(loader: Loader) -> Iterator[Inputs]:
             "DataLoader or a list of (images, labels) batches"
         )
     yield from (reader.read(raw)[0] for raw in loader)
+
+
+def count_of(loader: Loader) -> int | None:
+    """Return how many samples a loader draws from, or ``None`` for a stream."""
+    return None if reading_of(loader) is None else len(covered(loader, "loader"))
 
 
 def check_options(positions: object, max_dim: object, products: object) -> None:

@@ -73,7 +73,7 @@ def literal_targeted(model: nn.Module, x: Tensor, target: int, start: Tensor, n:
 
 
 def attacked_set(
-    model: nn.Module, pixels: Tensor, labels: Tensor, at_once: int | None = None
+    model: nn.Module, pixels: Tensor, labels: Tensor, at_once: int | None = None, high: float = 1.0
 ) -> AdversarialSet:
     return adversarial_set(
         pixels,
@@ -81,7 +81,7 @@ def attacked_set(
         blocked_classes(labels, (), CLASSES),
         lambda inputs: model(inputs),
         uniform,
-        pixel_range((0.0, 1.0), []),
+        pixel_range((0.0, high), []),
         per_sample=4,
         radius=RADIUS,
         step=0.1,
@@ -182,6 +182,14 @@ def test_a_large_set_is_kept_in_half_precision(monkeypatch: pytest.MonkeyPatch) 
     assert float(lengths.max()) > 0.99 * RADIUS
     assert float(half.pixels.min()) >= 0.0
     assert float(half.pixels.max()) <= 1.0
+
+
+def test_pixels_beyond_half_precision_are_kept_in_single(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adversarial, "_HALF_ABOVE", 0)
+    model, x, labels = network(), images(6), torch.arange(6) % CLASSES
+    made = attacked_set(model, x * 1e5, labels, high=1e5)
+    assert made.pixels.dtype == torch.float32
+    assert bool(torch.isfinite(made.pixels).all())
 
 
 def test_success_rate_is_that_of_the_images() -> None:

@@ -325,6 +325,18 @@ def test_thinned_rows_are_a_fair_sample() -> None:
     assert float((mean_of_some - mean_of_all).norm()) < 0.1 * float(mean_of_all.norm())
 
 
+@pytest.mark.parametrize("images", [100, 2000, 10**6])
+def test_few_images_give_a_layer_a_thousand_rows_all_the_same(images: int) -> None:
+    layers = {"narrow": Layer(30, 1, None, 4, 0), "wide": Layer(4608, 1, None, 4, 0)}
+    outputs = {"narrow": 1, "wide": 1}
+    (usual,) = {layer.taken for layer in thinned(layers, outputs, double=True).values()}
+    assert usual is not None
+    found = thinned(layers, outputs, double=True, images=images)
+    for name, least in (("narrow", 60), ("wide", 1024)):
+        rows = max(usual, least / images)
+        assert found[name].taken == (None if rows >= 4 else pytest.approx(rows))
+
+
 def test_thinning_keeps_to_its_budget() -> None:
     layers = {
         "early": Layer(576, 1, None, 64, 0),

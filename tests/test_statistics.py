@@ -112,8 +112,8 @@ def test_a_file_says_how_its_patches_were_cut(tmp_path: Path) -> None:
     assert torch.allclose(again.moments.sums["patches.weight"][0], expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("positions", ["all", "auto"])
-def test_subtracting_leaves_those_of_the_rest(positions: str) -> None:
+@pytest.mark.parametrize("positions", ["all", 2.5])
+def test_subtracting_leaves_those_of_the_rest(positions: str | float) -> None:
     some = toy("cnn")
     some.model.double()
     whole = Statistics.collect(some.model, some.loader(), positions=positions)
@@ -123,6 +123,18 @@ def test_subtracting_leaves_those_of_the_rest(positions: str) -> None:
     assert direct.moments.layers == layers
     assert close(rest, direct)
     assert whole.samples == 240  # a new object: the old one is as it was
+
+
+def test_subtracting_measures_with_the_rates_of_the_file() -> None:
+    some = toy("cnn")
+    some.model.double()
+    whole = Statistics.collect(some.model, some.loader())
+    assert not whole.complete
+    rest = whole.subtract(some.model, some.forget_loader())
+    nothing = rest.subtract(some.model, without_class(some))
+    assert nothing.samples == 0
+    for name, total in whole.moments.sums.items():
+        assert float(nothing.moments.sums[name].abs().max()) < 1e-9 * float(total.abs().max())
 
 
 def test_without_takes_away_what_the_model_before_the_run_saw() -> None:
@@ -273,3 +285,11 @@ def test_rounding_does_not_decide_how_many_directions_are_protected(
     assert float(left.trace()) == pytest.approx(96 - rank, abs=1e-3)
     used = basis[:, :rank].float()
     assert float((used.T @ left).norm()) < 1e-2  # the directions themselves
+
+
+def test_a_wide_head_of_few_images_is_measured_on_all_of_them() -> None:
+    head = nn.Linear(500, 4)
+    data = TensorDataset(torch.randn(500, 500), torch.arange(500) % 4)
+    found = Statistics.collect(head, DataLoader(data, batch_size=100))
+    assert found.complete
+    assert found.moments.rows["weight"] == 500

@@ -109,6 +109,7 @@ class SVDProjection(Method):
             run.logits_from_inputs,
             positions=self.positions,
             max_dim=self.max_dim,
+            images=min(len(retain), len(forget)),
         )
         used = survey(run.parameters, example, run.logits_from_inputs)
         wide = [name for name in used if name not in layers]

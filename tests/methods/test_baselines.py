@@ -429,6 +429,55 @@ def test_weights_of_the_very_seed_that_made_them_are_drawn_by_their_initialiser(
     assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
 
 
+def library_vit(library: str) -> nn.Module:
+    """Return a small ViT whose free weights are initialised unlike those of other libraries."""
+    if library == "timm":
+        import timm
+
+        return timm.models.VisionTransformer(
+            img_size=16, patch_size=8, embed_dim=16, depth=1, num_heads=2, num_classes=4,
+            init_values=0.3,
+        )  # fmt: skip
+    import transformers
+
+    shape: dict[str, Any] = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8, "initializer_range": 0.1,
+    }  # fmt: skip
+    if library == "transformers":
+        config = transformers.ViTConfig(**shape, intermediate_size=32)
+        return transformers.ViTForImageClassification(config)
+    scaled = transformers.Dinov2Config(**shape, mlp_ratio=2, layerscale_value=0.3)
+    return transformers.Dinov2ForImageClassification(scaled)
+
+
+@pytest.mark.parametrize(
+    ("library", "tokens", "positions", "scales"),
+    [
+        ("transformers", (0.05, 0.15), (0.08, 0.12), 0),
+        ("transformers with LayerScale", (0.05, 0.15), (0.08, 0.12), 2),
+        ("timm", (1e-8, 1e-5), (0.015, 0.025), 2),
+    ],
+)
+def test_free_weights_are_drawn_by_the_initialiser_of_their_library(
+    library: str, tokens: tuple[float, float], positions: tuple[float, float], scales: int
+) -> None:
+    model = library_vit(library)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(1.0 + torch.rand_like(parameter))
+    assert reset_weights(model) == []
+    found = weights(model)
+    lengths = {name: float(value.square().mean().sqrt()) for name, value in found.items()}
+    (token,) = (length for name, length in lengths.items() if name.endswith("cls_token"))
+    (position,) = (length for name, length in lengths.items() if "pos" in name)
+    assert tokens[0] < token < tokens[1]
+    assert positions[0] < position < positions[1]
+    layer_scales = [value for name, value in found.items() if name.endswith(("gamma", "lambda1"))]
+    assert len(layer_scales) == scales
+    assert all(torch.equal(value, torch.full((16,), 0.3)) for value in layer_scales)
+
+
 @pytest.mark.parametrize("form", ["model", "state dict", "function"])
 def test_untrained_weights_come_in_three_forms(form: str) -> None:
     some, untrained = toy("cnn"), copy.deepcopy(toy("cnn").model)
