@@ -48,6 +48,12 @@ def check_sets(method: Method, sets: Sets) -> None:
         )
 
 
+SHARDING = ("FullyShardedDataParallel", "DeepSpeedEngine")
+"""Wrappers that spread weights over processes, even over one."""
+SHARDED = ("placements", "ds_id", "_is_flat_param")
+"""What parameters of DTensor, of DeepSpeed's ZeRO-3 and flat ones of FSDP have."""
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse models whose weights cannot be edited in place.
 
@@ -60,6 +66,9 @@ def check_model(model: nn.Module) -> None:
             f"model {type(model).__name__}: expected trainable weights, found no parameters; "
             "pass a trained classifier"
         )
+    for name, module in model.named_modules():
+        if type(module).__name__ in SHARDING:
+            raise ModelError(_sharded(model, name or "the model itself"))
     for name, tensor in tensors:
         if is_lazy(tensor):
             raise ModelError(
@@ -71,11 +80,15 @@ def check_model(model: nn.Module) -> None:
                 f"model {type(model).__name__}: expected weights in memory, found {name} on the "
                 "meta device; load the weights (remove offloading) before unlearning"
             )
-        if hasattr(tensor, "placements"):
-            raise ModelError(
-                f"model {type(model).__name__}: expected whole tensors, found {name} sharded "
-                "(FSDP or DTensor); unlearn before sharding, or gather the weights first"
-            )
+        if any(hasattr(tensor, mark) for mark in SHARDED):
+            raise ModelError(_sharded(model, name))
+
+
+def _sharded(model: nn.Module, name: str) -> str:
+    return (
+        f"model {type(model).__name__}: expected whole tensors, found {name} sharded (FSDP, ZeRO "
+        "or DTensor); unlearn before sharding, or gather the weights into an unwrapped model first"
+    )
 
 
 def editable_parameters(

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from forgetkit import forget
@@ -18,6 +20,7 @@ from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.place import Place
+from forgetkit.errors import ModelError
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, photograph, weights
 
@@ -276,3 +279,33 @@ def test_random_augmentation_is_noticed(caplog: pytest.LogCaptureFixture) -> Non
     result = forget(some.model).classes([3]).using("lau").on("cpu").run(loader, guard=None)
     assert "random augmentation" in caplog.text
     assert result.after["forget"].accuracy <= 0.05
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """A group of this process alone."""
+    store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # not in its __all__
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:FSDP is switching", "ignore:.*FSDP1.*")
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("kind", ["flat", "original", "inner", "dtensor", "zero"])
+@pytest.mark.parametrize("slug", ["lau", "ssd", "finetune"])
+def test_sharded_weights_are_refused(kind: str, slug: str) -> None:
+    some = toy("cnn")
+    model = some.model
+    cpu = torch.device("cpu")
+    if kind in ("flat", "original"):
+        model = FullyShardedDataParallel(model, use_orig_params=kind == "original", device_id=cpu)
+    elif kind == "inner":
+        inner = FullyShardedDataParallel(model.get_submodule("fc"), device_id=cpu)
+        model.register_module("fc", inner)
+    elif kind == "dtensor":
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    else:
+        model.get_parameter("fc.weight").ds_id = 0  # type: ignore[attr-defined]  # as ZeRO does
+    with pytest.raises(ModelError, match=r"expected whole tensors, found .* sharded"):
+        forget(model).classes([3]).using(slug).on("cpu").run(some.loader())
