@@ -143,7 +143,8 @@ class Seen:
     """What was measured at a check.
 
     Args:
-        forget_accuracy: on D_f; for a relabel goal one minus the accuracy at the new labels.
+        forget_accuracy: on D_f; for a relabel goal one minus the accuracy at the new labels. NaN
+            between two epochs of a method that does not heed it.
         retain_accuracy: on the validation samples of retained classes, else on the watched ones;
             ``None`` when there are neither, or between two epochs.
         epoch_ended: whether an epoch has just ended.

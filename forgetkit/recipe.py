@@ -24,6 +24,8 @@ class Trained(Method):
     Attributes:
         replaces: whether weights are replaced before the first step, which no mask can hold back.
         compares: whether the loss of a sample depends on others of its batch.
+        heeds_forget_accuracy: whether ``checked`` asks for it between two epochs; D_f is not
+            measured there otherwise.
 
     Raises:
         BadHyperparameter: ``mask`` is given to a method that replaces weights.
@@ -31,6 +33,7 @@ class Trained(Method):
 
     replaces: ClassVar[bool] = False
     compares: ClassVar[bool] = False
+    heeds_forget_accuracy: ClassVar[bool] = True
 
     epochs: int = bounded(10, 1, 1000, "passes over the set that drives the method")
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")

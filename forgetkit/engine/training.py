@@ -185,7 +185,8 @@ class Loop:
             return None
         if run.target is None and type(method).checked is Method.checked:
             return None
-        seen = Seen(run.forget_accuracy(), None, epoch_ended=False)
+        measured = run.forget_accuracy() if method.heeds_forget_accuracy else math.nan
+        seen = Seen(measured, None, epoch_ended=False)
         with torch.no_grad():
             why = method.checked(seen, run)
         self._update_mode()

@@ -58,6 +58,8 @@ class GuidedLossIncreasing(FullNetwork):
 
     compares: ClassVar[bool] = True
 
+    heeds_forget_accuracy: ClassVar[bool] = False
+
     card: ClassVar[Card] = Card(
         slug="gli",
         title="Guided Loss-Increasing",
