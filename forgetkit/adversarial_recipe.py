@@ -11,13 +11,13 @@ from typing_extensions import Self
 
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
 from forgetkit.batch_count import batches_in
-from forgetkit.fields import bounded, choice, interval
+from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Facts, Pair, Pass, State
 from forgetkit.pixels import gathered, packed, pixel_range, pixels_of, unpacked
 from forgetkit.recipe import Ascends, FullNetwork, StopsEarly
 from forgetkit.relabelling import reject_contradictions
-from forgetkit.types import Batch, Terms
+from forgetkit.types import Batch, PixelBounds, Terms
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -44,9 +44,9 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     )
     attack_step: float = bounded(0.1, 0.0, 1e4, "L2 length of an attack step; a")
     attack_steps: int = bounded(100, 0, 10000, "number of attack steps; n")
-    bounds: tuple[float, float] | None = interval(
-        "range of valid pixels, in the units of the model's inputs; None takes the smallest and "
-        "largest value of each channel of D_f, and rho is in units of that range"
+    bounds: PixelBounds | None = pixel_interval(
+        "range of valid pixels, in the units of the model's inputs, for all channels or for each; "
+        "None takes the smallest and largest value of each channel of D_f; rho is in units of it"
     )
     balance: str = choice(
         "size",

@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
 from forgetkit.errors import BadHyperparameter
+from forgetkit.types import PixelBounds
 
 T = TypeVar("T")
 _KEY = "forgetkit"
@@ -26,6 +27,7 @@ class Bounds:
         options: the accepted words of a choice.
         optional: whether ``None`` is accepted.
         by_layer: whether a dict of such numbers, by the path of a layer, is accepted as well.
+        by_channel: whether the ends of an interval may be tuples, one number a channel.
     """
 
     kind: Literal["number", "integer", "choice", "flag", "interval", "artefact"]
@@ -35,6 +37,7 @@ class Bounds:
     options: tuple[str, ...] = ()
     optional: bool = False
     by_layer: bool = False
+    by_channel: bool = False
 
     def describe(self) -> str:
         """Say in words what is accepted."""
@@ -44,6 +47,8 @@ class Bounds:
             text = "True or False"
         elif self.kind == "interval":
             text = "a pair (low, high) with low < high"
+            if self.by_channel:
+                text += ", each one number or a tuple of one for each channel"
         elif self.kind == "artefact":
             text = "the path of a file or folder"
         else:
@@ -62,11 +67,10 @@ class Bounds:
         if self.kind == "flag":
             return isinstance(value, bool)
         if self.kind == "interval":
-            return (
-                isinstance(value, tuple)
-                and len(value) == 2
-                and all(isinstance(end, (int, float)) for end in value)
-                and value[0] < value[1]
+            pairs = _pairs(value, by_channel=self.by_channel)
+            return bool(pairs) and all(
+                isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high
+                for low, high in pairs
             )
         if self.kind == "artefact":
             return isinstance(value, (str, PurePath)) and bool(str(value))
@@ -117,10 +121,26 @@ def interval(about: str) -> tuple[float, float] | None:
     return _declare(nothing, Bounds("interval", about, optional=True))
 
 
+def pixel_interval(about: str) -> PixelBounds | None:
+    """Declare an optional pair (low, high), of numbers or of tuples with one number a channel."""
+    nothing: PixelBounds | None = None
+    return _declare(nothing, Bounds("interval", about, optional=True, by_channel=True))
+
+
 def artefact(about: str) -> str | None:
     """Declare an optional file or folder made earlier: statistics, a training log."""
     nothing: str | None = None
     return _declare(nothing, Bounds("artefact", about, optional=True))
+
+
+def _pairs(value: object, *, by_channel: bool) -> list[tuple[object, object]]:
+    """Return the pairs (low, high) of an interval, or nothing when it is none."""
+    if not isinstance(value, tuple) or len(value) != 2:
+        return []
+    low, high = value
+    if by_channel and isinstance(low, tuple) and isinstance(high, tuple):
+        return list(zip(low, high, strict=True)) if len(low) == len(high) else []
+    return [(low, high)]
 
 
 def _declare(default: T, bounds: Bounds) -> T:

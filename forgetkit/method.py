@@ -304,7 +304,7 @@ class Method:
 def _plain(value: object) -> object:
     """Return what JSON can hold."""
     if isinstance(value, tuple):
-        return list(value)
+        return [_plain(one) for one in value]
     return str(value) if isinstance(value, PurePath) else value
 
 
@@ -422,11 +422,12 @@ def _with_preset(card: Card, hyperparameters: Mapping[str, Any]) -> Mapping[str,
     return {**card.presets[name], **given}
 
 
+def _frozen(value: object) -> object:
+    """Return what JSON made a list as the tuple that it was."""
+    return tuple(_frozen(one) for one in value) if isinstance(value, list) else value
+
+
 def from_json(record: Mapping[str, Any]) -> Method:
     """Build the method that ``Method.to_json`` described."""
-    rest = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in record.items()
-        if name != "method"
-    }
+    rest = {name: _frozen(value) for name, value in record.items() if name != "method"}
     return build(str(record["method"]), rest)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from forgetkit.errors import DataError
-from forgetkit.types import Inputs
+from forgetkit.types import Inputs, PixelBounds
 
 LogitsFunction = Callable[[Tensor], Tensor]
 
@@ -55,20 +55,23 @@ class PixelRange:
         return low, high - low
 
 
-def pixel_range(bounds: tuple[float, float] | None, images: Iterable[Tensor]) -> PixelRange:
+def pixel_range(bounds: PixelBounds | None, images: Iterable[Tensor]) -> PixelRange:
     """Return the range that attacks keep to.
 
     Args:
-        bounds: a range for all channels, in the units of the inputs; ``None`` takes the smallest
-            and largest value of each channel in ``images``.
+        bounds: a range for all channels, or for each, in the units of the inputs; ``None`` takes
+            the smallest and largest value of each channel in ``images``.
         images: batches (batch, channels, ...); inputs of fewer than three dimensions have no
-            channels and share one range. Read only when ``bounds`` is ``None``.
+            channels and share one range. Not read when ``bounds`` is one range for all.
 
     Raises:
-        DataError: there is no image to read.
+        DataError: there is no image to read, or ``bounds`` has another number of channels.
     """
     if bounds is not None:
-        low, high = (torch.tensor(float(end)) for end in bounds)
+        low, high = (torch.tensor(end, dtype=torch.float32) for end in bounds)
+        if low.ndim > 0:
+            example = next(iter(images), None)
+            low, high = _by_channel(low, example), _by_channel(high, example)
         return PixelRange(low, high, "as given by bounds")
     lows: list[Tensor] = []
     highs: list[Tensor] = []
@@ -87,6 +90,17 @@ def pixel_range(bounds: tuple[float, float] | None, images: Iterable[Tensor]) ->
         torch.stack(highs).amax(dim=0),
         "smallest and largest value seen in the forget set; pass bounds= to change it",
     )
+
+
+def _by_channel(ends: Tensor, example: Tensor | None) -> Tensor:
+    """Return one number a channel in the shape of a batch of images."""
+    if example is None or example.ndim < 3 or example.shape[1] != len(ends):
+        found = "no image" if example is None else f"inputs of shape {tuple(example.shape)}"
+        raise DataError(
+            f"bounds: expected one number for each channel of images (batch, channels, ...), found "
+            f"{len(ends)} for {found}; give as many as there are channels, or one (low, high)"
+        )
+    return ends.view(1, -1, *[1] * (example.ndim - 2))
 
 
 def pixels_of(inputs: Inputs) -> tuple[str | None, Tensor]:

@@ -82,6 +82,10 @@ class SampleSet(Protocol):
         ...
 
 
+PixelBounds: TypeAlias = tuple[float, float] | tuple[tuple[float, ...], tuple[float, ...]]
+"""Lowest and highest value of a pixel: two numbers, or one of each for every channel."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where samples stand in one data set.

@@ -307,6 +307,20 @@ def test_range_given_by_bounds_reads_no_image() -> None:
     assert "bounds" in span.describe()
 
 
+def test_range_by_channel_makes_normalised_images_unit_ones() -> None:
+    unit = torch.rand(5, 3, 4, 4)
+    mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
+    shape = (1, 3, 1, 1)
+    seen = (unit - mean.view(shape)) / std.view(shape)
+    bounds = tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
+    found = pixel_range(bounds, iter([seen]))
+    assert torch.allclose(found.to_unit(seen), unit, atol=1e-6)
+    assert torch.allclose(found.from_unit(unit), seen, atol=1e-5)
+    for wrong in (torch.rand(5, 1, 4, 4), torch.rand(5, 3)):
+        with pytest.raises(DataError, match="one number for each channel"):
+            pixel_range(bounds, [wrong])
+
+
 def test_vectors_share_one_range_and_constant_channels_stay() -> None:
     span = pixel_range(None, [torch.tensor([[0.0, 3.0], [1.0, 2.0]])])
     assert float(span.low) == 0.0

@@ -41,3 +41,30 @@ def test_the_command_line_writes_it_in_one_word() -> None:
             parse_settings("pgu", [wrong])
     with pytest.raises(BadHyperparameter, match=r"--set lr=fc=0\.5"):
         parse_settings("pgu", ["lr=fc=0.5"])
+
+
+CHANNELS = ((-2.0, -1.5, 0.0), (2.0, 2.5, 1.0))
+
+
+def test_a_range_by_channel_survives_json_and_the_command_line() -> None:
+    method = build("adv", {"bounds": CHANNELS})
+    assert from_json(json.loads(json.dumps(method.to_json()))) == method
+    assert parse_settings("adv", ["bounds=-2:-1.5:0,2:2.5:1"]) == {"bounds": CHANNELS}
+    assert parse_settings("adv", ["bounds=0,1"]) == {"bounds": (0.0, 1.0)}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ((0.0,), (1.0, 2.0)),
+        ((0.0, 3.0), (1.0, 2.0)),
+        ((), ()),
+        (0.0, (1.0,)),
+        ((0.0, "a"), (1.0, 2.0)),
+    ],
+)
+def test_other_ranges_by_channel_are_refused(wrong: object) -> None:
+    with pytest.raises(BadHyperparameter, match="each one number or a tuple of one for each"):
+        build("adv", {"bounds": wrong})
+    with pytest.raises(BadHyperparameter, match="a pair"):
+        build("lau", {"attack_clamp": CHANNELS})

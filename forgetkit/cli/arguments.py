@@ -98,8 +98,10 @@ def _read(bounds: Bounds, word: str, text: str) -> object:
         if bounds.kind == "number":
             return float(text)
         if bounds.kind == "interval":
-            low, high = text.split(",")
-            return float(low), float(high)
+            low, high = (end.split(":") for end in text.split(","))
+            ends = tuple(map(float, low)), tuple(map(float, high))
+            alone = len(low) == len(high) == 1
+            return (ends[0][0], ends[1][0]) if alone else ends  # LOW:LOW:LOW,HIGH:HIGH:HIGH
     except ValueError:
         raise BadHyperparameter(
             f"--set {word}: expected {bounds.describe()}, found {text!r}; it is {bounds.about}"

@@ -21,6 +21,10 @@ class Adv(AgainstAdversaries):
     towards a class drawn anew each time. The run stops at the first step after which D_f is
     forgotten (or, for relabel, all of it has its new label).
 
+    The radius is in units of the pixels' range. For images normalised by mean m and deviation s
+    that is bounds=((-m_1/s_1, ...), ((1-m_1)/s_1, ...)); without ``bounds`` it is the range found
+    in D_f, which is narrower when D_f is.
+
     To forget in portions, run again on the edited model: each request makes its own D_adv.
 
     Source: Cha, Cho, Hwang, Lee, Moon, "Learning to Unlearn: Instance-Wise Unlearning for

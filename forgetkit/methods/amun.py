@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from forgetkit.errors import DataError
-from forgetkit.fields import bounded, choice, interval
+from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.l2_attacks import nearest_escape
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Need, Pair, Pass, State, register
@@ -24,7 +24,7 @@ from forgetkit.pixels import (
     with_pixels,
 )
 from forgetkit.recipe import FullNetwork
-from forgetkit.types import Batch, Terms
+from forgetkit.types import Batch, PixelBounds, Terms
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -84,7 +84,7 @@ class Amun(FullNetwork):
     )
     doublings: int = bounded(10, 0, 30, "how often the radius may be doubled")
     attack_steps: int = bounded(50, 1, 10000, "steps for each radius, each a tenth of it long")
-    bounds: tuple[float, float] | None = interval(
+    bounds: PixelBounds | None = pixel_interval(
         "range of valid pixels, in the units of the model's inputs; None takes the smallest and "
         "largest value of each channel of D_f"
     )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from forgetkit.attacks import projection, sign_attack
-from forgetkit.fields import bounded, interval
+from forgetkit.fields import bounded, pixel_interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Pair, State, register
 from forgetkit.pixels import PixelRange, pixel_range, pixels_of, with_pixels
 from forgetkit.recipe import FullNetwork, StopsEarly
-from forgetkit.types import Batch, Terms
+from forgetkit.types import Batch, PixelBounds, Terms
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -74,7 +74,7 @@ class BoundaryShrink(FullNetwork, StopsEarly):
         1, 1, 1000, "attack steps: one of length epsilon, or several of epsilon / 5"
     )
     retry: int = bounded(0, 0, 20, "how often epsilon is doubled for samples whose attack failed")
-    bounds: tuple[float, float] | None = interval(
+    bounds: PixelBounds | None = pixel_interval(
         "range of valid pixels, in the units of the model's inputs; None takes the smallest and "
         "largest value of each channel of D_f"
     )

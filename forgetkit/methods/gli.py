@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from forgetkit.batch_count import batches_in
-from forgetkit.fields import bounded, choice, interval
+from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.guided import DISTANCES, guided_images, objective, ramp, widened
 from forgetkit.losses import accuracy, cross_entropy, per_sample_loss
 from forgetkit.membership import FEWEST, final_score, forgetting_score
 from forgetkit.method import Card, Pair, Pass, Seen, State, register
 from forgetkit.pixels import pixel_range, pixels_of, with_pixels
 from forgetkit.recipe import FullNetwork
-from forgetkit.types import SampleSet, Terms
+from forgetkit.types import PixelBounds, SampleSet, Terms
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -95,7 +95,7 @@ class GuidedLossIncreasing(FullNetwork):
     distance: str = choice("l2", DISTANCES, "between retained and forgotten logits")
     weight_start: float = bounded(200.0, 0.0, 1e9, "retain task at the first batch; w_0")
     weight_end: float = bounded(1000.0, 0.0, 1e9, "retain task at the last batch; w_1")
-    bounds: tuple[float, float] | None = interval(
+    bounds: PixelBounds | None = pixel_interval(
         "smallest and largest pixel, in the inputs' units; None takes each channel's from the data"
     )
     max_batches: int = bounded(40, 1, 10**6, "batches of an epoch without validation data")

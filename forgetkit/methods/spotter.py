@@ -11,13 +11,13 @@ from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.attacks import projection, sign_attack
-from forgetkit.fields import bounded, interval
+from forgetkit.fields import bounded, pixel_interval
 from forgetkit.losses import blocked_classes
 from forgetkit.masked_targets import evenly_mixed, likeness, target_divergence
 from forgetkit.method import Card, Facts, Pair, Pass, Seen, State, register
 from forgetkit.pixels import PixelRange, pixel_range, pixels_of, with_pixels
 from forgetkit.soft_targets import SoftTargets
-from forgetkit.types import Batch, Terms
+from forgetkit.types import Batch, PixelBounds, Terms
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -84,7 +84,7 @@ class Spotter(SoftTargets):
     )
     attack_step: float = bounded(0.01, 0.0, 1.0, "length of an attack step, in the same unit")
     attack_steps: int = bounded(3, 1, 1000, "number of attack steps")
-    bounds: tuple[float, float] | None = interval(
+    bounds: PixelBounds | None = pixel_interval(
         "range of the inputs; None takes the smallest and largest value of each channel in D_f"
     )
     least_epochs: int = bounded(3, 1, 1000, "epochs before the run may stop")
