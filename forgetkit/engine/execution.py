@@ -342,7 +342,8 @@ class Execution:
                 self._best.drop()
                 self._observe(accuracy)
         if outcome.clipped:
-            outcome.stopped_because += f"; the gradient was clipped in {outcome.clipped} steps"
+            steps = "1 step" if outcome.clipped == 1 else f"{outcome.clipped} steps"
+            outcome.stopped_because += f"; the gradient was clipped in {steps}"
         return outcome
 
     def _choose_parameters(self, run: Run) -> None:

@@ -38,7 +38,7 @@ class Amnesiac(FullNetwork):
 
     Differences: buffers of normalisation layers are taken back too, where the published code keeps
         them (a variance that would not stay positive is left as it is); the sum is formed in
-        float64. ``epochs=0`` repairs nothing and needs D_f alone.
+        float64. ``epochs=0`` repairs nothing and needs D_f alone. The repair trains with dropout.
     """
 
     replaces: ClassVar[bool] = True

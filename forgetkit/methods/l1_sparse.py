@@ -45,7 +45,7 @@ class L1Sparse(FullNetwork):
 
     Differences: the authors leave the penalty blank in their instructions; 5e-4 is what others
         report. Their penalty counts biases and normalisation too; ``one_dimensional=False``
-        leaves these out.
+        leaves these out. Dropout is on, as in ``finetune``.
     """
 
     card: ClassVar[Card] = Card(

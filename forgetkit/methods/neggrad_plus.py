@@ -33,7 +33,8 @@ class NegGradPlus(Ascends, FullNetwork):
 
     Differences: without ``retain_weight``, 1 - alpha = 0.05 min(1, 20 N_f / N_r); ascent is
         clipped and capped as in ``neggrad``; normalisation statistics are frozen, since every
-        other batch comes from D_f alone.
+        other batch comes from D_f alone. Dropout is off, so that ``retain_weight=1`` is
+        ``finetune`` on networks without dropout only.
     """
 
     card: ClassVar[Card] = Card(

@@ -42,7 +42,8 @@ class NTK(Method):
     Differences: a subset of D_r; conjugate gradients on products with J instead of a stored
         kernel, so the size of the model does not matter. The scale is the notebook's, simplified.
         ``noise`` is plain, without the larger share that ``fisher`` gives to the head and to
-        one-dimensional tensors.
+        one-dimensional tensors; its Fisher matrix is that of the moved weights, with one label
+        drawn for each retained sample.
     """
 
     card: ClassVar[Card] = Card(

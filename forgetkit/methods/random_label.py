@@ -48,7 +48,8 @@ class RandomLabel(FullNetwork, StopsEarly):
 
     Differences: some codes draw the true label too and draw anew each epoch; here it is excluded
         and drawn once. ``retain="mix"`` joins retained samples with their true labels;
-        ``preset="mix"`` does so with the optimiser of the SSD repository.
+        ``preset="mix"`` does so with the optimiser of the SSD repository, but with normalisation
+        statistics frozen and a weight decay of 1e-5, unless ``bn`` and ``weight_decay`` are given.
     """
 
     single_samples_go_on: ClassVar[bool] = True

@@ -55,6 +55,7 @@ class SSD(Method):
         presets={
             "paper": {"importance": "batch", "batch_size": 64},
             "paper_vit": {"importance": "batch", "batch_size": 64, "threshold": 5.0},
+            "paper_vit_subclass": {"importance": "batch", "batch_size": 64, "threshold": 25.0},
             "paper_faces": {
                 "importance": "batch",
                 "batch_size": 64,

@@ -51,7 +51,8 @@ class Unsir(FullNetwork):
 
     Differences: the code uses three of the noise images and gives all of them the first class;
         here all are used, with their own class. The noise is made in eval mode. Transformers get
-        a step size of 1e-4, since the published ones were for small networks from scratch.
+        a step size of 1e-4, since the published ones were for small networks from scratch. Nothing
+        is measured between the two phases; the guard looks at the end.
     """
 
     card: ClassVar[Card] = Card(

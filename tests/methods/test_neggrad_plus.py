@@ -147,7 +147,7 @@ def test_a_steep_step_is_scaled_down_to_a_gradient_of_norm_5() -> None:
     result = request.run(steep([(16.0, 0.0)]), guard=None)  # its gradient has norm 11.3
     moved = model.fc.weight.detach() - start
     assert float(moved.norm()) == pytest.approx(0.1 * 5.0, rel=1e-4)
-    assert "the gradient was clipped in 1 steps" in result.stopped_because
+    assert "the gradient was clipped in 1 step" in result.stopped_because
 
 
 def test_the_result_counts_the_steps_that_were_clipped() -> None:

@@ -141,6 +141,7 @@ PRESETS: list[tuple[str, str, Settings]] = [
     ("delete", "code", {"lr": None, "epochs": 20, "batch_size": 128, "removed": "label"}),
     ("ssd", "paper", {"importance": "batch", "threshold": 10.0, "strength": 1.0}),
     ("ssd", "paper_vit", {"importance": "batch", "threshold": 5.0}),
+    ("ssd", "paper_vit_subclass", {"importance": "batch", "threshold": 25.0}),
     ("ssd", "paper_faces", {"importance": "batch", "threshold": 50.0, "strength": 0.1}),
     ("lfssd", "paper", {"importance": "batch", "threshold": 10.0}),
     ("sfron", "paper_swin", {
