@@ -178,10 +178,11 @@ class AmnesiacLog:
                 f"AmnesiacLog(folder={str(self.folder)!r}): expected a folder without a log, found "
                 f"{HEADER} in it; pass resume=True to go on with it, or name another folder"
             )
-        if json.loads(file.read_text(encoding="utf-8")) != header:
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if known | {"samples": known.get("samples", self._samples)} != {"samples": None, **header}:
             raise DataError(
                 f"AmnesiacLog(folder={str(self.folder)!r}, resume=True): expected a log of this "
-                "model and these sensitive samples, found another one; name another folder"
+                "model, data set and these sensitive samples, found another one; name another folder"
             )
         return max((int(f.stem.partition("-")[2]) + 1 for f in step_files(self.folder)), default=0)
 

@@ -147,8 +147,14 @@ def test_a_log_goes_on_only_when_asked_to_and_only_for_the_same_model(tmp_path: 
     other = ToyCNN(classes=5)
     with pytest.raises(DataError, match="another one"):
         AmnesiacLog(other, optimizer, tmp_path, sensitive={3}, resume=True)
+    sized = tmp_path / "sized"
+    AmnesiacLog(model, optimizer, sized, samples=240).close()
+    with pytest.raises(DataError, match="another one"):
+        AmnesiacLog(model, optimizer, sized, samples=200, resume=True)
+    AmnesiacLog(model, optimizer, sized, samples=240, resume=True).close()
     assert not optimizer._optimizer_step_post_hooks
-    with AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, resume=True) as log:
+    # the size is known only now
+    with AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, samples=240, resume=True) as log:
         log.batch([3])
         images, labels = blobs().tensors
         functional.cross_entropy(model(images[:4]), labels[:4]).backward()
