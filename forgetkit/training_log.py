@@ -182,7 +182,8 @@ class AmnesiacLog:
         if known | {"samples": known.get("samples", self._samples)} != {"samples": None, **header}:
             raise DataError(
                 f"AmnesiacLog(folder={str(self.folder)!r}, resume=True): expected a log of this "
-                "model, data set and these sensitive samples, found another one; name another folder"
+                "model, data set and these sensitive samples, found another one; name another "
+                "folder"
             )
         return max((int(f.stem.partition("-")[2]) + 1 for f in step_files(self.folder)), default=0)
 
