@@ -51,7 +51,8 @@ class Result:
         after: the same after it.
         history: one record an epoch: losses, seconds of training, ``bn_train`` (1 where running
             statistics moved), then the forget accuracy and the watched retain accuracy.
-        seconds: wall time by phase.
+        seconds: wall time by phase; the looks at accuracies during training are ``check``, not
+            ``train``.
         stopped_because: one sentence.
         rolled_back: whether the guard put the original weights back.
         seed: the request's seed.

@@ -45,7 +45,7 @@ def suli_over_bare_loop(images: int = 512, repeats: int = 3) -> Ratio:
             .using("suli", layers=LAYERS, epochs=SWEEPS, rollback=False, lr=1e-7, batch_size=BATCH)
         )
         result = request.on("cpu").run(loader, guard=None)
-        seconds.append(result.seconds["setup"] + result.seconds["train"])
+        seconds.append(sum(result.seconds.get(phase, 0.0) for phase in ("setup", "train", "check")))
 
     def theirs() -> None:
         model.load_state_dict(start)

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 class Clock:
     """Adds up wall time by phase and remembers the phase that is running.
 
+    The time of a phase within another one counts for the inner one alone.
+
     Attributes:
         seconds: wall time by phase name.
         phase: the phase that runs, or ran last.
@@ -18,14 +20,21 @@ class Clock:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self.phase = "start"
+        self._inside: list[float] = []  # for each running phase, what phases within it have taken
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time the block as part of a phase."""
-        self.phase = phase
+        """Time the block as part of a phase; a block that breaks leaves ``phase`` as it is."""
+        outer, self.phase = self.phase, phase
+        self._inside.append(0.0)
         start = time.perf_counter()
         try:
             yield
+            if len(self._inside) > 1:
+                self.phase = outer
         finally:
             spent = time.perf_counter() - start
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+            own = spent - self._inside.pop()
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + own
+            if self._inside:
+                self._inside[-1] += spent

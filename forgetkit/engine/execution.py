@@ -390,7 +390,8 @@ class Execution:
         self, storage: Storage, samples: SampleSet, labels: Tensor | None = None
     ) -> SetAccuracy:
         run = self._active()
-        with self._own_precision(storage), evaluating(self._model):
+        looks = self._clock("check") if self._clock.phase == "train" else nullcontext()
+        with looks, self._own_precision(storage), evaluating(self._model):
             return measure(
                 run.working(samples),
                 run.logits,
