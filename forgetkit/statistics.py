@@ -99,7 +99,7 @@ class Statistics:
             loader: the training set.
             positions: rows (patches, tokens) that an image gives to each layer: ``"all"``, a
                 number, or ``"auto"`` for all while this costs little beside the forward pass, and
-                else so many that it does (at most 1.5 times the plain pass over many images; a
+                else so many that it does (about 1.5 times the plain pass over many images; a
                 layer gets some 1 000 rows in all, however few the images).
             max_dim: layers with longer rows are left out; ``pgu`` will not change them.
             products: ``"single"`` where double precision is very slow (most graphics cards);
