@@ -51,52 +51,74 @@ class Cut:
         )
         return down, across
 
-    def pixels(self, inputs: Tensor, image: Tensor, place: Tensor) -> Pixels:
-        """Return where some of the patches lie.
+    @property
+    def area(self) -> int:
+        """Pixels of the kernel."""
+        return self.kernel[0] * self.kernel[1]
+
+    def inside(self, inputs: Tensor) -> int:
+        """Return how many of the kernel's pixels ever lie on the input: the others are padding."""
+        before = (self.padding[2], self.padding[0])
+        found = 1
+        for axis, places in enumerate(self.places(inputs)):
+            starts = torch.arange(places) * self.stride[axis] - before[axis]
+            pixels = starts[:, None] + torch.arange(self.kernel[axis]) * self.dilation[axis]
+            lies = (pixels >= 0) & (pixels < inputs.shape[axis - 2])
+            found *= int(lies.any(dim=0).sum())
+        return found
+
+    def pixels(self, inputs: Tensor) -> Pixels:
+        """Return where the pixels of every patch of an image lie.
 
         Args:
             inputs: (images, channels, height, width).
-            image: (rows,) which image.
-            place: (rows,) which patch of it, counted along rows.
         """
-        across = self.places(inputs)[1]
-        starts = (place // across, place % across)
+        places = self.places(inputs)
         before = (self.padding[2], self.padding[0])
+        device = inputs.device
         down, right = (
-            start[:, None] * s - b + d * torch.arange(k, device=start.device)
-            for start, s, b, d, k in zip(
-                starts, self.stride, before, self.dilation, self.kernel, strict=True
+            torch.arange(n, device=device)[:, None] * s - b + d * torch.arange(k, device=device)
+            for n, s, b, d, k in zip(
+                places, self.stride, before, self.dilation, self.kernel, strict=True
             )
         )
         high, wide = inputs.shape[2:]
-        outside = ((down < 0) | (down >= high))[:, :, None] | ((right < 0) | (right >= wide))[
-            :, None
-        ]
+        above, beside = (down < 0) | (down >= high), (right < 0) | (right >= wide)
+        outside = above[:, None, :, None] | beside[None, :, None, :]
         rows, columns = down.clamp(0, high - 1), right.clamp(0, wide - 1)
         return Pixels(
-            image[:, None, None], rows[:, :, None], columns[:, None], outside[..., None]
-        )  # fmt: skip
+            rows.repeat_interleave(places[1], dim=0)[:, :, None],
+            columns.repeat(places[0], 1)[:, None],
+            outside.flatten(0, 1)[..., None],
+        )
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """Places of patches in a batch of images.
+    """Where the pixels of patches lie.
 
     Args:
-        image: (rows, 1, 1) which image.
-        down: (rows, kh, 1) rows of pixels.
-        right: (rows, 1, kw) columns of pixels.
-        outside: (rows, kh, kw, 1) whether the pixel is padding.
+        down: (patches, kh, 1) rows of pixels.
+        right: (patches, 1, kw) columns of pixels.
+        outside: (patches, kh, kw, 1) whether the pixel is padding.
     """
 
-    image: Tensor
     down: Tensor
     right: Tensor
     outside: Tensor
 
-    def of(self, inputs: Tensor) -> Tensor:
-        """Return the patches, (rows, channels, kh, kw), reading no other pixel."""
-        found = inputs.permute(0, 2, 3, 1)[self.image, self.down, self.right]
+    def at(self, place: Tensor) -> Pixels:
+        """Return those of some patches, counted along rows."""
+        return Pixels(self.down[place], self.right[place], self.outside[place])
+
+    def of(self, inputs: Tensor, image: Tensor) -> Tensor:
+        """Return the patches of some images, (patches, channels, kh, kw), reading no other pixel.
+
+        Args:
+            inputs: (images, channels, height, width).
+            image: (patches,) which image each patch is of.
+        """
+        found = inputs.permute(0, 2, 3, 1)[image[:, None, None], self.down, self.right]
         return found.masked_fill_(self.outside, 0.0).permute(0, 3, 1, 2)
 
 
@@ -123,6 +145,8 @@ def cut_of(weight: Tensor, args: tuple[object, ...], named: Mapping[str, object]
 
 
 def _pair(value: object) -> tuple[int, int]:
+    if type(value) is tuple and len(value) == 2 and type(value[0]) is type(value[1]) is int:
+        return value  # what layers pass; the checks of protocols below take their time
     if isinstance(value, SupportsIndex):
         return index(value), index(value)
     if isinstance(value, (tuple, list)) and len(value) in (1, 2):

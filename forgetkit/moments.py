@@ -5,13 +5,8 @@ layer, patches of a convolution, over all samples and output positions. Only C =
 kept, summed while batches pass through, so memory is O(d^2) a layer whatever the number of images.
 Moments of disjoint sets add up; those of a part of the set can be subtracted.
 
-Calls are watched where they happen, ``functional.linear`` and ``functional.conv2d`` on a parameter,
-so padding modes, subclasses and functional use need no cases of their own. A derived weight (weight
-norm, standardised weights) is not the parameter and is left out.
-
-Thinning: where all rows cost too much, each image gives a few of them. Which ones is a function of
-the image's bits, so the same image gives the same rows in any set, batch and
-process, and subtraction stays exact.
+Which rows a thinned layer gets is a function of the image's bits, so the same image gives the same
+rows in any set, batch and process, and subtraction stays exact.
 
 Source: Hoang et al., "Learn to Unlearn for Deep Neural Networks: Minimizing Unlearning Interference
     with Gradient Projection", WACV 2024, arXiv:2312.04095, section 3.
@@ -23,266 +18,23 @@ Differences: rows follow the layer's own stride and dilation, so that they span 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from forgetkit import draws
-from forgetkit.convolution_cuts import Cut, Pixels, cut_of
+from forgetkit.convolution_cuts import Cut, Pixels
 from forgetkit.errors import DataError
+from forgetkit.layer_calls import Call, Watch
+from forgetkit.layer_survey import BLOCK, Forward, Layer
 from forgetkit.types import Inputs
 
-Forward = Callable[[Inputs], object]
-"""Calls the model on a batch as the loader gives it; the output is not used."""
-
-SHARE_OF_FORWARD = 0.25
-"""Multiplications that thinned products may cost, relative to those of the layers themselves; the
-rest of the allowed 0.5 is left for cutting patches and for writing sums."""
-
-LEAST_ROWS = 1024
-"""Rows that a layer gets in all, however few the images; their cost fades with more images."""
-
 _BUFFERED = 1024  # rows that are gathered before a product: few large ones are quicker
-_BLOCK = 1152  # a symmetric product is computed by blocks of columns, one half of them only
 _LARGEST = 1 << 24  # elements of rows that are held at once
-_DOUBLE_COST = 2.0  # a double product against a single one, on processors
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One weight whose inputs are measured.
-
-    Args:
-        width: d, length of a row: inputs of one group times the kernel's area.
-        groups: blocks of output rows with inputs of their own.
-        cut: how patches are cut, ``None`` for a linear layer.
-        places: rows that one image gives in one forward pass.
-        axis: axis of the layer's input that counts images; ``None`` where none could be found.
-        taken: rows an image that are kept on average; ``None`` keeps all.
-        dense: whether patches are cut at every place, whatever the convolution's stride and
-            dilation.
-    """
-
-    width: int
-    groups: int
-    cut: Cut | None
-    places: int
-    axis: int | None
-    taken: float | None = None
-    dense: bool = False
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One product of an input with a watched weight."""
-
-    name: str
-    weight: Tensor
-    inputs: Tensor
-    cut: Cut | None
-
-
-class _Watch(TorchFunctionMode):
-    """Reports every linear map and convolution whose weight is one of the parameters."""
-
-    def __init__(self, names: Mapping[int, str], report: Callable[[_Call], None]) -> None:
-        super().__init__()
-        self._names = names
-        self._report = report
-
-    def __torch_function__(
-        self,
-        func: object,
-        types: object,
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        if not callable(func):
-            raise TypeError("torch calls functions only")
-        named = dict(kwargs or {})
-        if func is functional.multi_head_attention_forward:
-            return self._attention(func, args, named)
-        if func is functional.linear or func is torch.conv2d:
-            weight = args[1] if len(args) > 1 else named.get("weight")
-            inputs = args[0] if args else named.get("input")
-            name = self._names.get(id(weight))
-            if name is not None and isinstance(weight, Tensor) and isinstance(inputs, Tensor):
-                cut = None if func is functional.linear else cut_of(weight, args, named)
-                self._report(_Call(name, weight, inputs.detach(), cut))
-        return func(*args, **named)
-
-    def _attention(
-        self, func: Callable[..., object], args: tuple[object, ...], named: dict[str, object]
-    ) -> object:
-        """Report both projections of ``nn.MultiheadAttention``, whose weights it never calls.
-
-        With the identity as output projection the function returns what its own projection
-        multiplies; that projection is then done here, where it is seen.
-        """
-        keys = ("query", "key", "value", "embed_dim", "heads", "in_weight", "in_bias", "bias_k",
-                "bias_v", "add_zero", "dropout_p", "out_weight", "out_bias")  # fmt: skip
-        if len(args) < len(keys):  # called in a way of its own: left alone
-            return func(*args, **named)
-        given = dict(zip(keys, args, strict=False))
-        shared = {"in_weight": given["in_weight"]}
-        own = {f"{part}_proj_weight": named.get(f"{part}_proj_weight") for part in "qkv"}
-        for key, weight in (shared | own).items():
-            name = self._names.get(id(weight))
-            if name is None or not isinstance(weight, Tensor):
-                continue
-            parts = ("query", "key", "value")
-            wanted = parts if key == "in_weight" else [p for p in parts if p[0] == key[0]]
-            seen: set[int] = set()
-            for part in wanted:  # rows of W act on one of the three: all of them are protected
-                inputs = given[part]
-                if isinstance(inputs, Tensor) and id(inputs) not in seen:
-                    seen.add(id(inputs))
-                    self._report(_Call(name, weight, inputs.detach(), None))
-        out_weight, out_bias = given["out_weight"], given["out_bias"]
-        name = self._names.get(id(out_weight))
-        if name is None or not isinstance(out_weight, Tensor):
-            return func(*args, **named)
-        unit = torch.eye(out_weight.shape[1], dtype=out_weight.dtype, device=out_weight.device)
-        found = func(*args[:11], unit, None, *args[13:], **named)
-        if not isinstance(found, tuple) or not isinstance(found[0], Tensor):
-            raise TypeError("attention returns its output and its weights")
-        self._report(_Call(name, out_weight, found[0].detach(), None))
-        bias = out_bias if isinstance(out_bias, Tensor) else None
-        return (functional.linear(found[0], out_weight, bias), *found[1:])
-
-
-def survey(
-    weights: Mapping[str, Tensor], example: Inputs, forward: Forward, *, dense: bool = False
-) -> dict[str, Layer]:
-    """Return the layers that a forward pass uses, by the name of their weight.
-
-    The model is called on two and on three copies of one sample: the axis that grows counts images.
-
-    Args:
-        weights: parameters by dotted path; those of other layers are passed over.
-        example: a batch of at least one sample.
-        forward: calls the model.
-        dense: cut patches at every place.
-    """
-    names = {id(weight): name for name, weight in weights.items()}
-    two: list[_Call] = []
-    three: list[_Call] = []
-    for copies, found in ((2, two), (3, three)):
-        with torch.no_grad(), _Watch(names, found.append):
-            forward(_repeated(example, copies))
-    steady = [call.name for call in two] == [call.name for call in three]
-    layers: dict[str, Layer] = {}
-    for call, other in zip(two, three if steady else two, strict=True):
-        if steady and call.inputs.shape == other.inputs.shape:
-            continue  # does not depend on the images: nothing can be summed or subtracted
-        axis = _growing(call.inputs.shape, other.inputs.shape)
-        cut = call.cut.dense() if dense and call.cut is not None else call.cut
-        layer = Layer(
-            width=math.prod(call.weight.shape[1:]),
-            groups=1 if cut is None else cut.groups,
-            cut=cut,
-            places=_count(call.inputs, cut) // 2,
-            axis=axis,
-            dense=dense,
-        )
-        known = layers.get(call.name)
-        if known is not None:  # one weight in several places: its rows add up
-            axis = axis if axis == known.axis else None
-            layer = replace(layer, places=layer.places + known.places, axis=axis)
-        layers[call.name] = layer
-    return layers
-
-
-def _growing(two: torch.Size, three: torch.Size) -> int | None:
-    grown = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
-    if len(grown) != 1 or three[grown[0]] * 2 != two[grown[0]] * 3:
-        return None
-    return grown[0]
-
-
-def _count(inputs: Tensor, cut: Cut | None) -> int:
-    if cut is None:
-        return inputs.numel() // max(inputs.shape[-1], 1)
-    return (inputs.shape[0] if inputs.ndim == 4 else 1) * math.prod(cut.places(inputs))
-
-
-def _repeated(example: Inputs, copies: int) -> Inputs:
-    if isinstance(example, Tensor):
-        return example[:1].expand(copies, *example.shape[1:]).contiguous()
-    return {
-        name: value[:1].expand(copies, *value.shape[1:]).contiguous()
-        for name, value in example.items()
-    }
-
-
-def thinned(
-    layers: Mapping[str, Layer],
-    outputs: Mapping[str, int],
-    *,
-    double: bool,
-    allowed: float = SHARE_OF_FORWARD,
-    images: int | None = None,
-) -> dict[str, Layer]:
-    """Return the layers with the rows an image that keep the products within a budget.
-
-    The budget is a share of the layers' own multiplications, sum over layers of places x outputs x
-    width. Every layer keeps the same number r of rows an image, or all it has; r is the largest
-    that fits. Layers whose images cannot be told apart keep all. From few images more are taken
-    than that, so that a layer has twice as many rows as they are long, or 1024, in all.
-
-    Args:
-        layers: from ``survey``.
-        outputs: output rows of each weight.
-        double: whether products are computed in double precision, which costs twice.
-        allowed: the share.
-        images: how many there are, if that is known.
-    """
-    own = sum(layer.places * outputs[name] * layer.width for name, layer in layers.items())
-    price = {
-        name: layer.groups * layer.width**2 * _saving(layer.width) * (_DOUBLE_COST if double else 1)
-        for name, layer in layers.items()
-    }
-
-    def cost(rows: float) -> float:
-        return sum(
-            price[name] * (min(rows, layer.places) if layer.axis is not None else layer.places)
-            for name, layer in layers.items()
-        )
-
-    most = max((layer.places for layer in layers.values()), default=0)
-    if cost(most) <= allowed * own:
-        return dict(layers)
-    low, high = 0.0, float(most)
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if cost(middle) <= allowed * own else (low, middle)
-    least = {name: min(2 * layer.width, LEAST_ROWS) for name, layer in layers.items()}
-    return {
-        name: _with_rows(layer, max(low, least[name] / images if images else 0.0))
-        for name, layer in layers.items()
-    }
-
-
-def with_rows(layers: Mapping[str, Layer], rows: float) -> dict[str, Layer]:
-    """Return the layers with ``rows`` rows an image on average, where they have more."""
-    return {name: _with_rows(layer, rows) for name, layer in layers.items()}
-
-
-def _with_rows(layer: Layer, rows: float) -> Layer:
-    thin = layer.axis is not None and rows < layer.places
-    return replace(layer, taken=rows) if thin else layer
-
-
-def _saving(width: int) -> float:
-    """Return the part of a symmetric product's blocks that are computed."""
-    blocks = math.ceil(width / _BLOCK)
-    return (blocks + 1) / (2 * blocks)
 
 
 @dataclass
@@ -343,7 +95,8 @@ class Accumulator:
         self._upper: dict[str, Tensor] = {}
         self._draws = (torch.empty(0), torch.empty(0))
         self._rows: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
-        self._patches: dict[tuple[object, ...], Pixels] = {}
+        self._every: dict[tuple[object, ...], Pixels] = {}
+        self._patches: dict[tuple[object, ...], tuple[Pixels, Tensor]] = {}
         self._thin = any(layer.taken is not None for layer in layers.values())
         self._moments = Moments(dict(layers), rows=dict.fromkeys(layers, 0))
 
@@ -363,7 +116,7 @@ class Accumulator:
                 draws.uniform(0, "moments", keys), draws.uniform(0, "moments/start", keys)
             )  # fmt: skip
             self._rows, self._patches = {}, {}
-        with _Watch(self._names, self._see):
+        with Watch(self._names, self._see):
             forward(inputs)
 
     @torch.no_grad()
@@ -380,7 +133,7 @@ class Accumulator:
             sums[name] = _mirrored(total)
         return self._moments
 
-    def _see(self, call: _Call) -> None:
+    def _see(self, call: Call) -> None:
         layer = self._moments.layers[call.name]
         if call.inputs.numel() == 0:
             return
@@ -405,7 +158,7 @@ class Accumulator:
         return torch.autocast(device, enabled=False) if on else nullcontext()
 
     @staticmethod
-    def _all(call: _Call) -> Iterator[Tensor]:
+    def _all(call: Call) -> Iterator[Tensor]:
         """Yield every row, (groups, rows, width), some images at a time."""
         if call.cut is None:
             yield call.inputs.reshape(1, -1, call.inputs.shape[-1])
@@ -419,7 +172,7 @@ class Accumulator:
                 g=call.cut.groups,
             )  # fmt: skip
 
-    def _some(self, call: _Call, layer: Layer) -> Iterator[Tensor]:
+    def _some(self, call: Call, layer: Layer) -> Iterator[Tensor]:
         """Yield the rows that the images' keys choose, (groups, rows, width)."""
         if layer.axis is None or layer.taken is None:
             raise TypeError("a thinned layer knows its images")
@@ -432,19 +185,24 @@ class Accumulator:
             if len(image):
                 yield flat[image.to(flat.device), place.to(flat.device)][None]
             return
-        pixels = self._pixels(call.cut, layer.taken / layer.places, repeats, inputs)
-        if len(pixels.image):
-            rows = pixels.of(inputs).reshape(len(pixels.image), call.cut.groups, -1)
+        pixels, image = self._pixels(call.cut, layer.taken / layer.places, repeats, inputs)
+        if len(image):
+            rows = pixels.of(inputs, image).reshape(len(image), call.cut.groups, -1)
             yield rows.transpose(0, 1)
 
-    def _pixels(self, cut: Cut, share: float, repeats: int, inputs: Tensor) -> Pixels:
-        """Return where the chosen patches lie; layers of one geometry share them."""
-        key = (cut, share, repeats, inputs.shape[2:], inputs.device)
+    def _pixels(
+        self, cut: Cut, share: float, repeats: int, inputs: Tensor
+    ) -> tuple[Pixels, Tensor]:
+        """Return where the chosen patches lie, and in which image; layers of one geometry share."""
+        geometry = (cut, inputs.shape[2:], inputs.device)
+        key = (*geometry, share, repeats)
         if key not in self._patches:
-            area = math.prod(cut.places(inputs))
-            image, place = self._chosen(share, repeats * area)
-            image = (image * repeats + place // area).to(inputs.device)
-            self._patches[key] = cut.pixels(inputs, image, (place % area).to(inputs.device))
+            if geometry not in self._every:
+                self._every[geometry] = cut.pixels(inputs)
+            every = self._every[geometry]
+            area = len(every.down)
+            image, place = (t.to(inputs.device) for t in self._chosen(share, repeats * area))
+            self._patches[key] = (every.at(place % area), image * repeats + place // area)
         return self._patches[key]
 
     def _chosen(self, share: float, places: int) -> tuple[Tensor, Tensor]:
@@ -454,39 +212,53 @@ class Accumulator:
         start of its own.
         """
         known = self._rows.get((share, places))
-        if known is not None:
-            return known
-        chance, start = self._draws
-        count = (share * places + chance).floor().long().clamp(max=places)
-        image = torch.repeat_interleave(torch.arange(len(count)), count)
-        order = torch.arange(len(image)) - (count.cumsum(0) - count)[image]
-        step = places / count[image].double()
-        place = ((start[image] * places).floor() + (order * step).floor()).long() % places
-        self._rows[share, places] = (image, place)
-        return image, place
+        if known is None:
+            chance, start = self._draws
+            count = (share * places + chance).floor().long().clamp(max=places)
+            image = torch.repeat_interleave(count)
+            order = torch.arange(len(image)) - (count.cumsum(0) - count)[image]
+            step = places / count[image].double()
+            place = ((start[image] * places).floor() + (order * step).floor()).long() % places
+            known = self._rows[share, places] = (image, place)
+        return known
 
     def _multiply(self, name: str) -> None:
         """Add the product of the rows that wait to the upper blocks of C."""
         layer = self._moments.layers[name]
         waiting = self._kept[name]
-        for each in _pieces(torch.cat(waiting, dim=1) if len(waiting) > 1 else waiting[0]):
-            rows = each.to(self._dtype)
+        for rows in _pieces(torch.cat(waiting, dim=1) if len(waiting) > 1 else waiting[0]):
             new = name not in self._upper
             if new:
                 shape = (layer.groups, layer.width, layer.width)
                 self._upper[name] = torch.empty(shape, dtype=torch.float64, device=rows.device)
+            used = (rows != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0]
             with _full_precision():
-                for first in range(0, layer.width, _BLOCK):
-                    left = rows[:, :, first : first + _BLOCK].transpose(1, 2)
-                    target = self._upper[name][:, first : first + _BLOCK, first:]
-                    if self._dtype is torch.float64:  # beta = 0 ignores what was there
-                        target.baddbmm_(left, rows[:, :, first:], beta=0 if new else 1)
-                    elif new:
-                        target.copy_(left @ rows[:, :, first:])
-                    else:
-                        target += left @ rows[:, :, first:]
+                if len(used) * 2 <= layer.width:  # padding that no patch gets past
+                    self._add_columns(self._upper[name], rows, used, new=new)
+                else:
+                    self._add_blocks(self._upper[name], rows.to(self._dtype), new=new)
         waiting.clear()
         self._waiting[name] = 0
+
+    def _add_columns(self, total: Tensor, rows: Tensor, used: Tensor, *, new: bool) -> None:
+        """Add X^T X of rows that are 0 in all other columns."""
+        if new:
+            total.zero_()
+        few = rows[:, :, used].to(self._dtype)
+        total[:, used[:, None], used] += few.transpose(1, 2) @ few
+
+    def _add_blocks(self, total: Tensor, rows: Tensor, *, new: bool) -> None:
+        """Add the blocks of X^T X on and above its diagonal."""
+        width = total.shape[-1]
+        for first in range(0, width, BLOCK):
+            left = rows[:, :, first : first + BLOCK].transpose(1, 2)
+            target = total[:, first : first + BLOCK, first:]
+            if rows.dtype is torch.float64:  # beta = 0 ignores what was there
+                target.baddbmm_(left, rows[:, :, first:], beta=0 if new else 1)
+            elif new:
+                target.copy_(left @ rows[:, :, first:])
+            else:
+                target += left @ rows[:, :, first:]
 
 
 def _share_memory(one: Tensor, other: Tensor) -> bool:
@@ -502,8 +274,8 @@ def _pieces(rows: Tensor) -> Iterator[Tensor]:
 def _mirrored(upper: Tensor) -> Tensor:
     """Fill the lower blocks of a symmetric matrix, in place."""
     width = upper.shape[-1]
-    for first in range(_BLOCK, width, _BLOCK):
-        block = slice(first, first + _BLOCK)
+    for first in range(BLOCK, width, BLOCK):
+        block = slice(first, first + BLOCK)
         upper[:, block, :first] = upper[:, :first, block].transpose(1, 2)
     return upper
 

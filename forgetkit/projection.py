@@ -56,6 +56,26 @@ def eigen(moment: Tensor, floor: float = 1e-12) -> Eigen:
 def _decomposed(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
 
+    Columns of zeros, padding that no patch gets past or dead channels, are eigenvectors themselves;
+    only the others are decomposed, whose cube the time grows with.
+    """
+    used = (symmetric != 0).flatten(0, 1).any(dim=0)
+    if bool(used.all()):
+        return _by_lapack(symmetric)
+    some, rest = used.nonzero()[:, 0], (~used).nonzero()[:, 0]
+    found, directions = _by_lapack(symmetric[:, some[:, None], some])
+    values = torch.zeros_like(symmetric[:, 0])
+    values[:, : len(some)] = found
+    vectors = torch.zeros_like(symmetric)
+    vectors[:, some, : len(some)] = directions
+    vectors[:, rest, torch.arange(len(some), len(used), device=rest.device)] = 1.0
+    order = values.argsort(dim=-1, stable=True)
+    return values.gather(1, order), vectors.gather(2, order[:, None, :].expand_as(vectors))
+
+
+def _by_lapack(symmetric: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues (groups, d), ascending, and eigenvectors (groups, d, d).
+
     LAPACK's divide and conquer, which torch calls, may not converge where thousands of eigenvalues
     are 0, as those of a wide layer's inputs on few images. Its other algorithm, relatively robust
     representations, does.

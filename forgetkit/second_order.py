@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from forgetkit.directional_derivatives import DirectionalDerivative, linked
 from forgetkit.losses import cross_entropy
 from forgetkit.per_sample import (
     LogitsOf,
@@ -25,7 +26,6 @@ from forgetkit.per_sample import (
     per_sample_gradients,
     wide_type,
 )
-from forgetkit.pushing import Push, linked
 from forgetkit.types import Batch
 
 
@@ -93,7 +93,7 @@ def gauss_newton_product(
         loss: mean over a batch.
     """
     total = torch.zeros_like(vector)
-    push = Push(logits_of, parameters, shaped(vector, parameters))
+    push = DirectionalDerivative(logits_of, parameters, shaped(vector, parameters))
     for batch in batches:
         with differentiable():
             change = push(batch)
@@ -143,7 +143,7 @@ def push_forward(
         batches: what to read.
         vector: v, (P,).
     """
-    push = Push(logits_of, parameters, shaped(vector, parameters))
+    push = DirectionalDerivative(logits_of, parameters, shaped(vector, parameters))
     return torch.cat([push(batch).to(vector.dtype) for batch in batches])
 
 

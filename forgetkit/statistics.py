@@ -26,17 +26,10 @@ from forgetkit.data.sets import read_chunks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
+from forgetkit.layer_survey import Forward, Layer, survey, thinned, with_rows
 from forgetkit.method import Method
 from forgetkit.model_errors import in_one_sentence
-from forgetkit.moments import (
-    Accumulator,
-    Forward,
-    Layer,
-    Moments,
-    survey,
-    thinned,
-    with_rows,
-)
+from forgetkit.moments import Accumulator, Moments
 from forgetkit.types import Inputs
 
 if TYPE_CHECKING:
@@ -100,7 +93,7 @@ class Statistics:
             positions: rows (patches, tokens) that an image gives to each layer: ``"all"``, a
                 number, or ``"auto"`` for all while this costs little beside the forward pass, and
                 else so many that it does (about 1.5 times the plain pass over many images; a
-                layer gets some 1 000 rows in all, however few the images).
+                layer gets some 2 000 rows in all, however few the images).
             max_dim: layers with longer rows are left out; ``pgu`` will not change them.
             products: ``"single"`` where double precision is very slow (most graphics cards);
                 the noise of sums is then 1e-6 of the strongest direction.
@@ -330,6 +323,34 @@ def plan(
         ModelError: no layer can be measured.
     """
     found = survey(weights, example, forward, dense=dense_patches)
+    outputs = {name: len(weights[name]) for name in found}
+    return within(
+        found, outputs, positions=positions, max_dim=max_dim, products=products, images=images
+    )
+
+
+def within(
+    found: Mapping[str, Layer],
+    outputs: Mapping[str, int],
+    *,
+    positions: str | float = "auto",
+    max_dim: int = WIDEST,
+    products: Products = "double",
+    images: int | None = None,
+) -> dict[str, Layer]:
+    """Return those layers of a survey that are not too wide, with the rows that they shall give.
+
+    Args:
+        found: by ``survey``.
+        outputs: output rows of each weight.
+        positions: see ``Statistics.collect``.
+        max_dim: the longest row.
+        products: precision of the products.
+        images: how many there will be, if that is known.
+
+    Raises:
+        ModelError: no layer can be measured.
+    """
     layers = {name: layer for name, layer in found.items() if layer.width <= max_dim}
     if not found:
         raise ModelError(
@@ -350,7 +371,6 @@ def plan(
     if positions == "all":
         return layers
     if isinstance(positions, str):
-        outputs = {name: len(weights[name]) for name in layers}
         return thinned(layers, outputs, double=products == "double", images=images)
     return with_rows(layers, float(positions))
 

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetkit.convolution_cuts import Cut
-from forgetkit.moments import (
+from forgetkit.layer_survey import (
+    FREE,
+    LEAST_ROWS,
     SHARE_OF_FORWARD,
-    Accumulator,
     Layer,
-    Moments,
-    keys_of,
     survey,
     thinned,
     with_rows,
 )
+from forgetkit.moments import Accumulator, Moments, keys_of
 from forgetkit.testing import toy
 
 
@@ -283,6 +283,50 @@ def test_wide_layers_are_summed_by_blocks_of_columns() -> None:
     assert torch.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("double", [True, False])
+def test_columns_of_zeros_are_left_out_of_products(double: bool) -> None:
+    images = torch.randn(40, 8)
+    images[:20, 3:] = 0.0
+    expected = images.double().T @ images.double()
+    layer = nn.Linear(8, 1)
+    layers = survey(weights_of(layer), images, layer)
+    for order in (images, images.flip(0)):
+        found = Accumulator(weights_of(layer), layers, double=double)
+        for part in order.repeat_interleave(60, dim=0).split(1200):  # a product each
+            found.add(part, layer)
+        sums = found.moments().sums["weight"][0] / 60
+        error = float((sums - expected).norm() / expected.norm())
+        assert error < (1e-12 if double else 1e-5)
+
+
+def test_what_is_always_padding_is_known_before() -> None:
+    found = {}
+    for name, size, conv in (
+        ("one pixel", 1, nn.Conv2d(4, 6, 3, padding=1, groups=2)),
+        ("four pixels", 2, nn.Conv2d(4, 6, 3, padding=1)),
+        ("stride", 2, nn.Conv2d(4, 6, 3, padding=1, stride=2)),
+        ("pointwise", 1, nn.Conv2d(4, 6, 1)),
+    ):
+        images = torch.randn(5, 4, size, size).abs() + 1
+        found[name] = survey(weights_of(conv), images, conv)["weight"].padded
+        diagonal = measured(conv, images).sums["weight"].diagonal(dim1=1, dim2=2)
+        assert found[name] == int((diagonal[0] == 0).sum())
+    assert found == {"one pixel": 16, "four pixels": 0, "stride": 20, "pointwise": 0}
+
+
+@pytest.mark.parametrize("kernel", [(3, 3), (7, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (9, 3)])
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 1)])
+def test_pixels_of_a_kernel_that_ever_lie_on_the_input(
+    kernel: tuple[int, int], size: tuple[int, int], stride: tuple[int, int],
+    dilation: tuple[int, int],
+) -> None:  # fmt: skip
+    cut = Cut(kernel, stride, dilation, (6, 5, 12, 13), groups=1)
+    ones = torch.ones(1, 1, *size)
+    assert cut.inside(ones) == int(cut.views(ones).flatten(0, 3).any(dim=0).sum())
+
+
 def test_products_stay_double_under_autocast_and_single_ones_are_close() -> None:
     layer, inputs = nn.Linear(16, 3), torch.randn(64, 16)
     expected = inputs.double().T @ inputs.double()
@@ -325,16 +369,20 @@ def test_thinned_rows_are_a_fair_sample() -> None:
     assert float((mean_of_some - mean_of_all).norm()) < 0.1 * float(mean_of_all.norm())
 
 
+@pytest.mark.parametrize("wide", [1, 5])
 @pytest.mark.parametrize("images", [100, 2000, 10**6])
-def test_few_images_give_a_layer_a_thousand_rows_all_the_same(images: int) -> None:
-    layers = {"narrow": Layer(30, 1, None, 4, 0), "wide": Layer(4608, 1, None, 4, 0)}
-    outputs = {"narrow": 1, "wide": 1}
-    (usual,) = {layer.taken for layer in thinned(layers, outputs, double=True).values()}
+def test_few_images_give_a_layer_two_thousand_rows_or_what_costs_nothing(
+    images: int, wide: int
+) -> None:
+    layers = {str(number): Layer(4608, 1, None, 4, 0) for number in range(wide)}
+    outputs = dict.fromkeys(layers, 1)
+    (usual,) = {layer.taken for layer in thinned(layers, outputs, double=False).values()}
     assert usual is not None
-    found = thinned(layers, outputs, double=True, images=images)
-    for name, least in (("narrow", 60), ("wide", 1024)):
-        rows = max(usual, least / images)
-        assert found[name].taken == (None if rows >= 4 else pytest.approx(rows))
+    free = FREE / (wide * 4608**2 * 9 / 16)
+    assert (free > LEAST_ROWS) == (wide == 1)
+    rows = max(usual, LEAST_ROWS / images, free / images)
+    for layer in thinned(layers, outputs, double=False, images=images).values():
+        assert layer.taken == (None if rows >= 4 else pytest.approx(rows, rel=1e-6))
 
 
 def test_thinning_keeps_to_its_budget() -> None:
@@ -350,12 +398,18 @@ def test_thinning_keeps_to_its_budget() -> None:
     assert rows is not None
     assert found["late"].taken == rows
     own = 64 * 64 * 576 + 512 * 4608 + 10 * 50 * 100
-    blocks = (4 + 1) / (2 * 4)  # of a symmetric product of width 4608 only these are computed
+    blocks = (8 + 1) / (2 * 8)  # of a symmetric product of width 4608 only these are computed
     spent = rows * 576**2 + rows * 4608**2 * blocks + 10 * 100**2
     assert spent == pytest.approx(SHARE_OF_FORWARD * own, rel=1e-3)
     twice = thinned(layers, outputs, double=True)["late"].taken
     assert twice is not None
     assert twice < rows
+    padding = {**layers, "late": Layer(4608, 1, None, 1, 0, padded=4096)}
+    more = thinned(padding, outputs, double=False)["late"].taken
+    assert more is not None
+    assert more * 576**2 + more * 512**2 + 10 * 100**2 == pytest.approx(
+        SHARE_OF_FORWARD * own, rel=1e-3
+    )
     cheap = {"one": Layer(8, 1, None, 5, 0)}
     assert thinned(cheap, {"one": 1000}, double=True) == cheap  # all rows fit
 
@@ -372,12 +426,13 @@ def test_single_patches_are_those_that_padding_and_cutting_give(
     down, across = cut.places(inputs)
     assert (down, across) == tuple(every.shape[2:4])
     image, place = torch.arange(3).repeat_interleave(down * across), torch.arange(down * across)
-    found = cut.pixels(inputs, image, place.repeat(3)).of(inputs)
+    found = cut.pixels(inputs).at(place.repeat(3)).of(inputs, image)
     assert torch.equal(found, every.permute(0, 2, 3, 1, 4, 5).flatten(0, 2))
 
 
 def test_a_pixel_that_is_not_a_number_stays_out_of_the_padding() -> None:
     inputs = torch.full((1, 1, 2, 2), torch.nan)
     cut = Cut((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), groups=1)
-    found = cut.pixels(inputs, torch.zeros(1, dtype=torch.int64), torch.zeros(1).long()).of(inputs)
+    first = torch.zeros(1, dtype=torch.int64)
+    found = cut.pixels(inputs).at(first).of(inputs, first)
     assert torch.equal(found.isnan(), torch.tensor([[[[0, 0, 0], [0, 1, 1], [0, 1, 1]]]]).bool())

@@ -195,6 +195,25 @@ def test_equal_sets_change_nothing() -> None:
     assert torch.allclose(Removal(weight, found, found).edited(1e15, 30.0), weight, atol=1e-5)
 
 
+@pytest.mark.parametrize("negative", [False, True])
+def test_columns_of_zeros_are_directions_of_their_own(negative: bool) -> None:
+    rows = torch.randn(2, 30, 9, dtype=torch.float64)
+    rows[:, :, [0, 3, 8]] = 0.0
+    rows[1, :, 5] = 0.0  # of one group only
+    moment = rows.transpose(1, 2) @ rows
+    if negative:
+        moment[:, 4, 4] -= 100.0
+    found = eigen(moment)
+    known = torch.linalg.eigvalsh(moment).flip(-1)
+    assert torch.allclose(found.values, known.clamp(min=0), atol=1e-9)
+    assert found.negative == pytest.approx(float(-known.clamp(max=0).sum() / found.values.sum()))
+    assert (found.negative > 0.1) == negative
+    unit = found.vectors.transpose(1, 2) @ found.vectors
+    assert torch.allclose(unit, torch.eye(9, dtype=torch.float64).expand(2, 9, 9), atol=1e-12)
+    product = found.vectors.transpose(1, 2) @ moment @ found.vectors
+    assert torch.allclose(product, torch.diag_embed(known), atol=1e-9)
+
+
 def test_where_one_algorithm_does_not_converge_another_one_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

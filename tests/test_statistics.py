@@ -73,7 +73,7 @@ def test_a_sampler_that_shuffles_or_drops_makes_no_difference() -> None:
 def test_a_file_gives_the_same_back(positions: str | float, tmp_path: Path) -> None:
     some = toy("vit")
     found = Statistics.collect(some.model, some.loader(), positions=positions)
-    assert found.complete == (positions == "all")
+    assert found.complete == (positions != 2.5)  # so few images cost nothing
     file = found.save(tmp_path / "all.safetensors")
     again = Statistics.load(file)
     assert again.moments.layers == found.moments.layers
@@ -128,7 +128,8 @@ def test_subtracting_leaves_those_of_the_rest(positions: str | float) -> None:
 def test_subtracting_measures_with_the_rates_of_the_file() -> None:
     some = toy("cnn")
     some.model.double()
-    whole = Statistics.collect(some.model, some.loader())
+    stream = list(some.loader())  # its length is not asked for
+    whole = Statistics.collect(some.model, stream)
     assert not whole.complete
     rest = whole.subtract(some.model, some.forget_loader())
     nothing = rest.subtract(some.model, without_class(some))

@@ -229,7 +229,7 @@ class PGU(Trained):
             run: with the weights that may change.
             called: names of those whose inputs were measured, in the order of the model's calls.
         """
-        if self.trust_dim is None:
+        if self.trust_dim is None or not called:
             return {}
         last = called[-1]
         if len(run.parameters[last]) == run.num_classes:

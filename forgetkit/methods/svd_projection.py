@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from forgetkit.fields import bounded, choice, flag
+from forgetkit.layer_survey import survey
 from forgetkit.method import Card, Method, register
-from forgetkit.moments import survey
 from forgetkit.projection import Removal, eigen
-from forgetkit.statistics import WIDEST, plan, total
+from forgetkit.statistics import WIDEST, total, within
 from forgetkit.types import SampleSet
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from forgetkit.engine.run import Run
-    from forgetkit.moments import Layer
+    from forgetkit.layer_survey import Layer
 
 RETAIN_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FORGET_SCALES = (0.25, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
@@ -103,15 +103,14 @@ class SVDProjection(Method):
         """Try every pair of scales, keep the best."""
         retain, forget = self._few(run)
         example = next(iter(retain.batches())).inputs
-        layers = plan(
-            run.parameters,
-            example,
-            run.logits_from_inputs,
+        used = survey(run.parameters, example, run.logits_from_inputs)
+        layers = within(
+            used,
+            {name: len(run.parameters[name]) for name in used},
             positions=self.positions,
             max_dim=self.max_dim,
             images=min(len(retain), len(forget)),
         )
-        used = survey(run.parameters, example, run.logits_from_inputs)
         wide = [name for name in used if name not in layers]
         if wide:
             run.log(

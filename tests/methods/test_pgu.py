@@ -396,13 +396,17 @@ def test_four_images_of_another_kind_are_noticed(tmp_path: Path, products: Produ
 
 
 @pytest.mark.parametrize("saved", [True, False])
-def test_a_model_whose_biases_alone_may_change_is_refused(tmp_path: Path, saved: bool) -> None:
+@pytest.mark.parametrize("goal", ["classes", "depoison"])
+def test_a_model_whose_biases_alone_may_change_is_refused(
+    tmp_path: Path, saved: bool, goal: str
+) -> None:
     some, file = toy("cnn"), tmp_path / "statistics"
     Statistics.collect(some.model, some.loader()).save(file)
     for name, parameter in some.model.named_parameters():
         parameter.requires_grad_(name.endswith("bias"))
-    request = forget(some.model).classes([3]).on("cpu")
-    request = request.using("pgu", statistics=file if saved else None)
+    start = forget(some.model)
+    request = start.classes([3]) if goal == "classes" else start.depoison(range(5))
+    request = request.on("cpu").using("pgu", statistics=file if saved else None)
     with pytest.raises(ModelError, match=r"found none; call requires_grad_\(True\)"):
         request.run(some.loader())
 

@@ -23,7 +23,7 @@ COMPARED = 2
 """Samples on which both ways are compared."""
 
 
-class Push:
+class DirectionalDerivative:
     """J v for one v: called with a batch, returns (batch, classes).
 
     Args:
@@ -40,20 +40,26 @@ class Push:
         """Return J v of a batch."""
         if self._forward is None:
             self._forward = self._agrees(next(iter(pieces(batch, COMPARED))))
-        return pushed(*self._model, batch) if self._forward else pushed_twice(*self._model, batch)
+        return (
+            by_forward_mode(*self._model, batch)
+            if self._forward
+            else by_double_backward(*self._model, batch)
+        )
 
     def _agrees(self, batch: Batch) -> bool:
         """Say whether forward differentiation serves, and gives what the gradient gives."""
         try:
-            found = pushed(*self._model, batch)
+            found = by_forward_mode(*self._model, batch)
         except NotImplementedError:  # torch: an operation, or a custom function, without a rule
             return False
-        expected = pushed_twice(*self._model, batch)
+        expected = by_double_backward(*self._model, batch)
         tolerance = torch.finfo(found.dtype).eps ** 0.5 * float(expected.abs().max())
         return bool(torch.allclose(found, expected, rtol=0.0, atol=tolerance))
 
 
-def pushed(logits_of: LogitsOf, parameters: Parameters, vector: Parameters, batch: Batch) -> Tensor:
+def by_forward_mode(
+    logits_of: LogitsOf, parameters: Parameters, vector: Parameters, batch: Batch
+) -> Tensor:
     """Return J v, (batch, classes), by forward differentiation.
 
     Raises:
@@ -78,7 +84,7 @@ def _load_rules() -> None:
             forward_ad.make_dual(torch.zeros(1), torch.zeros(1))
 
 
-def pushed_twice(
+def by_double_backward(
     logits_of: LogitsOf, parameters: Parameters, vector: Parameters, batch: Batch
 ) -> Tensor:
     """Return J v, (batch, classes): the derivative by u of v^T J^T u, which is linear in u."""

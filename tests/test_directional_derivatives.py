@@ -6,9 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from forgetkit import pushing
+from forgetkit import directional_derivatives
+from forgetkit.directional_derivatives import (
+    DirectionalDerivative,
+    by_double_backward,
+    by_forward_mode,
+)
 from forgetkit.per_sample import LogitsOf, Parameters
-from forgetkit.pushing import Push, pushed, pushed_twice
 from forgetkit.testing import toy
 from forgetkit.types import Batch, Inputs
 
@@ -31,7 +35,7 @@ def batch_of(inputs: Tensor) -> Batch:
 
 
 class Counted:
-    """Stands for ``pushed_twice`` and counts its samples."""
+    """Stands for ``by_double_backward`` and counts its samples."""
 
     def __init__(self) -> None:
         self.samples = 0
@@ -40,7 +44,7 @@ class Counted:
         self, logits_of: LogitsOf, parameters: Parameters, vector: Parameters, batch: Batch
     ) -> Tensor:
         self.samples += len(batch.labels)
-        return pushed_twice(logits_of, parameters, vector, batch)
+        return by_double_backward(logits_of, parameters, vector, batch)
 
 
 class Rounded(torch.autograd.Function):
@@ -81,22 +85,22 @@ def test_both_ways_agree_and_forward_is_taken(kind: str, monkeypatch: pytest.Mon
     logits_of, parameters = as_function(some.model.double())
     vector = random_like(parameters)
     model = (logits_of, parameters, vector, batch_of(images))
-    expected = pushed_twice(*model)
+    expected = by_double_backward(*model)
     assert float(expected.abs().max()) > 0.0
-    assert torch.allclose(pushed(*model), expected, rtol=1e-9)
+    assert torch.allclose(by_forward_mode(*model), expected, rtol=1e-9)
     twice = Counted()
-    monkeypatch.setattr(pushing, "pushed_twice", twice)
-    push = Push(logits_of, parameters, vector)
-    assert torch.equal(push(batch_of(images)), pushed(*model))
+    monkeypatch.setattr(directional_derivatives, "by_double_backward", twice)
+    push = DirectionalDerivative(logits_of, parameters, vector)
+    assert torch.equal(push(batch_of(images)), by_forward_mode(*model))
     push(batch_of(images))
-    assert twice.samples == pushing.COMPARED
+    assert twice.samples == directional_derivatives.COMPARED
 
 
 @pytest.mark.parametrize("kind", ["no_grad", "custom"])
 def test_what_forward_differentiation_gets_wrong_is_differentiated_twice(kind: str) -> None:
     logits_of, parameters = as_function(Odd(kind))
     vector, inputs = random_like(parameters), torch.randn(5, 4)
-    found = Push(logits_of, parameters, vector)(batch_of(inputs))
+    found = DirectionalDerivative(logits_of, parameters, vector)(batch_of(inputs))
     leaves = {name: tensor.clone().requires_grad_() for name, tensor in parameters.items()}
     logits = logits_of(leaves, inputs)
     for row, sample in enumerate(logits):
@@ -115,5 +119,5 @@ def test_weights_that_the_logits_do_not_use_give_zeros() -> None:
         assert isinstance(inputs, Tensor)
         return inputs.sum(dim=1, keepdim=True)
 
-    found = Push(logits_of, parameters, parameters)(batch_of(torch.randn(4, 2)))
+    found = DirectionalDerivative(logits_of, parameters, parameters)(batch_of(torch.randn(4, 2)))
     assert torch.equal(found, torch.zeros(4, 1))
