@@ -21,7 +21,7 @@ from forgetkit.convolution_cuts import Cut
 from forgetkit.copying import independent_copy
 from forgetkit.data.batches import Reader
 from forgetkit.data.loaders import Loader, covered, reading_of
-from forgetkit.data.randomness import random_state_kept
+from forgetkit.data.randomness import LOOKED_AT, random_state_kept, same
 from forgetkit.data.sets import read_chunks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
@@ -84,8 +84,8 @@ class Statistics:
         """Measure the layer inputs of a model over everything in a loader, in eval mode.
 
         Use the transform with which images will be given to be forgotten, without random
-        augmentation: only then are their moments exactly part of these. The model is left as it
-        was.
+        augmentation (which a warning tells of): only then are their moments exactly part of these.
+        The model is left as it was.
 
         Args:
             model: the classifier, on the device where it should run.
@@ -119,6 +119,7 @@ class Statistics:
             first = next(batches, None)
             if first is None:
                 raise DataError("loader: expected samples, found none; pass the whole training set")
+            _warn_of_augmentation(loader)
             weights, forward = dict(bare.named_parameters()), _forward(bare)
             layers = plan(
                 weights, first, forward, positions=positions, max_dim=max_dim, products=products,
@@ -416,6 +417,23 @@ def inputs_of(loader: Loader) -> Iterator[Inputs]:
             "DataLoader or a list of (images, labels) batches"
         )
     yield from (reader.read(raw)[0] for raw in loader)
+
+
+def _warn_of_augmentation(loader: Loader) -> None:
+    """Read some samples twice: what is not the same again cannot be taken out again."""
+    reading = reading_of(loader)
+    if reading is None:  # a stream is read once
+        return
+    rows = covered(loader, "loader")[:LOOKED_AT].tolist()
+    first, again = (
+        next(read_chunks(reading, [rows], seed, Reader("loader")))[0] for seed in (0, 1)
+    )
+    if not same(first, again):
+        logger.warning(
+            "statistics: the loader gives a different image each time a sample is read (random "
+            "augmentation), so the moments of images to forget will not be part of these; collect "
+            "them with a deterministic transform"
+        )
 
 
 def count_of(loader: Loader) -> int | None:

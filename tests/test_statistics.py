@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import forgetkit
 from forgetkit import Statistics, forget
@@ -234,6 +234,25 @@ def test_layers_with_long_rows_are_left_out_with_a_warning(
     assert set(found.moments.sums) == {"body.0.weight", "fc.weight"}
     assert "longer than max_dim=20" in caplog.text
     assert "body.4.weight" in caplog.text
+
+
+class Flipping(Dataset[tuple[Tensor, int]]):
+    """Adds noise anew to every image that is read."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.rand(1, 8, 8) + index, index % 4
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_random_augmentation_is_told(caplog: pytest.LogCaptureFixture, workers: int) -> None:
+    some = toy("cnn")
+    Statistics.collect(some.model, some.loader())
+    assert "augmentation" not in caplog.text
+    Statistics.collect(some.model, DataLoader(Flipping(), batch_size=8, num_workers=workers))
+    assert "random augmentation" in caplog.text
 
 
 def test_statistics_are_public() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from forgetkit.types import SampleSet
+from forgetkit.types import Inputs, SampleSet
 
 LOOKED_AT = 32
 """Samples that are read twice; of two, a random flip leaves both as they are one time in four."""
@@ -36,6 +36,11 @@ def repeats(samples: SampleSet) -> bool:
     """
     few = samples.take(torch.arange(min(LOOKED_AT, len(samples))))
     first, again = (next(iter(few.batches(LOOKED_AT))).inputs for _ in range(2))
-    if isinstance(first, Tensor) or isinstance(again, Tensor):
-        return isinstance(first, Tensor) and isinstance(again, Tensor) and first.equal(again)
-    return all(first[name].equal(again[name]) for name in first)
+    return same(first, again)
+
+
+def same(one: Inputs, other: Inputs) -> bool:
+    """Return whether two batches are equal to the bit."""
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return isinstance(one, Tensor) and isinstance(other, Tensor) and one.equal(other)
+    return all(one[name].equal(other[name]) for name in one)
