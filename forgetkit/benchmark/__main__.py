@@ -33,6 +33,7 @@ Seeds: TypeAlias = Annotated[int, typer.Option(help="number of seeds")]
 ModelName: TypeAlias = Annotated[str, typer.Option(help="resnet18, vit, vgg or allcnn")]
 Sizes: TypeAlias = Annotated[list[int] | None, typer.Option(help="numbers of samples")]
 Methods: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods; default all")]
+Without: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods to leave out")]
 
 
 @app.command()
@@ -49,7 +50,7 @@ def table(
     epochs: Epochs = None,
     every: Annotated[bool, typer.Option("--every", help="a row for every method")] = False,
     method: Annotated[list[str] | None, typer.Option(help="rows of these methods alone")] = None,
-    without: Annotated[list[str] | None, typer.Option(help="methods to leave out")] = None,
+    without: Without = None,
     minutes: Annotated[float | None, typer.Option(help="begin no run after so long")] = None,
     device: Device = "cpu",
 ) -> None:
@@ -75,6 +76,7 @@ def instances(
     model: ModelName = "resnet18",
     size: Sizes = None,
     method: Methods = None,
+    without: Without = None,
     label: Annotated[int | None, typer.Option(help="draw samples of this class alone")] = None,
     seeds: Seeds = 1,
     limit: Limit = None,
@@ -83,11 +85,17 @@ def instances(
     device: Device = "cpu",
 ) -> None:
     """Forget random training samples with every method for samples."""
-    from forgetkit.benchmark.instances import SIZES, instance_markdown, instance_table
+    from forgetkit.benchmark.instances import (
+        SIZES,
+        instance_markdown,
+        instance_methods,
+        instance_table,
+    )
 
     setting = _setting(model, data, root, limit, epochs, device, plain=plain)
+    methods = [slug for slug in method or instance_methods() if slug not in (without or ())]
     rows = instance_table(
-        setting, sizes=size or SIZES, methods=method, label=label, seeds=range(seeds)
+        setting, sizes=size or SIZES, methods=methods, label=label, seeds=range(seeds)
     )
     _show(instance_markdown(rows))
 

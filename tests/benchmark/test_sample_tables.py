@@ -296,7 +296,20 @@ def test_requests_follow_one_another_without_retained_samples(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("instances", "--size", "8", "--method", "neggrad"), "| 8 | neggrad |"),
+        (
+            (
+                "instances",
+                "--size",
+                "8",
+                "--method",
+                "neggrad",
+                "--method",
+                "su",
+                "--without",
+                "su",
+            ),
+            "| 8 | neggrad |",
+        ),
         (("instances", "--size", "4", "--method", "neggrad", "--label", "0"), "| 4 | neggrad |"),
         (("relabel", "--size", "4", "--method", "correct", "--requests", "1"), "| 8 | correct |"),
         (("depoison", "--share", "0.1", "--method", "influence1"), "| 10 % | 10 | influence1 |"),
@@ -313,6 +326,7 @@ def test_the_commands_print_markdown(
     done = CliRunner().invoke(app, [*words, *common], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert says in done.stdout
+    assert "| su |" not in done.stdout  # left out
 
 
 def test_an_unknown_model_is_refused() -> None:
