@@ -166,7 +166,8 @@ def effort(method: Method, facts: Facts) -> float:
         "none": 0,
     }[method.steps]
     look = facts.forget_size / 3
-    return (method.epochs or USUAL_EPOCHS) * (driving + look) + _attack(method, facts)
+    epoch = driving * (1 + method.further_forwards / 3) + look
+    return (method.epochs or USUAL_EPOCHS) * epoch + _attack(method, facts)
 
 
 def _attack(method: Method, facts: Facts) -> float:

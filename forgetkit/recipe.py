@@ -55,6 +55,11 @@ class Trained(Method):
         "None lets all move",
     )
 
+    @property
+    def further_forwards(self) -> float:
+        """Forward passes over the driving set in an epoch, beside the steps and a look at D_f."""
+        return 0.0
+
     def __post_init__(self) -> None:
         """Check every hyper-parameter, and that a mask can hold."""
         super().__post_init__()

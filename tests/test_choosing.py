@@ -116,7 +116,9 @@ def test_the_effort_counts_passes() -> None:
     assert effort(find("finetune")(), facts) == pytest.approx(10 * (1000 + look))
     assert effort(find("neggrad")(), facts) == pytest.approx(10 * (100 + look))
     assert effort(build("neggrad", {"epochs": 3}), facts) == pytest.approx(3 * (100 + look))
-    assert effort(find("suli")(), facts) == pytest.approx(40 * (100 + look))
+    assert effort(find("suli")(), facts) == pytest.approx(40 * (100 + 2 * look))  # two layers
+    scrub = build("scrub", {"epochs": 4})
+    assert effort(scrub, facts) == pytest.approx(4 * (1000 * 4 / 3 + look))  # and a teacher
     assert effort(find("lau")(), facts) == pytest.approx(100 / 3)
     assert effort(build("adv", {"adversaries": 3, "attack_steps": 7}), facts) >= 100 * 3 * 7
 

@@ -131,6 +131,11 @@ class Scrub(FullNetwork):
         about="give samples no weight that are 2 log K + 5 nats from their teacher in a max pass",
     )
 
+    @property
+    def further_forwards(self) -> float:
+        """The teacher's."""
+        return 1.0
+
     def tuned(self, facts: Facts) -> Self:
         """Fill in what was published for the kind of goal."""
         published = _PUBLISHED.get(facts.goal, _INSTANCES)

@@ -118,6 +118,11 @@ class SULI(SoftTargets):
         None, 1, 100000, "steps between further checks within a layer; all layers end with one"
     )
 
+    @property
+    def further_forwards(self) -> float:
+        """A look at D_f after each layer, one of which every epoch has."""
+        return (self.layers or 1) - 1.0
+
     def tuned(self, facts: Facts) -> Self:
         """Fill in the published step size and number of layers."""
         single = facts.goal == "instances"
