@@ -24,6 +24,7 @@ from forgetkit.dryrun.quiet import eval_mode
 from forgetkit.dryrun.refusals import refusal
 from forgetkit.dryrun.split import Split
 from forgetkit.errors import CannotSplitModel, ModelError
+from forgetkit.model_errors import in_one_sentence
 from forgetkit.types import Inputs
 
 _log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def adapt(
     Raises:
         ModelError: when ``model`` is no module.
         CannotSplitModel: with a code from ``docs/adapters.md`` and what to do about it.
+        DataError: the model does not take the example.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(
@@ -80,7 +82,8 @@ def adapt(
     names = () if head is None else (head,) if isinstance(head, str) else tuple(head)
     wish = Wish(names, num_classes if num_classes is not None else hint, output)
     try:
-        split = detect(bare, example_inputs, wish, verify=verify)
+        with in_one_sentence("adapt()"):
+            split = detect(bare, example_inputs, wish, verify=verify)
     except CannotSplitModel as reason:
         if reason.code in ("features-not-logits", "no-affine") and has_identity_classifier(bare):
             raise _headless(bare) from reason
@@ -101,8 +104,11 @@ def example_logits(model: nn.Module, inputs: Inputs, output: OutputChoice = None
         output: key, index or function that leads to the logits.
 
     Raises:
-        CannotSplitModel: the output holds no logits, or several tensors that could be.
+        CannotSplitModel: the output holds no logits, or several tensors that could be, or the
+            model has no classifier.
     """
+    if class_count_hint(model) == 0 and has_identity_classifier(model):
+        raise _headless(model)
     with torch.no_grad(), eval_mode(model):
         if isinstance(inputs, Tensor):
             found = model(inputs[:2])

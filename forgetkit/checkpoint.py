@@ -77,7 +77,7 @@ def write_checkpoint(
         The weight files written.
 
     Raises:
-        ModelError: ``out`` exists.
+        ModelError: ``out`` exists, or its suffix is that of another format.
     """
     by_file: dict[Path, tuple[TensorFile, dict[tuple[str, str], Tensor]]] = {}
     for weights, new in changes:
@@ -93,6 +93,12 @@ def write_checkpoint(
             "Choose another path or remove it."
         )
     if path.is_file():
+        if (path.suffix == ".safetensors") != (out.suffix == ".safetensors"):
+            raise ModelError(
+                f"out {out} is expected to end like the checkpoint, in {path.suffix!r}, because "
+                f"its format stays; found {out.suffix!r}. Choose such a name."
+            )
+        out.parent.mkdir(parents=True, exist_ok=True)
         [(file, edits)] = by_file.values()
         partial = beside(out)
         try:
@@ -159,6 +165,18 @@ def replace_all(moves: Sequence[tuple[Path, Path]]) -> None:
     for _, kept in done:
         if kept is not None:
             kept.unlink()
+
+
+def refuse_folder(path: Path) -> None:
+    """Refuse a folder where a file is to be written.
+
+    Raises:
+        ModelError: there is a folder of this name.
+    """
+    if path.is_dir():
+        raise ModelError(
+            f"path {path} is expected to be a file to write; found a folder. Name a file in it."
+        )
 
 
 def beside(path: Path) -> Path:

@@ -149,9 +149,14 @@ def _declare(default: T, bounds: Bounds) -> T:
     return declared
 
 
+def is_declared(declared: Field[Any]) -> bool:
+    """Return whether a field says what it accepts."""
+    return isinstance(declared.metadata.get(_KEY), Bounds)
+
+
 def bounds_of(declared: Field[Any]) -> Bounds:
     """Return what a declared field accepts."""
-    found = declared.metadata[_KEY]
+    found = declared.metadata.get(_KEY)
     if not isinstance(found, Bounds):
         raise TypeError(f"field {declared.name} was not declared by forgetkit.fields")
     return found

@@ -145,6 +145,11 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
             ) from error
 
 
+def holds_training_images(root: str | Path) -> bool:
+    """Return whether a folder has a part of its own for training images, ``train/`` or the like."""
+    return _first_folder(Path(root), TRAIN_FOLDERS) is not None
+
+
 def read_folder(
     root: str | Path,
     preprocessing: Preprocessing,

@@ -43,7 +43,8 @@ def load_model(
     """Return a model in eval mode, on the CPU.
 
     Args:
-        source: a local folder of transformers, timm, PEFT or ``Result.save``;
+        source: a local folder of transformers, timm, PEFT or ``Result.save`` (of a module of your
+            own that folder holds weights only: name its factory, and them as ``state_dict``);
             ``torchvision/<name>``; ``timm/<name>``; ``package.module:factory``, which names
             something that returns a module when called without arguments; or a hub id.
         state_dict: weights for it: ``.safetensors``, or a torch state dict (read with
@@ -56,6 +57,12 @@ def load_model(
         ModelError: nothing loadable there, weights that do not fit, or a download that nobody
             allowed.
     """
+    for name, given in (("source", source), ("state_dict", state_dict)):
+        if not isinstance(given, (str, Path)) and (given is not None or name == "source"):
+            raise ModelError(
+                f"{name} is expected to be a string or a path; found {type(given).__name__}. A "
+                "model in memory is passed itself, and takes its weights by load_state_dict."
+            )
     text = str(source)
     folder = Path(source)
     head, _, name = text.partition("/")
@@ -218,7 +225,14 @@ def _from_factory(source: str) -> nn.Module:
             f"source {source!r} is expected to be package.module:factory; found {error}. Run from "
             "the folder that holds the package, or install it, and check the spelling."
         ) from error
-    model = found() if callable(found) and not isinstance(found, nn.Module) else found
+    try:
+        model = found() if callable(found) and not isinstance(found, nn.Module) else found
+    except Exception as error:
+        raise ModelError(
+            f"source {source!r} is expected to name a function without arguments that builds the "
+            f"model; found that it raised {type(error).__name__}: {error}. Give its arguments "
+            "default values, or load the model yourself and pass it."
+        ) from error
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"source {source!r} is expected to name something that returns a torch.nn.Module; "

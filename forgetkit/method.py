@@ -319,7 +319,8 @@ def register(method: M) -> M:
 
     Raises:
         BadHyperparameter: the class overrides both or neither of ``loss`` and ``edit``, has no
-            Card, or its slug is taken.
+            Card, a field without a range, or ``loss`` without being ``Trained``; or its slug is
+            taken.
     """
     card = getattr(method, "card", None)
     if not isinstance(card, Card):
@@ -332,6 +333,18 @@ def register(method: M) -> M:
         raise BadHyperparameter(
             f"register({method.__name__}): expected exactly one of loss() and edit(), found "
             f"{'both' if trains else 'neither'}; override loss() to train, edit() to change once"
+        )
+    undeclared = [f.name for f in dataclasses.fields(method) if not fields.is_declared(f)]
+    if undeclared:
+        raise BadHyperparameter(
+            f"register({method.__name__}): expected fields declared with a range, found "
+            f"{undeclared[0]}; write `{undeclared[0]}: float = bounded(...)`, or choice, flag, "
+            "interval or artefact of forgetkit.fields"
+        )
+    if trains and not hasattr(method, "epochs"):
+        raise BadHyperparameter(
+            f"register({method.__name__}): expected a method with loss() to be a Trained one, "
+            f"found none; derive it from forgetkit.Trained, or forgetkit.recipe.FullNetwork"
         )
     known = _registered.get(card.slug)
     if known is not None and known.__qualname__ != method.__qualname__:

@@ -19,6 +19,10 @@ _CURES = {
     "takes: give .run, .retain and .validate images as for training",
     "shapes cannot be multiplied": "the images have another size than the model takes: give .run, "
     ".retain and .validate images as for training",
+    "must match the size of tensor": "the images have another size than the model takes: resize "
+    "them as for training (--size on the command line)",
+    "doesn't match model": "the images have another size than the model takes: resize them as for "
+    "training (--size on the command line)",
     "unexpected keyword argument": "the model's forward does not take one of the entries of a "
     "batch: drop it in the data set or the collate_fn, or give (inputs, labels) pairs",
     "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
@@ -44,7 +48,7 @@ def in_one_sentence(call: str) -> Iterator[None]:
         yield
     except ForgetkitError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
         raise DataError(
             f"{call}: expected a model and images that go together, found "
             f"{type(error).__name__}: {error}; {cure_of(error)}"

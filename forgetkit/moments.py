@@ -232,7 +232,7 @@ class Accumulator:
                 shape = (layer.groups, layer.width, layer.width)
                 self._upper[name] = torch.empty(shape, dtype=torch.float64, device=rows.device)
             used = (rows != 0).flatten(0, 1).any(dim=0).nonzero()[:, 0]
-            with _full_precision():
+            with _full_precision(), self._exact(rows.device.type):
                 if len(used) * 2 <= layer.width:  # padding that no patch gets past
                     self._add_columns(self._upper[name], rows, used, new=new)
                 else:

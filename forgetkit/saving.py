@@ -24,6 +24,7 @@ from forgetkit.torchvision_models import name_of
 RECORD_FORMAT = "forgetkit.model/1"
 CARD_FILE = "README.md"
 _PREPROCESSING = "preprocessor_config.json"
+_OVERWRITE = "call forgetkit.saving.save_model(model, directory, overwrite=True)"
 _OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -57,10 +58,7 @@ def save_model(
     """
     inner = unwrapped(model)
     target = Path(directory)
-    if target.exists() and not target.is_dir():
-        raise ModelError(
-            f"directory {target} is expected to be a folder; found a file. Choose another path."
-        )
+    refuse_in_use(target, overwrite=overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(target)
     partial.mkdir()
@@ -74,6 +72,27 @@ def save_model(
         return _put(partial, target, [*files, RECORD_FILE], overwrite=overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_in_use(directory: str | Path, *, overwrite: bool = False) -> None:
+    """Refuse a place that holds something else than an earlier save.
+
+    Raises:
+        ModelError: it is a file, or a folder of other files.
+    """
+    target = Path(directory)
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ModelError(
+            f"directory {target} is expected to be a folder; found a file. Choose another path."
+        )
+    foreign = sorted(path.name for path in target.iterdir())
+    if foreign and not _earlier_files(target) and not overwrite:
+        raise ModelError(
+            f"directory {target} is expected to be empty or an earlier save; found {foreign[:4]}. "
+            f"Choose another folder, or {_OVERWRITE}."
+        )
 
 
 def push_to_hub(
@@ -100,6 +119,7 @@ def push_to_hub(
     from huggingface_hub.errors import HfHubHTTPError
 
     api = HfApi(library_name="forgetkit")
+    unwritten: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, *_unreached())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         save_model(model, folder, card=card)
@@ -110,13 +130,22 @@ def push_to_hub(
                 folder_path=folder,
                 commit_message="Upload the model after forgetting",
             )
-        except (HfHubHTTPError, OSError, ValueError) as error:
+        except unwritten as error:
             raise ModelError(
                 f"name {name!r} is expected to be a hub repository that you may write to; found "
                 f"{type(error).__name__}: {error}. Log in with 'hf auth login', or save to a "
                 "folder."
             ) from error
     return str(repo)
+
+
+def _unreached() -> tuple[type[Exception], ...]:
+    """Return what the hub's client raises without a network, beside ``OSError``."""
+    try:
+        import httpx  # of newer versions of huggingface_hub
+    except ImportError:
+        return ()
+    return (httpx.HTTPError,)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -236,16 +265,11 @@ def _put(partial: Path, target: Path, files: list[str], *, overwrite: bool) -> l
     earlier = _earlier_files(target)
     present = {p.name for p in target.iterdir()}
     foreign = sorted(present - earlier)
-    if foreign and not earlier and not overwrite:
-        raise ModelError(
-            f"directory {target} is expected to be empty or an earlier save; found {foreign[:4]}. "
-            "Choose another folder, or pass overwrite=True to save_model."
-        )
     in_the_way = [name for name in foreign if name in files]
     if in_the_way and not overwrite:
         raise ModelError(
             f"directory {target} is expected to hold no other {in_the_way[:4]}; found such files, "
-            "not written by forgetkit. Move them, or pass overwrite=True to save_model."
+            f"not written by forgetkit. Move them, or {_OVERWRITE}."
         )
     stale = [name for name in foreign if name not in files and _holds_weights(name)]
     if stale:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from forgetkit.convolution_cuts import Cut
 from forgetkit.copying import independent_copy
-from forgetkit.data.batches import Reader
+from forgetkit.data.batches import Reader, batch_size
 from forgetkit.data.loaders import Loader, covered, reading_of
 from forgetkit.data.randomness import LOOKED_AT, random_state_kept, same
 from forgetkit.data.sets import read_chunks
@@ -84,8 +84,8 @@ class Statistics:
         """Measure the layer inputs of a model over everything in a loader, in eval mode.
 
         Use the transform with which images will be given to be forgotten, without random
-        augmentation (which a warning tells of): only then are their moments exactly part of these.
-        The model is left as it was.
+        augmentation (which a warning tells of, where samples can be read twice): only then are
+        their moments exactly part of these. The model is left as it was.
 
         Args:
             model: the classifier, on the device where it should run.
@@ -93,7 +93,8 @@ class Statistics:
             positions: rows (patches, tokens) that an image gives to each layer: ``"all"``, a
                 number, or ``"auto"`` for all while this costs little beside the forward pass, and
                 else so many that it does (about 1.5 times the plain pass over many images; a
-                layer gets some 2 000 rows in all, however few the images).
+                layer gets some 2 000 rows in all, however few the images, unless they come from a
+                stream, whose length is not known).
             max_dim: layers with longer rows are left out; ``pgu`` will not change them.
             products: ``"single"`` where double precision is very slow (most graphics cards);
                 the noise of sums is then 1e-6 of the strongest direction.
@@ -121,12 +122,14 @@ class Statistics:
                 raise DataError("loader: expected samples, found none; pass the whole training set")
             _warn_of_augmentation(loader)
             weights, forward = dict(bare.named_parameters()), _forward(bare)
+            shape = sample_shape(first)
             layers = plan(
                 weights, first, forward, positions=positions, max_dim=max_dim, products=products,
                 dense_patches=dense_patches, images=count_of(loader),
             )  # fmt: skip
-            moments = total(weights, layers, chain([first], batches), forward, products=products)
-        return cls(moments, architecture_of(bare), sample_shape(first), products)
+            every = of_shape(shape, chain([first], batches))
+            moments = total(weights, layers, every, forward, products=products)
+        return cls(moments, architecture_of(bare), shape, products)
 
     @property
     def samples(self) -> int:
@@ -213,19 +216,9 @@ class Statistics:
         """
         weights = dict(model.named_parameters())
         return total(
-            weights, self.moments.layers, self._same_shape(batches), forward,
+            weights, self.moments.layers, of_shape(self.inputs, batches), forward,
             products=self.products,
         )  # fmt: skip
-
-    def _same_shape(self, batches: Iterable[Inputs]) -> Iterator[Inputs]:
-        for inputs in batches:
-            found = sample_shape(inputs)
-            if found != self.inputs:
-                raise DataError(
-                    f"statistics: expected images of shape {self.inputs}, with which they were "
-                    f"made, found {found}; use the same transform for both"
-                )
-            yield inputs
 
     def check(self, model: nn.Module) -> None:
         """Refuse a model of another architecture.
@@ -397,6 +390,22 @@ def architecture_of(model: nn.Module) -> str:
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
 
 
+def of_shape(shape: tuple[int, ...], batches: Iterable[Inputs]) -> Iterator[Inputs]:
+    """Yield batches whose samples have one shape.
+
+    Raises:
+        DataError: a batch has another one.
+    """
+    for inputs in batches:
+        found = sample_shape(inputs)
+        if found != shape:
+            raise DataError(
+                f"statistics: expected images of shape {shape}, as the first ones have, found "
+                f"{found}; use one transform, which makes all images equally large"
+            )
+        yield inputs
+
+
 def sample_shape(inputs: Inputs) -> tuple[int, ...]:
     """Return the shape of one sample, of its first tensor."""
     first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
@@ -424,11 +433,10 @@ def _warn_of_augmentation(loader: Loader) -> None:
     reading = reading_of(loader)
     if reading is None:  # a stream is read once
         return
-    rows = covered(loader, "loader")[:LOOKED_AT].tolist()
-    first, again = (
-        next(read_chunks(reading, [rows], seed, Reader("loader")))[0] for seed in (0, 1)
-    )
-    if not same(first, again):
+    looked_at = covered(loader, "loader")[:LOOKED_AT].split(reading.batch_size)
+    chunks = [rows.tolist() for rows in looked_at]
+    first, again = (read_chunks(reading, chunks, seed, Reader("loader")) for seed in (0, 1))
+    if not all(same(one[0], other[0]) for one, other in zip(first, again, strict=True)):
         logger.warning(
             "statistics: the loader gives a different image each time a sample is read (random "
             "augmentation), so the moments of images to forget will not be part of these; collect "
@@ -438,7 +446,12 @@ def _warn_of_augmentation(loader: Loader) -> None:
 
 def count_of(loader: Loader) -> int | None:
     """Return how many samples a loader draws from, or ``None`` for a stream."""
-    return None if reading_of(loader) is None else len(covered(loader, "loader"))
+    if reading_of(loader) is not None:
+        return len(covered(loader, "loader"))
+    if isinstance(loader, Sequence):
+        reader = Reader("loader")
+        return sum(batch_size(reader.read(raw)[0]) for raw in loader)
+    return None
 
 
 def check_options(positions: object, max_dim: object, products: object) -> None:

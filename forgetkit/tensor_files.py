@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Mapping
 from functools import partial
@@ -167,7 +168,9 @@ def _tensors_of(mapping: Mapping[object, object]) -> dict[str, Tensor]:
 
 def unreadable(path: Path, expected: str, error: Exception) -> ModelError:
     """Return the error for a file that is not what its name says."""
-    reason = str(error).strip().split("\n")[0]
+    # torch's next sentence advises to run the code in the file, with escape codes of a terminal
+    reason = str(error).strip().split("\n")[0].split(" (1) In PyTorch")[0]
+    reason = re.sub(r"\x1b\[[0-9;]*m", "", reason.partition("Re-running `torch.load`")[0]).strip()
     return ModelError(
         f"path {path} is expected to be {expected}; found otherwise "
         f"({type(error).__name__}: {reason}). Save the weights again with safetensors or "

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from forgetkit import Patch, Statistics, audit, forget
+from forgetkit import (
+    Patch,
+    Statistics,
+    adapt,
+    audit,
+    forget,
+    load_model,
+    search,
+    train_references,
+)
 from forgetkit.comparing import compare
+from forgetkit.engine.run import Run
 from forgetkit.errors import (
     BadHyperparameter,
     BadTarget,
+    CannotSplitModel,
     DataError,
     ForgetkitError,
     MissingFile,
     ModelError,
 )
-from forgetkit.report import load_record
+from forgetkit.method import Method, Pair, all_cards, find, register
+from forgetkit.recipe import FullNetwork
+from forgetkit.report import load_record, write_report
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
+from forgetkit.types import Terms
 
 
 @pytest.mark.parametrize("guard", [0.02, False, 1])
@@ -88,3 +104,82 @@ def test_images_that_the_model_cannot_take() -> None:
             forget(made_inside).classes([3]).using("finetune").on("cpu").run(some.loader())
     with pytest.raises(ModelError, match="pass the model itself"):
         Statistics.collect("resnet18", some.loader())  # type: ignore[arg-type]
+
+
+def test_what_is_no_model_is_refused_everywhere() -> None:
+    some = toy("cnn")
+    with pytest.raises(ModelError, match="found str"):
+        compare("package:build", some.loader(), [3], ["lau"])  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="found str"):
+        search("package:build", "lau", [3], some.loader(), validate=some.loader())  # type: ignore[arg-type]
+    with pytest.raises(ModelError, match="found str"):
+        train_references("package:build", some.loader(), classes=[3])  # type: ignore[arg-type]
+    with pytest.raises(BadTarget, match=r"expected an object of forgetkit\.goal.*classes=\[3\]"):
+        audit(some.model, forget=some.loader(), goal="classes")  # type: ignore[arg-type]
+
+
+def test_a_model_and_images_that_do_not_go_together_are_one_sentence() -> None:
+    some = toy("cnn")
+    with pytest.raises(DataError, match=r"adapt\(\): expected a model and images that go together"):
+        adapt(some.model, torch.randn(2, 3, 8, 8))
+    with pytest.raises(DataError, match="does not take one of the entries"):
+        adapt(some.model, {"pixel_values": torch.randn(2, 1, 8, 8)})
+
+
+def test_a_model_without_classifier_is_refused_by_full_network_methods() -> None:
+    model = timm.create_model("resnet10t", num_classes=0)
+    batches = [(torch.randn(4, 3, 32, 32), torch.arange(4))]
+    before = weights(model)
+    with pytest.raises(CannotSplitModel, match="should be a classifier"):
+        forget(model).classes([3]).using("neggrad").on("cpu").run(batches)
+    assert changed(before, weights(model)) == []
+
+
+def test_a_page_that_is_none_is_refused_before_the_audit(tmp_path: Path) -> None:
+    some, said = toy("cnn"), list[str]()
+    with pytest.raises(DataError, match=r"ends in \.html"):
+        audit(
+            some.model, forget=some.loader(), classes=[3], metrics=["accuracy"], device="cpu",
+            report=tmp_path / "page.txt", say=said.append,
+        )  # fmt: skip
+    assert said == []
+
+
+def test_a_report_takes_what_an_audit_returned(tmp_path: Path) -> None:
+    some = toy("cnn")
+    found = audit(some.model, forget=some.loader(), classes=[3], metrics=["accuracy"], device="cpu")
+    assert write_report(found, tmp_path).is_file()
+    assert found.save(tmp_path / "new" / "audit.json").is_file()
+    with pytest.raises(DataError, match="expected what an audit returned"):
+        write_report("audit.json", tmp_path)  # type: ignore[arg-type]
+
+
+def test_methods_that_cannot_be_used_are_not_registered() -> None:
+    card = dataclasses.replace(find("finetune").card, slug="of_a_test")
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Bare(FullNetwork):
+        weight: float = 0.5
+
+        def loss(self, batch: Pair, run: Run) -> Terms:
+            return {}
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Untrained(Method):
+        def loss(self, batch: Pair, run: Run) -> Terms:
+            return {}
+
+    for method, says in ((Bare, "found weight"), (Untrained, "expected .* a Trained one")):
+        method.card = card
+        with pytest.raises(BadHyperparameter, match=says):
+            register(method)
+    assert "of_a_test" not in {known.slug for known in all_cards()}
+
+
+def test_unpickling_is_not_advised(tmp_path: Path) -> None:
+    file = tmp_path / "whole.pt"
+    torch.save(toy("cnn").model, file)
+    with pytest.raises(ModelError) as caught:
+        load_model("torchvision/resnet18", state_dict=file)
+    assert "weights_only" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -342,6 +343,83 @@ def test_products_stay_double_under_autocast_and_single_ones_are_close() -> None
         found = accumulator.moments().sums["weight"][0]
         assert found.dtype == torch.float64
         assert float((found - expected).norm()) <= error * float(expected.norm())
+
+
+@pytest.mark.parametrize("rows", [64, 3000])
+@pytest.mark.parametrize("double", [True, False])
+def test_products_keep_their_precision_within_a_callers_autocast(double: bool, rows: int) -> None:
+    layer, inputs = nn.Linear(16, 3), torch.randn(rows, 16)
+    layers = survey(weights_of(layer), inputs, layer)
+    accumulator = Accumulator(weights_of(layer), layers, double=double)
+    with torch.autocast("cpu", torch.bfloat16):
+        accumulator.add(inputs, layer)
+        found = accumulator.moments().sums["weight"][0]
+    expected = inputs.double().T @ inputs.double()
+    assert float((found - expected).norm()) <= (1e-12 if double else 1e-5) * float(expected.norm())
+
+
+class Geometries(nn.Module):
+    """Two strides on one map, windows of an image, and one weight on two sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(2, 3, 3, padding=1)
+        self.coarse = nn.Conv2d(2, 3, 3, padding=1, stride=2)
+        self.windows = nn.Conv2d(2, 3, 3)
+        self.shared = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        halves = rearrange(images, "b c (n h) w -> (b n) c h w", n=2)
+        small = self.shared(functional.avg_pool2d(images, 8))
+        parts = [self.fine(images), self.coarse(images), self.shared(images), small]
+        windows: Tensor = self.windows(halves)
+        each = [part.flatten(1).sum(dim=1) for part in parts]
+        return torch.stack([*each, windows.flatten(1).sum(dim=1).unflatten(0, (-1, 2)).sum(dim=1)])
+
+
+def test_every_thinned_row_is_a_patch_of_its_own_layer_and_image() -> None:
+    model, images = Geometries(), torch.randn(12, 2, 8, 8)
+    layers = survey(weights_of(model), images, model)
+    names = {"fine.weight", "coarse.weight", "windows.weight", "shared.weight"}
+    assert set(layers) == names
+    assert layers["shared.weight"].places == 65
+    assert layers["shared.weight"].padded == 0  # on the larger of its maps nothing always is
+    for image in images.split(1):
+        halves = rearrange(image, "b c (n h) w -> (b n) c h w", n=2)
+        patches = {
+            "fine.weight": functional.unfold(image, 3, padding=1),
+            "coarse.weight": functional.unfold(image, 3, padding=1, stride=2),
+            "windows.weight": functional.unfold(halves, 3),
+        }
+        found = measured(model, image, with_rows(layers, 1.0), size=1)
+        for name, columns in patches.items():
+            assert found.rows[name] == 1
+            rows = rearrange(columns, "b d p -> (b p) d").double()
+            away = (rows[:, :, None] * rows[:, None] - found.sums[name]).abs().amax(dim=(1, 2))
+            assert float(away.min()) < 1e-9
+    whole = measured(model, images, with_rows(layers, 2.5), size=12)
+    single = measured(model, images, with_rows(layers, 2.5), size=1)
+    assert whole.rows == single.rows
+    for name in names:
+        assert 2 * 12 <= whole.rows[name] <= 3 * 12
+        assert torch.allclose(whole.sums[name], single.sums[name], atol=1e-9)
+
+
+def test_groups_and_double_products_cost_what_they_do() -> None:
+    def taken(groups: int, *, double: bool) -> float:
+        layers = {"one": Layer(300, groups, None, 50, 0)}
+        found = thinned(layers, {"one": 30}, double=double)["one"].taken
+        assert found is not None
+        return found
+
+    assert taken(4, double=False) == pytest.approx(taken(1, double=False) / 4)
+    assert taken(1, double=True) == pytest.approx(taken(1, double=False) / 2.4)
+
+
+def test_dense_patches_have_padding_of_their_own() -> None:
+    conv, images = nn.Conv2d(2, 3, 3, padding=3, dilation=3), torch.randn(4, 2, 3, 3)
+    for dense, padded in ((False, 16), (True, 0)):
+        assert survey(weights_of(conv), images, conv, dense=dense)["weight"].padded == padded
 
 
 def test_keys_belong_to_the_bits_of_an_image() -> None:

@@ -200,6 +200,7 @@ def test_columns_of_zeros_are_directions_of_their_own(negative: bool) -> None:
     rows = torch.randn(2, 30, 9, dtype=torch.float64)
     rows[:, :, [0, 3, 8]] = 0.0
     rows[1, :, 5] = 0.0  # of one group only
+    rows[0, :, 6] = 0.0
     moment = rows.transpose(1, 2) @ rows
     if negative:
         moment[:, 4, 4] -= 100.0

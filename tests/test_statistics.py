@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -128,7 +131,7 @@ def test_subtracting_leaves_those_of_the_rest(positions: str | float) -> None:
 def test_subtracting_measures_with_the_rates_of_the_file() -> None:
     some = toy("cnn")
     some.model.double()
-    stream = list(some.loader())  # its length is not asked for
+    stream = iter(some.loader())  # how long it is is not known
     whole = Statistics.collect(some.model, stream)
     assert not whole.complete
     rest = whole.subtract(some.model, some.forget_loader())
@@ -237,13 +240,14 @@ def test_layers_with_long_rows_are_left_out_with_a_warning(
 
 
 class Flipping(Dataset[tuple[Tensor, int]]):
-    """Adds noise anew to every image that is read."""
+    """Flips images at random: one of two stays as it is."""
 
     def __len__(self) -> int:
         return 40
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return torch.rand(1, 8, 8) + index, index % 4
+        image = torch.arange(64.0).reshape(1, 8, 8) + index
+        return image.flip(2) if torch.rand(()) < 0.5 else image, index % 4
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -253,6 +257,40 @@ def test_random_augmentation_is_told(caplog: pytest.LogCaptureFixture, workers: 
     assert "augmentation" not in caplog.text
     Statistics.collect(some.model, DataLoader(Flipping(), batch_size=8, num_workers=workers))
     assert "random augmentation" in caplog.text
+
+
+def test_images_of_several_sizes_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    data = [(torch.randn(1, size, size), 0) for size in (8, 9, 8)]
+    with pytest.raises(DataError, match=r"expected images of shape \(1, 8, 8\).*\(1, 9, 9\)"):
+        Statistics.collect(model, DataLoader(data, batch_size=1))  # type: ignore[arg-type]
+
+
+def test_a_list_of_batches_gives_as_many_rows_as_a_loader() -> None:
+    some = toy("cnn")
+    listed = Statistics.collect(some.model, list(some.loader()))
+    assert listed.complete
+    assert close(listed, Statistics.collect(some.model, some.loader()))
+    assert not Statistics.collect(some.model, iter(some.loader())).complete  # who knows how many
+
+
+def test_files_of_before_padding_and_requests_were_noted_are_read(tmp_path: Path) -> None:
+    some = toy("cnn")
+    found = collected(some)
+    file = found.save(tmp_path / "statistics")
+    with safe_open(file, framework="pt") as stored:
+        metadata = dict(stored.metadata())
+        sums = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    header = json.loads(metadata["header"])
+    del header["requests"]
+    for layer in header["layers"].values():
+        del layer["padded"]
+    save_file(sums, file, metadata={**metadata, "header": json.dumps(header)})
+    again = Statistics.load(file)
+    assert again.requests == 0
+    assert again.moments.layers == found.moments.layers
+    assert close(again.subtract(some.model, some.forget_loader()),
+                 found.subtract(some.model, some.forget_loader()))  # fmt: skip
 
 
 def test_statistics_are_public() -> None:

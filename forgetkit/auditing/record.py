@@ -157,10 +157,13 @@ class Audit:
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, replacing a file of this name; return it.
 
+        The folder is made where there is none.
+
         Raises:
-            OSError: the folder does not exist or cannot be written.
+            OSError: the folder cannot be written.
         """
         target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.partial")
         try:
             partial.write_text(

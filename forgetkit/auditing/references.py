@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from forgetkit.adapting import unwrap
 from forgetkit.api import Request, forget
 from forgetkit.auditing import inputs
 from forgetkit.copying import independent_copy
@@ -73,6 +74,7 @@ def train_references(
         BadHyperparameter: ``count``, ``minutes``, ``cache`` or the recipe does not fit.
         ForgetkitError: the data or the model cannot be used.
     """
+    unwrap(model)  # refuses what is no module
     if (classes is None) == (instances is None):
         raise BadTarget(
             "train_references(classes=..., instances=...): expected one of the two, found "

@@ -119,6 +119,15 @@ def audit(
         raise BadTarget(
             "audit(classes=..., goal=...): expected one of the two, found both; leave out one"
         )
+    if goal is not None and not isinstance(goal, Goal):
+        raise BadTarget(
+            f"audit(goal={goal!r}): expected an object of forgetkit.goal, found "
+            f"{type(goal).__name__}; for whole classes pass classes=[3]"
+        )
+    if report is not None:
+        from forgetkit.report.page import place_of
+
+        place_of(Path(report).parent, Path(report).name)  # before the work, not after it
     if goal is None:
         goal = Instances() if classes is None else Classes(classes)
     several: list[Model] = []

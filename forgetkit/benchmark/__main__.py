@@ -91,9 +91,11 @@ def instances(
         instance_methods,
         instance_table,
     )
+    from forgetkit.method import find
 
     setting = _setting(model, data, root, limit, epochs, device, plain=plain)
-    methods = [slug for slug in method or instance_methods() if slug not in (without or ())]
+    left_out = {find(name).card.slug for name in without or ()}
+    methods = [slug for slug in method or instance_methods() if slug not in left_out]
     rows = instance_table(
         setting, sizes=size or SIZES, methods=methods, label=label, seeds=range(seeds)
     )

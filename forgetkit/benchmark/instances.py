@@ -60,7 +60,11 @@ def instance_table(
     given = hyperparameters or {}
     rows = []
     for size in sizes:
-        for slug in ("original", "retrained", *(methods or instance_methods())):
+        for slug in (
+            "original",
+            "retrained",
+            *(instance_methods() if methods is None else methods),
+        ):
             settings = given.get(slug, {})
             told = "-".join(f"{name}={value}" for name, value in sorted(settings.items()))
             runs = [

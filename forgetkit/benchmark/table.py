@@ -112,7 +112,8 @@ def chosen_entries(
                 "`forgetkit methods --for classes` lists"
             )
         entries = tuple(e for e in entries if e in YARDSTICKS or e.method in wanted)
-    return tuple(entry for entry in entries if entry.method not in without)
+    left_out = {find(name).card.slug for name in without}
+    return tuple(entry for entry in entries if entry.method not in left_out)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,8 @@ def audit(
         source = model if name is None or file is not None else name
         return load_model(source, state_dict=file, num_classes=num_classes, allow_download=download)
 
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     own = loaded(None)
     before = None if original is None else loaded(original)
     if patch is not None:
@@ -117,7 +119,6 @@ def audit(
     )
     written = []
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
         written = [found.save(out / "audit.json"), out / "audit.md"]
         written[1].write_text(found.markdown(), encoding="utf-8")
     if as_json:

@@ -148,9 +148,10 @@ def _methods(names: list[str], settings: list[str]) -> list[Method]:
     for word in settings:
         name, dot, rest = word.partition(".")
         if not dot or name not in words:
+            setting = rest if "=" in rest else word
             raise BadHyperparameter(
                 f"--set {word}: expected METHOD.NAME=VALUE with a method of --methods, found "
-                f"{word!r}; for instance --set {next(iter(words), 'lau')}.{rest or 'epochs=5'}"
+                f"{word!r}; for instance --set {next(iter(words), 'lau')}.{setting}"
             )
         words[name].append(rest)
     return [build(name, parse_settings(name, words[name])) for name in wanted]

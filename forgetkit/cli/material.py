@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from forgetkit.cli.arguments import model_folder
-from forgetkit.cli.run import folder_images, folder_loader
+from forgetkit.cli.run import folder_images, folder_loader, validation_images
 from forgetkit.errors import BadHyperparameter
 
 
@@ -66,9 +66,8 @@ def own_material(
     fits = preprocessing_of(model, model_folder(name), size)
     held_out = None
     if validate is not None:
-        held_out = folder_loader(
-            folder_images(model, name, validate, size).train, batch_size, workers
-        )
+        never_seen = validation_images(model, name, validate, data, size)
+        held_out = folder_loader(never_seen, batch_size, workers)
     return Material(
         model,
         folder_loader(images.train, batch_size, workers),

@@ -59,6 +59,15 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except BrokenPipeError:  # the reader of a pipe has gone, for instance `| head`
             sys.stderr.close()
             raise typer.Exit(1) from None
+        except OSError as error:
+            told = (
+                f"{error.filename}: expected a path that can be written, found: {error.strerror}; "
+                "choose another one"
+                if error.filename
+                else str(error)
+            )
+            Console(stderr=True, soft_wrap=True).print(Text(told, style="red"))
+            raise typer.Exit(FAILED) from error
 
     return wrapped
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,6 +21,7 @@ from forgetkit.cli.arguments import (
     parse_settings,
 )
 from forgetkit.cli.output import ROLLED_BACK, Json, reports_errors, say, show, show_json
+from forgetkit.errors import BadHyperparameter
 
 if TYPE_CHECKING:
     from forgetkit.api import Request
@@ -59,10 +59,15 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Make a model forget classes of an image folder, and save it."""
+    from forgetkit.checkpoint import refuse_folder
     from forgetkit.loading import load_model
+    from forgetkit.saving import refuse_in_use
 
     wanted = parse_classes(classes)
     chosen = parse_settings(using, settings or [])
+    refuse_in_use(out)  # before the work, not after it
+    if patch is not None:
+        refuse_folder(patch)
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
     images = folder_images(loaded, model, data, size)
     request = _request(loaded, images, wanted, using, chosen, batch_size, workers)
@@ -89,13 +94,33 @@ def run(
 
 def folder_images(loaded: nn.Module, name: str, data: Path, size: int | None) -> FolderPair:
     """Read the folder the way the model's own preprocessing says."""
+    from forgetkit.adapting import width_of
     from forgetkit.images import example_input, preprocessing_of, read_folder
+    from forgetkit.model_errors import in_one_sentence
 
     preprocessing = preprocessing_of(loaded, model_folder(name), size)
-    with torch.no_grad():
-        output = loaded(example_input(preprocessing))
-    logits = getattr(output, "logits", output)
-    return read_folder(data, preprocessing, int(logits.shape[-1]), label_names(loaded))
+    with in_one_sentence(f"MODEL {name}"):
+        width = width_of(loaded, example_input(preprocessing))
+    return read_folder(data, preprocessing, width, label_names(loaded))
+
+
+def validation_images(
+    loaded: nn.Module, name: str, validate: Path, data: Path, size: int | None
+) -> ImageFiles:
+    """Read the folder of ``--validate``.
+
+    Raises:
+        BadHyperparameter: it is that of the training images, or holds them in a part of its own.
+    """
+    from forgetkit.images import holds_training_images
+
+    if validate.resolve() == data.resolve() or holds_training_images(validate):
+        raise BadHyperparameter(
+            f"--validate {validate}: expected a folder of classes without training images, found "
+            "one that holds them, too; pass the part that the model never saw, for instance "
+            f"{validate / 'val'}"
+        )
+    return folder_images(loaded, name, validate, size).train
 
 
 def _request(

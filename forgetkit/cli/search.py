@@ -17,7 +17,7 @@ from forgetkit.cli.arguments import (
     parse_settings,
 )
 from forgetkit.cli.output import Json, reports_errors, say, show, show_json
-from forgetkit.cli.run import folder_images, folder_loader
+from forgetkit.cli.run import folder_images, folder_loader, validation_images
 
 
 @reports_errors
@@ -70,7 +70,7 @@ def search(
             allow_download=download,
         )  # fmt: skip
     train = folder_images(loaded, model, data, size).train
-    chosen_on = folder_images(loaded, model, validate, size).train
+    chosen_on = validation_images(loaded, model, validate, data, size)
     say(f"{len(train)} training images in {data}, {len(chosen_on)} to choose on in {validate}")
     found = explore(
         loaded,

@@ -13,6 +13,7 @@ from forgetkit.types import Inputs
 IMAGE_KEYS = ("pixel_values", "image", "img", "images", "x", "input", "inputs")
 LABEL_KEYS = ("labels", "label", "y", "target", "targets", "fine_label")
 _KEYWORD_INPUTS = "pixel_values"  # transformers: what stands beside it is passed by keyword
+_CONVERT = "convert the batches in the collate_fn"
 _FORMS = (
     "(images, labels), a mapping such as {'pixel_values': images, 'labels': labels} or an object "
     "with such attributes"
@@ -119,9 +120,10 @@ class Reader:
             )
         if not isinstance(raw, (tuple, list)) or len(raw) != 2:
             number = f" of {len(raw)} entries" if isinstance(raw, (tuple, list)) else ""
+            alone = isinstance(raw, (tuple, list)) and len(raw) == 1
             raise DataError(
                 f"{self.where}: expected {_FORMS}, found {type(raw).__name__}{number}; "
-                "convert the batches in the collate_fn"
+                + ("add the labels to the data set" if alone else _CONVERT)
             )
         inputs, labels = raw
         if isinstance(inputs, Mapping):

@@ -69,7 +69,7 @@ def resolve(name: str, names: Sequence[str] | None) -> int:
         )
     by_folded = {_folded(known): known for known in names}
     near = [by_folded[match] for match in difflib.get_close_matches(wanted, by_folded, n=3)]
-    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "pass one of these names"
+    hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "pass one of these names."
     listed = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
     raise BadTarget(
         f"classes: expected the name of a class, found {name!r}, which is none; {hint} "

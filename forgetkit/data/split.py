@@ -100,16 +100,16 @@ def _check_positions(goal: Goal, source: Source) -> None:
     if len(missing) == 0:
         return
     shown = ", ".join(map(str, missing.tolist()[:8])) + (", ..." if len(missing) > 8 else "")
+    count, highest = len(source.positions), int(source.positions.max())
     what = "loader.dataset" if source.indexed else "the stream of batches"
-    highest = int(source.positions.max())
-    found = (
-        f"{len(missing)} beyond the last one ({highest}) or not drawn by the loader's sampler"
-        if len(source.positions) <= highest
-        else f"{len(missing)} beyond the last one ({highest})"
-    )
+    expected = f"positions in {what}, which has {count} samples"
+    found = f"{len(missing)} beyond the last one ({highest})"
+    if count <= highest:
+        expected = f"positions that the loader's sampler draws, {count} of those up to {highest}"
+        found = f"{len(missing)} that are not drawn by the sampler"
     raise BadTarget(
-        f"{goal.kind}: expected positions in {what}, which has {len(source.positions)} samples, "
-        f"found {found}: {shown}; positions count the samples from 0 in the order of the data set"
+        f"{goal.kind}: expected {expected}, found {found}: {shown}; positions count the samples "
+        "from 0 in the order of the data set"
     )
 
 

@@ -20,7 +20,16 @@ _CLASSIFIERS = ("fc", "classifier", "head", "heads", "score")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Take off ``torch.compile``, DataParallel and DistributedDataParallel, however nested."""
+    """Take off ``torch.compile``, DataParallel and DistributedDataParallel, however nested.
+
+    Raises:
+        ModelError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"model should be a torch.nn.Module, found {type(model).__name__}; build or load the "
+            "model first, for instance with forgetkit.load_model(...)."
+        )
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(

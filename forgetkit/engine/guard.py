@@ -20,8 +20,8 @@ class Guard:
     Watched are the retained samples of ``.validate``, else a slice of the retain set, on which then
     nothing trains (of fewer than 16, all retained samples are watched, and trained on). A run is
     undone when their accuracy falls by more than ``budget``, and when nothing was forgotten: the
-    accuracy on the forget set did not fall and its loss did not rise. Without any retained sample
-    at hand nothing is watched, and a note of the result says so.
+    accuracy on the forget set, if it was not 0, did not fall and its loss did not rise. Without any
+    retained sample at hand the cost is not watched, and a note of the result says so.
 
     Args:
         budget: largest loss of accuracy on retained samples, as a fraction.
@@ -155,15 +155,14 @@ class BestState:
 
 def verdict(guard: Guard, before: Reading, after: Reading) -> str | None:
     """Return why the run must be undone, or ``None`` when it may stand."""
-    if before.retain is None or after.retain is None:
-        return None
-    lost = before.retain - after.retain
-    if lost > guard.budget:
-        return (
-            f"guard: accuracy on watched retained samples fell by {100 * lost:.1f} points "
-            f"({100 * before.retain:.1f} to {100 * after.retain:.1f} %), more than the budget of "
-            f"{100 * guard.budget:.1f}"
-        )
+    if before.retain is not None and after.retain is not None:
+        lost = before.retain - after.retain
+        if lost > guard.budget:
+            return (
+                f"guard: accuracy on watched retained samples fell by {100 * lost:.1f} points "
+                f"({100 * before.retain:.1f} to {100 * after.retain:.1f} %), more than the budget "
+                f"of {100 * guard.budget:.1f}"
+            )
     if after.forget >= before.forget > 0 and after.forget_loss <= before.forget_loss + 1e-3:
         return (
             f"guard: nothing was forgotten (forget accuracy {100 * before.forget:.1f} % before, "

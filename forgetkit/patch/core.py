@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from forgetkit.checkpoint import beside, open_checkpoint, write_checkpoint
+from forgetkit.checkpoint import beside, open_checkpoint, refuse_folder, write_checkpoint
 from forgetkit.errors import MissingFile, PatchMismatch
 from forgetkit.fingerprint import (
     TensorBits,
@@ -181,9 +181,11 @@ class Patch:
         The folder is made where there is none.
 
         Raises:
+            ModelError: there is a folder of this name.
             OSError: the folder cannot be written.
         """
         target = Path(path)
+        refuse_folder(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = beside(target)
         try:

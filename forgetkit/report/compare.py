@@ -12,7 +12,15 @@ from forgetkit.report.bars import bars_figure
 from forgetkit.report.drawing import Picture, inline
 from forgetkit.report.page import Drawn, environment, place_of
 from forgetkit.report.pictures import radar
-from forgetkit.report.record import GROUPS, Entry, Record, mapping_in, number_in, read_record
+from forgetkit.report.record import (
+    GROUPS,
+    Entry,
+    Record,
+    Recorded,
+    mapping_in,
+    number_in,
+    read_record,
+)
 
 SETS = {
     "retain": "kept, training", "forget": "forgotten, training", "test_retain": "kept, test",
@@ -23,7 +31,10 @@ MOST = 8
 
 
 def write_comparison(
-    records: Sequence[Mapping[str, object]], folder: Path | str, *, name: str = "comparison.html"
+    records: Sequence[Mapping[str, object] | Recorded],
+    folder: Path | str,
+    *,
+    name: str = "comparison.html",
 ) -> Path:
     """Write one page about several audits: a column a record, a row a number.
 

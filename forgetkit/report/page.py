@@ -16,6 +16,7 @@ from forgetkit.report.record import (
     GROUPS,
     Entry,
     Record,
+    Recorded,
     number_in,
     read_record,
 )
@@ -39,7 +40,7 @@ class Drawn:
 
 
 def write_report(
-    record: Mapping[str, object],
+    record: Mapping[str, object] | Recorded,
     folder: Path | str,
     evidence: Evidence | None = None,
     *,

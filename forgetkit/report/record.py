@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from forgetkit.errors import DataError, MissingFile, UnknownMethod
 from forgetkit.metric import MetricCard, find_metric
@@ -148,19 +149,19 @@ def load_record(path: Path | str) -> dict[str, object]:
     if not path.is_file():
         raise MissingFile(
             f"record {path}: expected the JSON that an audit wrote, found no such file; pass the "
-            "record.json of an audit"
+            "audit.json of an audit"
         )
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"record {path}: expected the JSON that an audit wrote, found something else "
-            f"({error}); pass the record.json of an audit"
+            f"({error}); pass the audit.json of an audit"
         ) from None
     if not isinstance(raw, dict):
         raise DataError(
             f"record {path}: expected a JSON object, found a {type(raw).__name__}; pass the "
-            "record.json of an audit"
+            "audit.json of an audit"
         )
     raw.setdefault(
         "name", path.resolve().parent.name if path.stem in ("audit", "record") else path.stem
@@ -168,12 +169,21 @@ def load_record(path: Path | str) -> dict[str, object]:
     return raw
 
 
-def read_record(raw: Mapping[str, object]) -> Record:
+class Recorded(Protocol):
+    """What an audit returns: it can be written as JSON."""
+
+    def to_json(self) -> dict[str, object]:
+        """Return the record as plain values."""
+        ...
+
+
+def read_record(given: Mapping[str, object] | Recorded) -> Record:
     """Return a record with its parts checked.
 
     Raises:
-        DataError: there is no list of findings, or one of them has no name.
+        DataError: it is none, there is no list of findings, or one of them has no name.
     """
+    raw = given if isinstance(given, Mapping) else _as_json(given)
     found = raw.get("findings")
     if not isinstance(found, (list, tuple)):
         raise DataError(
@@ -200,6 +210,15 @@ def read_record(raw: Mapping[str, object]) -> Record:
         history=tuple(history),
         facts=facts,
     )
+
+
+def _as_json(given: Recorded) -> Mapping[str, object]:
+    if not callable(getattr(given, "to_json", None)):
+        raise DataError(
+            f"record: expected what an audit returned, or the JSON that it wrote, found "
+            f"{type(given).__name__}; pass the result of audit(), or load_record(path)"
+        )
+    return given.to_json()
 
 
 def _sentences(value: object) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -186,3 +187,102 @@ def test_a_run_that_costs_too_much_is_rolled_back_with_status_3(
     assert done.exit_code == 3
     assert record["saved"] == []
     assert not (tmp_path / "out").exists()
+
+
+FACTORIES = """
+import torch
+from torch import nn
+
+class Several(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 3)
+    def forward(self, images):
+        features = images.mean(dim=(2, 3))
+        return {"features": features.sum(dim=1), "logits": self.head(features)}
+
+class Fixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(1, 64, 3))
+        self.head = nn.Linear(3, 3)
+    def forward(self, images):
+        return self.head((images.flatten(2).transpose(1, 2) + self.places).mean(dim=1))
+
+def several():
+    return Several()
+
+def fixed():
+    return Fixed()
+
+def wants(width):
+    return nn.Linear(width, 3)
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Return the name of a module of models that can be imported."""
+    (tmp_path / "odd_models.py").write_text(FACTORIES, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "odd_models", raising=False)
+    return "odd_models"
+
+
+def test_logits_may_be_one_of_several_outputs(
+    invoke: Invoke, colours: Path, factories: str, tmp_path: Path
+) -> None:
+    told = words(colours, tmp_path / "out", "--size", "16")
+    done = invoke("run", f"{factories}:several", *told)
+    assert done.exit_code in (0, 3), done.output
+    assert "24 training images" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "inspect"])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("fixed", "--size on the command line"), ("wants", "without arguments that builds the model")],
+)
+def test_models_that_cannot_be_called_are_told_in_one_sentence(
+    invoke: Invoke,
+    colours: Path,
+    factories: str,
+    tmp_path: Path,
+    command: str,
+    name: str,
+    says: str,
+) -> None:
+    told = words(colours, tmp_path / "out") if command == "run" else []
+    done = invoke(command, f"{factories}:{name}", *told)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert "Traceback" not in done.output
+    if name == "fixed" and command == "inspect":
+        assert invoke(command, f"{factories}:fixed", "--size", "8").exit_code == 0
+
+
+@pytest.mark.parametrize("place", ["--out", "--patch"])
+def test_places_in_use_are_refused_before_the_work(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path, place: str
+) -> None:
+    name, weights = factory
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "mine.txt").write_text("mine")
+    used = str(tmp_path / "used")
+    told = words(colours, tmp_path / "out", "--patch", tmp_path / "p.safetensors")
+    told[[str(word) for word in told].index(place) + 1] = used
+    done = invoke("run", name, "--weights", weights, *told)
+    assert done.exit_code == 2
+    assert "used" in done.stderr
+    assert "training images" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_made_is_one_sentence(
+    invoke: Invoke, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("{}")
+    (tmp_path / "audit.json").write_text(json.dumps({"findings": []}))
+    done = invoke("report", tmp_path / "audit.json", "--out", tmp_path / "file" / "x.html")
+    assert done.exit_code == 2
+    assert "expected a path that can be written" in done.stderr

@@ -74,3 +74,23 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert done.exit_code == 2, done.output
     assert says in done.stderr
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("part", ["train", ""])
+@pytest.mark.parametrize("command", ["search", "benchmark"])
+def test_training_images_are_no_validation(
+    invoke: Invoke,
+    colours: Path,
+    factory: tuple[str, Path],
+    tmp_path: Path,
+    command: str,
+    part: str,
+) -> None:
+    name, weights = factory
+    told = ["--data", colours / "train", "--validate", colours / part, "--classes", "red"]
+    own = (
+        ["--using", "lau"] if command == "search" else ["--methods", "lau", "--out", tmp_path / "o"]
+    )
+    done = invoke(command, name, "--weights", weights, *told, *own)
+    assert done.exit_code == 2
+    assert "expected a folder of classes without training images" in done.stderr

@@ -82,7 +82,9 @@ def test_verdicts() -> None:
     assert "fell by 11.0" in str(verdict(guard, reading(1.0, 0.9), reading(0.0, 0.79)))
     assert "nothing" in str(verdict(guard, reading(1.0, 0.9), reading(1.0, 0.9)))
     assert verdict(guard, reading(1.0, 0.9), reading(1.0, 0.9, loss=1.5)) is None
-    assert verdict(guard, reading(1.0, None), reading(1.0, None)) is None
+    assert "nothing" in str(verdict(guard, reading(1.0, None), reading(1.0, None)))
+    assert verdict(guard, reading(1.0, None), reading(0.0, None)) is None
+    assert verdict(guard, reading(0.0, None), reading(0.0, None)) is None  # nothing to forget
 
 
 def test_the_watched_slice_is_not_trained_on() -> None:
@@ -142,3 +144,13 @@ def test_a_method_that_does_not_stop_for_single_samples_has_no_target_of_zero(
     assert not any("trains until" in note for note in result.notes)
     assert len(aims) == 1
     assert aims[0] > 0.5
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.1])
+def test_a_run_that_forgot_nothing_is_undone_without_retained_samples_too(lr: float) -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("neggrad", lr=lr, epochs=3).on("cpu")
+    result = request.run(some.forget_loader())
+    assert result.rolled_back == (lr == 0.0)
+    assert ("nothing was forgotten" in result.stopped_because) == (lr == 0.0)
+    assert any("no retained sample is at hand" in note for note in result.notes)

@@ -136,6 +136,20 @@ def test_single_files(
         assert path.read_bytes() == untouched
 
 
+@pytest.mark.parametrize(("name", "other"), [("w.safetensors", "w2.pt"), ("w.pt", "w.safetensors")])
+def test_a_file_of_another_format_is_not_written_under_its_name(
+    tmp_path: Path, name: str, other: str
+) -> None:
+    patch, start = edited(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), "1.")
+    path = tmp_path / name
+    (store_safetensors if path.suffix == ".safetensors" else torch.save)(start, path)
+    with pytest.raises(ModelError, match="expected to end like the checkpoint"):
+        patch.apply_to_file(path, tmp_path / other)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [name]
+    deep = tmp_path / "new" / "folder" / name
+    assert patch.apply_to_file(path, deep) == [deep]
+
+
 def test_a_second_set_of_weights_must_fit_too(tmp_path: Path) -> None:
     model = spread(nn.Linear(4, 3))
     patch, start = edited(model)

@@ -135,12 +135,25 @@ def test_factories(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def wants_a_width(width: int) -> nn.Module:
+    return nn.Linear(width, 2)
+
+
+@pytest.mark.parametrize(
+    ("source", "weights"), [(None, None), (nn.Linear(2, 2), None), ("torchvision/resnet18", {})]
+)
+def test_what_is_no_place_to_load_from_is_said(source: object, weights: object) -> None:
+    with pytest.raises(ModelError, match="is expected to be a string or a path"):
+        load_model(source, state_dict=weights)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("source", "phrase"),
     [
         ("no_such_package:build", "No module named 'no_such_package'"),
         ("small_models:absent", "no attribute 'absent'"),
         ("test_loading:not_a_model", "found int"),
+        ("test_loading:wants_a_width", "raised TypeError.*'width'"),
         ("torchvision/resnet19", "unknown name"),
         ("./nowhere/at/all", "found no such folder"),
         ("some/vit", "found no such folder and no copy"),
