@@ -27,8 +27,9 @@ rest of the allowed 0.5 is left for cutting patches and for writing sums."""
 LEAST_ROWS = 2048
 """Rows that a layer gets in all, however few the images; their cost fades with more images."""
 
-FREE = 1 << 36
-"""Multiplications that are allowed in all, whatever the forward pass costs: some seconds."""
+FREE = 1 << 32
+"""Multiplications that are allowed in all, whatever the forward pass costs: a twentieth of a second
+or so, in which the smallest sets are measured whole."""
 
 BLOCK = 576
 """Columns by which a symmetric product is computed, one half of them only."""

@@ -452,11 +452,11 @@ def test_thinned_rows_are_a_fair_sample() -> None:
 def test_few_images_give_a_layer_two_thousand_rows_or_what_costs_nothing(
     images: int, wide: int
 ) -> None:
-    layers = {str(number): Layer(4608, 1, None, 4, 0) for number in range(wide)}
+    layers = {str(number): Layer(1000, 1, None, 4, 0) for number in range(wide)}
     outputs = dict.fromkeys(layers, 1)
     (usual,) = {layer.taken for layer in thinned(layers, outputs, double=False).values()}
     assert usual is not None
-    free = FREE / (wide * 4608**2 * 9 / 16)
+    free = FREE / (wide * 1000**2 * 3 / 4)
     assert (free > LEAST_ROWS) == (wide == 1)
     rows = max(usual, LEAST_ROWS / images, free / images)
     for layer in thinned(layers, outputs, double=False, images=images).values():
