@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import json
 import pickle
@@ -86,7 +87,12 @@ def load_model(
         model = _from_factory(text)
         _check_classes(model, num_classes)
     elif _HUB_ID.fullmatch(text):
-        local = hub_folder(text, allow_download=allow_download)
+        try:
+            local = hub_folder(text, allow_download=allow_download)
+        except ModelError as error:
+            if head != "timm":
+                raise
+            raise _unknown_timm(text, name, error) from None
         model = _from_folder(local, text, allow_download=allow_download)
         _check_classes(model, num_classes)
     else:
@@ -270,6 +276,18 @@ def _timm_knows(name: str) -> bool:
     import timm  # slow; only when asked for
 
     return bool(timm.is_model(name.partition(".")[0]))
+
+
+def _unknown_timm(source: str, name: str, error: ModelError) -> ModelError:
+    """Return the error for what is neither an architecture of timm nor a model of its hub pages."""
+    import timm
+
+    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    hint = f"did you mean {' or '.join(f'timm/{one}' for one in near)}? " if near else ""
+    return ModelError(
+        f"source {source!r} is expected to be an architecture of timm; found none of that name "
+        f"({hint}forgetkit took it for a hub id then: {error})"
+    )
 
 
 def _check_classes(model: nn.Module, num_classes: int | None) -> None:

@@ -389,6 +389,8 @@ def find(slug: str) -> type[Method]:
     if slug not in registry:
         near = difflib.get_close_matches(str(slug), [*registry, *_aliases], n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        if slug == "auto":
+            hint = "'auto' chooses when one request is run, and cannot be compared or searched; "
         raise UnknownMethod(
             f"using({slug!r}): expected the name of a registered method, found none of that name; "
             f"{hint}choose one of {', '.join(sorted(registry))}"

@@ -31,6 +31,7 @@ from forgetkit.errors import (
     ForgetkitError,
     MissingFile,
     ModelError,
+    UnknownMethod,
 )
 from forgetkit.method import Method, Pair, all_cards, find, register
 from forgetkit.recipe import FullNetwork
@@ -183,3 +184,21 @@ def test_unpickling_is_not_advised(tmp_path: Path) -> None:
         load_model("torchvision/resnet18", state_dict=file)
     assert "weights_only" not in str(caught.value)
     assert "\x1b" not in str(caught.value)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_labels_of_one_class_each_as_vectors_get_their_own_advice(single: bool) -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    vectors = torch.nn.functional.one_hot(labels, 4)
+    vectors[0] = 1 if not single else vectors[0]
+    loader = DataLoader(TensorDataset(images, vectors), batch_size=40)
+    with pytest.raises(DataError, match="multi-label") as caught:
+        forget(some.model).instances([0, 1]).using("suli").on("cpu").run(loader)
+    assert ("labels.argmax(dim=1)" in str(caught.value)) == single
+
+
+def test_auto_is_for_runs() -> None:
+    some = toy("cnn")
+    with pytest.raises(UnknownMethod, match="chooses when one request is run"):
+        compare(some.model, some.loader(), [3], ["auto"])

@@ -33,12 +33,15 @@ def check_sets(method: Method, sets: Sets) -> None:
     Raises:
         DataError: a set is missing, or the labels are 0/1 vectors that the method cannot read.
     """
-    if sets.forget.labels.ndim == 2 and not method.card.multilabel:
-        others = [card.slug for card in all_cards() if card.multilabel]
+    labels = sets.forget.labels
+    if labels.ndim == 2 and not method.card.multilabel:
+        others = " or ".join(card.slug for card in all_cards() if card.multilabel)
+        advice = f"use {others}"
+        if bool((labels.sum(dim=1) == 1).all()):
+            advice = f"pass labels.argmax(dim=1) if each has one class, or {advice}"
         raise DataError(
             f"{method.card.slug}: expected one class index per sample, found multi-label targets "
-            f"(a 0/1 vector of {sets.forget.labels.shape[1]} labels each); use "
-            f"{' or '.join(others) or 'another method'}"
+            f"(a 0/1 vector of {labels.shape[1]} labels each); {advice}"
         )
     if "retain" in method.needs and (sets.retain is None or len(sets.retain) == 0):
         raise DataError(

@@ -157,6 +157,7 @@ def test_what_is_no_place_to_load_from_is_said(source: object, weights: object) 
         ("torchvision/resnet19", "unknown name"),
         ("./nowhere/at/all", "found no such folder"),
         ("some/vit", "found no such folder and no copy"),
+        ("timm/resnet51", "architecture of timm.*did you mean timm/resnet5"),
     ],
 )
 def test_what_cannot_be_found_is_said(source: str, phrase: str) -> None:
