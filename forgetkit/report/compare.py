@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError
 from forgetkit.report.bars import bars_figure
 from forgetkit.report.drawing import Picture, inline
@@ -16,7 +17,6 @@ from forgetkit.report.record import (
     GROUPS,
     Entry,
     Record,
-    Recorded,
     mapping_in,
     number_in,
     read_record,
@@ -31,7 +31,7 @@ MOST = 8
 
 
 def write_comparison(
-    records: Sequence[Mapping[str, object] | Recorded],
+    records: Sequence[Mapping[str, object] | Audit],
     folder: Path | str,
     *,
     name: str = "comparison.html",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError
 from forgetkit.report.drawing import NAMES, ORDER, Picture, inline
 from forgetkit.report.pictures import PICTURES
@@ -16,7 +17,6 @@ from forgetkit.report.record import (
     GROUPS,
     Entry,
     Record,
-    Recorded,
     number_in,
     read_record,
 )
@@ -40,7 +40,7 @@ class Drawn:
 
 
 def write_report(
-    record: Mapping[str, object] | Recorded,
+    record: Mapping[str, object] | Audit,
     folder: Path | str,
     evidence: Evidence | None = None,
     *,

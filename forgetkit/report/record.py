@@ -7,8 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
+from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError, MissingFile, UnknownMethod
 from forgetkit.metric import MetricCard, find_metric
 
@@ -169,15 +169,7 @@ def load_record(path: Path | str) -> dict[str, object]:
     return raw
 
 
-class Recorded(Protocol):
-    """What an audit returns: it can be written as JSON."""
-
-    def to_json(self) -> dict[str, object]:
-        """Return the record as plain values."""
-        ...
-
-
-def read_record(given: Mapping[str, object] | Recorded) -> Record:
+def read_record(given: Mapping[str, object] | Audit) -> Record:
     """Return a record with its parts checked.
 
     Raises:
@@ -212,8 +204,8 @@ def read_record(given: Mapping[str, object] | Recorded) -> Record:
     )
 
 
-def _as_json(given: Recorded) -> Mapping[str, object]:
-    if not callable(getattr(given, "to_json", None)):
+def _as_json(given: Audit) -> Mapping[str, object]:
+    if not isinstance(given, Audit):
         raise DataError(
             f"record: expected what an audit returned, or the JSON that it wrote, found "
             f"{type(given).__name__}; pass the result of audit(), or load_record(path)"
