@@ -514,3 +514,18 @@ def test_a_pixel_that_is_not_a_number_stays_out_of_the_padding() -> None:
     first = torch.zeros(1, dtype=torch.int64)
     found = cut.pixels(inputs).at(first).of(inputs, first)
     assert torch.equal(found.isnan(), torch.tensor([[[[0, 0, 0], [0, 1, 1], [0, 1, 1]]]]).bool())
+
+
+@pytest.mark.parametrize(("stride", "padding"), [([2, 1], (1, 0)), ((2, 1), [1, 0]), (2, 1)])
+def test_strides_and_padding_of_any_form_are_read(stride: object, padding: object) -> None:
+    images, weight = torch.randn(3, 2, 9, 8), nn.Parameter(torch.randn(4, 2, 3, 3))
+
+    def forward(inputs: object) -> Tensor:
+        return functional.conv2d(inputs, weight, None, stride, padding)  # type: ignore[call-overload,no-any-return]
+
+    layers = survey({"weight": weight}, images, forward)
+    accumulator = Accumulator({"weight": weight}, layers)
+    accumulator.add(images, forward)
+    rows = functional.unfold(images, 3, padding=padding, stride=stride)  # type: ignore[arg-type]
+    expected = torch.einsum("bip,bjp->ij", rows.double(), rows.double())
+    assert torch.allclose(accumulator.moments().sums["weight"][0], expected, atol=1e-9)

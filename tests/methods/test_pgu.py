@@ -815,3 +815,10 @@ def test_the_defaults_to_depoison_are_those_of_the_run() -> None:
         ("gamma", 0.94),
     ):  # fmt: skip
         assert not torch.equal(found, left(**(CLEANING | {name: other}))), name
+
+
+def test_the_moments_of_a_small_retain_set_are_of_all_its_rows() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("pgu", epochs=1).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert not any("some rows" in note for note in result.notes)
