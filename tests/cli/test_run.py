@@ -285,4 +285,4 @@ def test_a_place_that_cannot_be_made_is_one_sentence(
     (tmp_path / "audit.json").write_text(json.dumps({"findings": []}))
     done = invoke("report", tmp_path / "audit.json", "--out", tmp_path / "file" / "x.html")
     assert done.exit_code == 2
-    assert "expected a path that can be written" in done.stderr
+    assert "expected a path that can be read or written" in done.stderr
