@@ -61,8 +61,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(1) from None
         except OSError as error:
             told = (
-                f"{error.filename}: expected a path that can be read or written, found: {error.strerror}; "
-                "choose another one"
+                f"{error.filename}: expected a path that can be read or written, found: "
+                f"{error.strerror}; choose another one"
                 if error.filename
                 else str(error)
             )
