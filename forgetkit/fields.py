@@ -7,6 +7,8 @@ from dataclasses import Field, dataclass, field, replace
 from pathlib import PurePath
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from forgetkit.errors import BadHyperparameter
 from forgetkit.types import PixelBounds
 
@@ -160,6 +162,18 @@ def bounds_of(declared: Field[Any]) -> Bounds:
     if not isinstance(found, Bounds):
         raise TypeError(f"field {declared.name} was not declared by forgetkit.fields")
     return found
+
+
+def plain(value: object) -> object:
+    """Return a value with every NumPy scalar as the Python number that it is."""
+    if isinstance(value, np.generic):
+        number: object = value.item()
+        return number
+    if isinstance(value, tuple):
+        return tuple(plain(one) for one in value)
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return value
 
 
 def check(owner: str, declared: Field[Any], value: object) -> None:

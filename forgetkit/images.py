@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from forgetkit.errors import DataError
+from forgetkit.listed import shortened
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -212,7 +213,7 @@ def _labels(
             return numbers
     if len(folders) == num_classes:
         return {name: label for label, name in enumerate(folders)}
-    shown = ", ".join(folders[:5]) + (", ..." if len(folders) > 5 else "")
+    shown = shortened(folders, 5)
     raise DataError(
         f"--data {top}: expected {num_classes} class folders, or folders named by label or by the "
         f"model's own class names, found {len(folders)}: {shown}; rename the folders to labels "

@@ -11,10 +11,11 @@ from torch.func import functional_call
 from forgetkit.adapting import logits_of
 from forgetkit.data.labels import check_range
 from forgetkit.data.loaders import Loader
-from forgetkit.data.sources import first_inputs, read_all
+from forgetkit.data.sources import read_all
 from forgetkit.engine.modes import evaluating
+from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
-from forgetkit.errors import BadHyperparameter, DataError
+from forgetkit.errors import BadHyperparameter
 from forgetkit.importance import FORMS, KINDS, Importance, measured
 from forgetkit.model_errors import in_one_sentence
 from forgetkit.types import Inputs
@@ -36,7 +37,8 @@ def importance_of(
 
     Args:
         model: left as it is; read in eval mode, on the device where it is.
-        loader: all training samples with their labels.
+        loader: all training samples with their labels; what has no positions (a list of batches,
+            a stream) is kept in memory.
         kind: ``"cross_entropy"`` for ssd and assd, ``"squared_norm"`` for lfssd.
         form: ``"sample"`` or ``"batch"``, as the method's ``importance``.
         batch_size: samples of a batch, by default the loader's.
@@ -60,12 +62,7 @@ def importance_of(
         return logits_of(functional_call(model, dict(given), args, named))
 
     with evaluating(model), in_one_sentence("importance_of()"):
-        example = first_inputs(loader, "importance_of(loader)")
-        if example is None:
-            raise DataError(
-                "importance_of(loader): expected a DataLoader over a data set with positions, "
-                "found a stream; pass one that can be read again"
-            )
+        loader, example = peeked(loader, "importance_of(loader)")
         with torch.no_grad():
             classes = logits(parameters, example).shape[1]
         samples = read_all(loader, int(classes), "importance_of(loader)")

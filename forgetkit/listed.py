@@ -71,8 +71,7 @@ def refuse_repeats(step: str, values: Sequence[int | str]) -> None:
         )
 
 
-def shortened(entries: Sequence[str]) -> str:
-    """Return the first entries of a list in words."""
-    if len(entries) <= _SHOWN:
-        return ", ".join(entries)
-    return f"{', '.join(entries[:_SHOWN])} and {len(entries) - _SHOWN} more"
+def shortened(entries: Sequence[object], shown: int = _SHOWN) -> str:
+    """Return the first entries of a list in words, and how many more there are."""
+    text = ", ".join(map(str, entries[:shown]))
+    return text if len(entries) <= shown else f"{text} and {len(entries) - shown} more"

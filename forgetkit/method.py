@@ -185,13 +185,15 @@ class Method:
     card: ClassVar[Card]
 
     def __post_init__(self) -> None:
-        """Check every hyper-parameter against its declared range.
+        """Check every hyper-parameter against its declared range; NumPy scalars become numbers.
 
         Raises:
             BadHyperparameter: a value is outside its range.
         """
         for declared in dataclasses.fields(self):
-            fields.check(self.card.slug, declared, getattr(self, declared.name))
+            value = fields.plain(getattr(self, declared.name))
+            object.__setattr__(self, declared.name, value)  # the dataclass is frozen
+            fields.check(self.card.slug, declared, value)
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -414,7 +414,7 @@ def sample_shape(inputs: Inputs) -> tuple[int, ...]:
 
 def inputs_of(loader: Loader) -> Iterator[Inputs]:
     """Yield the inputs of every sample that a loader draws from, batch by batch, once each."""
-    reader = Reader("loader")
+    reader = Reader("loader", needs_labels=False)
     reading = reading_of(loader)
     if reading is not None:  # its own order and drop_last do not matter here
         chunks = [rows.tolist() for rows in covered(loader, "loader").split(reading.batch_size)]
@@ -435,7 +435,9 @@ def _warn_of_augmentation(loader: Loader) -> None:
         return
     looked_at = covered(loader, "loader")[:LOOKED_AT].split(reading.batch_size)
     chunks = [rows.tolist() for rows in looked_at]
-    first, again = (read_chunks(reading, chunks, seed, Reader("loader")) for seed in (0, 1))
+    first, again = (
+        read_chunks(reading, chunks, seed, Reader("loader", needs_labels=False)) for seed in (0, 1)
+    )
     if not all(same(one[0], other[0]) for one, other in zip(first, again, strict=True)):
         logger.warning(
             "statistics: the loader gives a different image each time a sample is read (random "
@@ -449,7 +451,7 @@ def count_of(loader: Loader) -> int | None:
     if reading_of(loader) is not None:
         return len(covered(loader, "loader"))
     if isinstance(loader, Sequence):
-        reader = Reader("loader")
+        reader = Reader("loader", needs_labels=False)
         return sum(batch_size(reader.read(raw)[0]) for raw in loader)
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from forgetkit.cli.arguments import parse_settings
@@ -17,6 +18,20 @@ def test_a_dict_by_layer_survives_json() -> None:
     method = build("pgu", {"gamma": BY_LAYER})
     assert method.hyperparameters()["gamma"] == BY_LAYER
     assert from_json(json.loads(json.dumps(method.to_json()))) == method
+
+
+def test_numpy_scalars_are_the_numbers_that_they_are() -> None:
+    given = {
+        "epochs": np.int64(3),
+        "lr": np.float32(0.5),
+        "dropout": np.bool_(True),
+        "gamma": {"fc": np.float32(0.5)},
+    }
+    method = build("pgu", given)
+    assert method == build("pgu", {"epochs": 3, "lr": 0.5, "dropout": True, "gamma": {"fc": 0.5}})
+    assert from_json(json.loads(json.dumps(method.to_json()))) == method
+    with pytest.raises(BadHyperparameter, match=r"epochs must be an integer .* found 2.5"):
+        build("pgu", {"epochs": np.float64(2.5)})
 
 
 @pytest.mark.parametrize(

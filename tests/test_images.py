@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torch.utils.data import DataLoader
 
+from forgetkit.data.sources import first_inputs
 from forgetkit.errors import DataError
 from forgetkit.images import (
     IMAGENET_MEAN,
@@ -113,6 +116,16 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "0" / "broken.png").write_text("hello", encoding="utf-8")
     with pytest.raises(DataError, match=r"broken\.png"):
         read_folder(tmp_path, PLAIN, 1).train[1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_no_image_is_named_in_one_sentence(tmp_path: Path, workers: int) -> None:
+    grey_images(tmp_path, "0", "1")
+    (tmp_path / "0" / "1.png").write_text("no image")
+    loader = DataLoader(read_folder(tmp_path, PLAIN, 2).train, batch_size=2, num_workers=workers)
+    with pytest.raises(DataError) as caught:
+        first_inputs(loader, "loader")
+    assert re.match(r"--data: expected an image in .*1.png, found [^;]*; remove", str(caught.value))
 
 
 def test_transformers_settings_come_from_the_folder(tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_measuring_leaves_no_trace() -> None:
     assert photograph(some.model) == seen
 
 
+@pytest.mark.parametrize("form", ["sample", "batch"])
+def test_lists_and_streams_of_batches_give_the_same(form: str) -> None:
+    some = toy("cnn")
+    found = importance_of(some.model, some.loader(), form=form)
+    for loader in (list(some.loader()), iter(some.loader())):
+        other = importance_of(some.model, loader, form=form)
+        assert (other.samples, other.batches) == (found.samples, found.batches)
+        assert close(other, dict(found.values))
+    with pytest.raises(DataError, match=r"importance_of\(loader\): expected batches"):
+        importance_of(some.model, iter([]), form=form)
+
+
 def test_a_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     some = toy("cnn")
     found = importance_of(some.model, some.loader(), form="batch")

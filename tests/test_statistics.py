@@ -266,6 +266,18 @@ def test_images_of_several_sizes_are_refused() -> None:
         Statistics.collect(model, DataLoader(data, batch_size=1))  # type: ignore[arg-type]
 
 
+def test_images_without_labels_are_measured() -> None:
+    some = toy("cnn")
+    images, _ = some.train.tensors
+    known = Statistics.collect(some.model, some.loader())
+    for loader in (
+        DataLoader(TensorDataset(images), batch_size=32),
+        [images[:100], images[100:]],
+        [{"pixel_values": images}],
+    ):
+        assert close(Statistics.collect(some.model, loader), known)
+
+
 def test_a_list_of_batches_gives_as_many_rows_as_a_loader() -> None:
     some = toy("cnn")
     listed = Statistics.collect(some.model, list(some.loader()))

@@ -36,7 +36,7 @@ def with_placeholders(loader: Loader, name: str) -> tuple[Loader, bool]:
                 return _Placeholders(loader, name), False
             return _Placeholders(DataLoader(cast("Dataset[object]", loader), BATCH), name), False
         return loader, True
-    left, first = opened(loader)
+    left, first = opened(loader, name)
     try:
         Reader(name).read(first)
     except NoLabels:
@@ -53,7 +53,7 @@ class _Placeholders(Iterable[tuple[Inputs, Tensor]]):
         self._name = name
 
     def __iter__(self) -> Iterator[tuple[Inputs, Tensor]]:
-        reader = Reader(self._name)
+        reader = Reader(self._name, needs_labels=False)
         for raw in self._loader:
-            inputs = reader.inputs(raw)
+            inputs, _ = reader.read(raw)
             yield inputs, torch.zeros(batch_size(inputs), dtype=torch.long)

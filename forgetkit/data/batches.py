@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from forgetkit.errors import DataError
+from forgetkit.listed import shortened
 from forgetkit.types import Inputs
 
 IMAGE_KEYS = ("pixel_values", "image", "img", "images", "x", "input", "inputs")
@@ -29,10 +30,12 @@ class Reader:
 
     Args:
         name: how the loader is called in messages, for instance ``"loader"``.
+        needs_labels: whether a batch without labels is refused.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, needs_labels: bool = True) -> None:
         self.name = name
+        self.needs_labels = needs_labels
         self.count = -1
         self._form: str | None = None
 
@@ -44,12 +47,28 @@ class Reader:
     def read(self, raw: object) -> tuple[Inputs, object]:
         """Return inputs, checked, and labels, as they came.
 
+        Where labels are not needed they are not looked at, and ``None`` when there are none.
+
         Raises:
             DataError: the batch has no known form or another form than the ones before it,
                 labels are missing (``NoLabels``), the inputs are not tensors or not finite, or
                 their number is not that of the labels.
         """
-        inputs, labels = self._read(raw)
+        self.count += 1
+        inputs, labels, form = self._taken_apart(raw)
+        if self._form is None:
+            self._form = form
+        elif form != self._form:
+            raise DataError(
+                f"{self.where}: expected every batch in one form, found {form} after {self._form}; "
+                "make the loader return one kind of batch"
+            )
+        self._check_inputs(inputs)
+        if self.needs_labels:
+            self._check_labels(labels, inputs)
+        return inputs, labels
+
+    def _check_labels(self, labels: object, inputs: Inputs) -> None:
         if labels is None:
             raise NoLabels(
                 f"{self.where}: expected labels beside the images, found none; "
@@ -63,29 +82,6 @@ class Reader:
                 f"{batch_size(inputs)} images; a loader yields batches: pass a DataLoader or add "
                 "the batch axis, and make its collate_fn keep images and labels together"
             )
-        return inputs, labels
-
-    def inputs(self, raw: object) -> Inputs:
-        """Return the inputs of a batch, checked; labels are neither asked for nor looked at.
-
-        Raises:
-            DataError: the batch has no known form or another form than the ones before it, or the
-                inputs are not tensors or not finite.
-        """
-        return self._read((raw, None) if isinstance(raw, Tensor) else raw)[0]
-
-    def _read(self, raw: object) -> tuple[Inputs, object]:
-        self.count += 1
-        inputs, labels, form = self._taken_apart(raw)
-        if self._form is None:
-            self._form = form
-        elif form != self._form:
-            raise DataError(
-                f"{self.where}: expected every batch in one form, found {form} after {self._form}; "
-                "make the loader return one kind of batch"
-            )
-        self._check_inputs(inputs)
-        return inputs, labels
 
     def _taken_apart(self, raw: object) -> tuple[Inputs, object, str]:
         """Return inputs, labels (``None`` when there are none) and the name of the form."""
@@ -113,6 +109,10 @@ class Reader:
         return {image_key: self._tensor(image), **extra}, labels, form
 
     def _pair(self, raw: object) -> tuple[Inputs, object, str]:
+        if not self.needs_labels and isinstance(raw, Tensor):
+            return raw, None, "images without labels"
+        if not self.needs_labels and isinstance(raw, (tuple, list)) and len(raw) == 1:
+            return self._tensor(raw[0]), None, "images without labels"
         if isinstance(raw, Tensor):
             raise NoLabels(
                 f"{self.where}: expected images and labels, found one tensor of shape "
@@ -153,8 +153,10 @@ class Reader:
         for name, value in named.items():
             if is_finite(value):
                 continue
-            rows = ~torch.isfinite(value).flatten(1).all(dim=1) if value.ndim > 1 else None
-            bad = "" if rows is None else f" in its rows {torch.nonzero(rows).flatten().tolist()}"
+            bad = ""
+            if value.ndim > 1:
+                rows = torch.nonzero(~torch.isfinite(value).flatten(1).all(dim=1)).flatten()
+                bad = f" in its rows {shortened(rows.tolist())}"
             raise DataError(
                 f"{self.where}: expected finite numbers in {name}, found NaN or infinity{bad}; "
                 "repair or remove these samples"

@@ -13,6 +13,7 @@ from forgetkit.data.batches import Reader, batch_size, rows_of
 from forgetkit.data.labels import normalised
 from forgetkit.data.loaders import DEFAULT_BATCH_SIZE, Reading
 from forgetkit.errors import DataError
+from forgetkit.listed import shortened
 from forgetkit.types import Batch, Inputs
 
 
@@ -242,7 +243,8 @@ def read_chunks(
 def _unreadable(name: str, number: int, chunk: list[int], error: Exception) -> str:
     # worker processes put their traceback into the message; its last line says what happened
     text = (str(error).strip().splitlines() or ["no message"])[-1]
-    listed = ", ".join(map(str, chunk[:4])) + (", ..." if len(chunk) > 4 else "")
+    if isinstance(error, DataError):  # of a data set that says all there is to say
+        return text.removeprefix("forgetkit.errors.DataError: ")
     if "PIL." in str(error):
         advice = (
             "add torchvision.transforms.ToTensor() (or the model's image processor) to the data"
@@ -252,8 +254,8 @@ def _unreadable(name: str, number: int, chunk: list[int], error: Exception) -> s
     else:
         advice = "check that the data set returns these samples and that they collate"
     return (
-        f"{name}, batch {number} (counted from 0): expected the samples at positions {listed}, "
-        f"found {type(error).__name__}: {text}; {advice}"
+        f"{name}, batch {number} (counted from 0): expected the samples at positions "
+        f"{shortened(chunk, 4)}, found {type(error).__name__}: {text}; {advice}"
     )
 
 

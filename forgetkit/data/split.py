@@ -12,6 +12,7 @@ from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sources import Membership, Source, read_all, read_source
 from forgetkit.errors import BadTarget, DataError
 from forgetkit.goal import Classes, Goal, Instances, Relabel
+from forgetkit.listed import shortened
 from forgetkit.types import SampleSet, Sets
 
 
@@ -99,7 +100,7 @@ def _check_positions(goal: Goal, source: Source) -> None:
     missing = wanted[~torch.isin(wanted, source.positions)]
     if len(missing) == 0:
         return
-    shown = ", ".join(map(str, missing.tolist()[:8])) + (", ..." if len(missing) > 8 else "")
+    shown = shortened(missing.tolist())
     count, highest = len(source.positions), int(source.positions.max())
     what = "loader.dataset" if source.indexed else "the stream of batches"
     expected = f"positions in {what}, which has {count} samples"
@@ -174,7 +175,7 @@ def _check_retain(retain: SampleSet, forget_classes: tuple[int, ...]) -> None:
 def _nothing_to_forget(goal: Goal, source: Source) -> str:
     labels = source.labels
     present = labels.any(dim=0).nonzero().flatten() if labels.ndim == 2 else torch.unique(labels)
-    shown = ", ".join(map(str, present.tolist()[:20])) + (", ..." if len(present) > 20 else "")
+    shown = shortened(present.tolist(), 20)
     return (
         f"{goal.kind}: expected samples to forget ({goal.describe()}), found none among the "
         f"{len(labels)} samples of the loader, whose labels are {shown}; pass a loader that holds "

@@ -17,7 +17,7 @@ PEEK = 2
 """Samples to look at: enough to tell the batch axis from the others."""
 
 
-def peeked(loader: Loader) -> tuple[Loader, Inputs]:
+def peeked(loader: Loader, name: str = "loader") -> tuple[Loader, Inputs]:
     """Return a loader that still yields everything, and the inputs of its first two samples.
 
     An indexed data set is asked for its first samples, so that the loader's own sampler draws no
@@ -26,15 +26,15 @@ def peeked(loader: Loader) -> tuple[Loader, Inputs]:
     Raises:
         DataError: nothing can be read from the loader.
     """
-    indexed = first_inputs(loader, "loader", PEEK)
+    indexed = first_inputs(loader, name, PEEK)
     if indexed is not None:
         return loader, indexed
-    left, first = opened(loader)
-    inputs, _ = Reader("loader").read(first)
+    left, first = opened(loader, name)
+    inputs, _ = Reader(name).read(first)
     return left, rows_of(inputs, slice(0, PEEK))
 
 
-def opened(loader: Loader) -> tuple[Loader, object]:
+def opened(loader: Loader, name: str = "loader") -> tuple[Loader, object]:
     """Return a loader that still yields everything, and its first batch as it came.
 
     Raises:
@@ -42,7 +42,7 @@ def opened(loader: Loader) -> tuple[Loader, object]:
     """
     if not isinstance(loader, Iterable):
         raise DataError(
-            f"run(loader): expected an iterable of batches, found {type(loader).__name__}; pass a "
+            f"{name}: expected an iterable of batches, found {type(loader).__name__}; pass a "
             "DataLoader, a data set or a list of batches"
         )
     stream = iter(loader)
@@ -50,7 +50,7 @@ def opened(loader: Loader) -> tuple[Loader, object]:
         first = next(stream)
     except StopIteration:
         raise DataError(
-            "run(loader): expected batches, found a loader that yields nothing; pass one that "
+            f"{name}: expected batches, found a loader that yields nothing; pass one that "
             "holds samples, or make an exhausted iterator anew"
         ) from None
     once = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)

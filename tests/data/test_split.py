@@ -263,7 +263,7 @@ def test_images_that_are_not_finite_are_found_when_read() -> None:
     images = X.clone()
     images[13] = torch.nan
     sets = _split(TensorDataset(images, Y), Classes([3]))
-    with pytest.raises(DataError, match=r"batch 1 .*rows \[0\]"):
+    with pytest.raises(DataError, match=r"batch 1 .*rows 0;"):
         list(sets.forget.batches(2))
 
 
