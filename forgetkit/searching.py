@@ -369,7 +369,7 @@ def _given(slug: str, name: str, bounds: Bounds, ends: tuple[float, float]) -> D
     )
     if not right:
         raise BadHyperparameter(
-            f"fields[{name!r}]: expected (low, high) of which each is {bounds.describe()}, found "
+            f"fields[{name!r}]: expected (low, high), low < high, each {bounds.describe()}, found "
             f"{ends!r}; it is a setting of {slug}: {bounds.about}"
         )
     low, high = ends

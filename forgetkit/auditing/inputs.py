@@ -341,14 +341,25 @@ def _say_what_is_missing(material: Material, given: Given, test: SampleSet | Non
 
 
 def view_of(
-    model: nn.Module, samples: SampleSet, device: torch.device, head: str | Sequence[str] | None
+    model: nn.Module,
+    samples: SampleSet,
+    device: torch.device,
+    head: str | Sequence[str] | None,
+    *,
+    must: bool = False,
 ) -> ModelView | None:
-    """Return features and head of a model, or ``None`` when it cannot be split."""
+    """Return features and head of a model, or ``None`` when it cannot be split.
+
+    Raises:
+        CannotSplitModel: it cannot be split and ``must`` be.
+    """
     batch = next(iter(samples.take(torch.arange(min(2, len(samples)))).batches(2)))
     inputs = moved_inputs(rows_of(batch.inputs, slice(0, 2)), device, floating_type(model))
     try:
         return adapt(model, inputs, head=head)
     except CannotSplitModel:
+        if must:
+            raise
         return None
 
 

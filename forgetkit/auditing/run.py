@@ -102,6 +102,7 @@ def audit(
     Raises:
         BadHyperparameter: an unknown level, metric, device or seed.
         BadTarget: the goal does not fit, or both ``goal`` and ``classes`` were given.
+        CannotSplitModel: ``head`` is no head of the model under audit.
         DataError: nothing to forget was given, or data cannot be used.
         ModelError: a model cannot be used, or the models do not fit together.
     """
@@ -132,7 +133,7 @@ def audit(
         goal = Instances() if classes is None else Classes(classes)
     several: list[Model] = []
     if reference is not None:
-        single = isinstance(reference, (nn.Module, str, Path))
+        single = isinstance(reference, (nn.Module, str, Path, Mapping))
         several = [reference] if single else list(reference)  # type: ignore[list-item, arg-type]
     session = _Session(
         model=_module(model, "model"),
@@ -309,7 +310,9 @@ class _Session:
         with progress("collecting") as bar, borrowed_randomness(self.seed):
             bar.expect(batches * len(models))
             for role, model in models:
-                view = inputs.view_of(model, next(iter(sets.values())), self.device, self.head)
+                must = role == "unlearned" and self.head is not None
+                some = next(iter(sets.values()))
+                view = inputs.view_of(model, some, self.device, self.head, must=must)
                 outputs = collect(
                     model, sets, device=self.device, view=view,
                     unlabelled=material.unlabelled, tick=lambda _: bar.advance(),
@@ -480,6 +483,11 @@ def _module(model: object, name: str) -> nn.Module:
         from forgetkit.loading import load_model
 
         return load_model(model)
+    if isinstance(model, Mapping):
+        raise ModelError(
+            f"audit({name}={type(model).__name__}): expected a torch.nn.Module, found weights by "
+            "name; load them into a copy: copy = copy.deepcopy(model), copy.load_state_dict(...)"
+        )
     if not isinstance(model, nn.Module):
         raise ModelError(
             f"audit({name}={type(model).__name__}): expected a torch.nn.Module or a string that "

@@ -29,7 +29,7 @@ def check_disjoint(loader: object, forget: Tensor, retain: object, kept: Tensor)
     if shared:
         raise DataError(
             f"retain: expected data without the samples to forget, found {shared} of them in it "
-            "again; remove them, or leave .retain() out when the main loader holds the rest already"
+            "again; remove them, or leave retain out when the main loader holds the rest already"
         )
 
 

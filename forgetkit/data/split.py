@@ -168,7 +168,7 @@ def _check_retain(retain: SampleSet, forget_classes: tuple[int, ...]) -> None:
         raise DataError(
             f"retain: expected no samples of the forgotten classes "
             f"{', '.join(map(str, forget_classes))}, found {int(inside.sum())} of {len(retain)}; "
-            "remove them, or leave .retain() out when the main loader holds the rest already"
+            "remove them, or leave retain out when the main loader holds the rest already"
         )
 
 

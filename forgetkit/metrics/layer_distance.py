@@ -42,7 +42,7 @@ class LayerDistance(Metric):
         level="quick",
         range="[0, infinity), relative to the original's norm",
         good="above 0 beyond the head; there is no best value",
-        bad="Nothing but the head moved, so the features hold what they held before.",
+        bad="Nothing beyond the head moved, so the features hold what they held before.",
         needs="the original model",
         cost="one pass over the weights",
         source="Golatkar et al. 2020, CVPR",

@@ -18,6 +18,7 @@ from forgetkit import (
     Audit,
     BadHyperparameter,
     BadTarget,
+    CannotSplitModel,
     DataError,
     ModelError,
     PatchMismatch,
@@ -573,6 +574,9 @@ def ask(**changes: object) -> Audit:
         ({"classes": [9]}, BadTarget, "classes from 0 to 3"),
         ({"classes": [0, 1, 2, 3]}, BadTarget, "at least one class to be kept"),
         ({"original": 3}, ModelError, "expected a torch.nn.Module"),
+        ({"original": TOYS["cnn"](4).state_dict()}, ModelError, "found weights by name; load"),
+        ({"reference": TOYS["cnn"](4).state_dict()}, ModelError, "found weights by name; load"),
+        ({"head": "nothing"}, CannotSplitModel, "head='nothing' should be the dotted path"),
         ({"reference": TOYS["cnn"](5)}, ModelError, "expected a model with 4 outputs"),
         ({"original": TOYS["cnn"](5)}, ModelError, "expected a model with 4 outputs"),
     ],
@@ -582,6 +586,10 @@ def test_what_cannot_be_audited_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         ask(**changes)
+
+
+def test_the_named_head_may_be_missing_in_another_model() -> None:
+    assert ask(original=toy("vit").model, head="fc").partial is False
 
 
 def test_an_original_of_another_kind_says_nothing_about_the_change() -> None:
