@@ -50,7 +50,7 @@ def filtration_matrix(
     else:
         wanted[:, lost] = 0.0 if form == "zeroing" else noise.to(wanted.dtype)
     condition = float(torch.linalg.cond(means))
-    if condition > WORST_CONDITION:
+    if not condition <= WORST_CONDITION:  # of zeros alone it is no number
         logger.warning(
             "linear_filtration: the mean logits are nearly dependent (condition number %.1e); "
             "using the pseudo-inverse, so retained means are kept only approximately",

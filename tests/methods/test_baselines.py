@@ -369,6 +369,11 @@ def test_linear_filtration_inverts_dependent_means_as_far_as_they_reach(
     assert "using the pseudo-inverse, so retained means are kept only approx" in caplog.text
 
 
+def test_linear_filtration_of_mean_logits_that_are_all_zero_is_zero() -> None:
+    found = filtration_matrix(torch.zeros(3, 3).double(), (0,), "zeroing", torch.empty(2, 1))
+    assert torch.equal(found, torch.zeros(2, 3, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(("condition", "warned"), [(0.9e6, 0), (1.1e6, 1)])
 def test_linear_filtration_warns_of_means_with_a_condition_above_a_million(
     condition: float, warned: int, caplog: pytest.LogCaptureFixture
