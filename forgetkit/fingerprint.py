@@ -8,6 +8,7 @@ device, strides or on how the tensor is stored.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -199,6 +200,19 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
             f"two that become one among {sorted(plain)[:4]}. Unwrap the model first."
         )
     return plain
+
+
+def model_prints(model: nn.Module) -> dict[str, TensorPrint]:
+    """Return the fingerprint of every tensor of a model by its name without wrappers' marks."""
+    tensors = model_tensors(model)
+    plain = plain_names(tensors)
+    return {plain[name]: found for name, found in fingerprint(tensors).items()}
+
+
+def digest(prints: Mapping[str, TensorPrint]) -> str:
+    """Return one SHA-256 for a whole model."""
+    listed = sorted((name, *found) for name, found in prints.items())
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
 def _require_plain(tensor: Tensor, name: str) -> None:

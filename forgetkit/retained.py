@@ -7,14 +7,21 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from forgetkit.errors import BadHyperparameter
+from forgetkit.fingerprint import digest, model_prints
 from forgetkit.moments import Moments
-from forgetkit.statistics import FLOOR, Statistics, plan, total
+from forgetkit.statistics import FLOOR, Statistics, plain_forward, plan, total
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
 
 TINY = 1e-300
 """Stands for a trace of 0, where everything was taken away."""
+
+_OTHER_WEIGHTS = (
+    "pgu: the statistics were measured with other weights than the model has now, so what is "
+    "protected is approximate; collect them anew, or take out what a run forgot with "
+    "Statistics.without"
+)
 
 
 @dataclass(frozen=True)
@@ -56,34 +63,28 @@ class Retained:
         return max(parts, default=0.0)
 
 
-def retained(run: Run, path: str | None, positions: str, *, dense_patches: bool) -> Retained:
+def retained(
+    run: Run, path: str | None, positions: str, *, dense_patches: bool, max_dim: int
+) -> Retained:
     """Measure D_r, or take D_f out of saved statistics of the whole training set.
 
     With saved statistics D_r is not read: the moments of D_f, seen through the model as it is, are
-    subtracted from them.
+    subtracted from them. Either is measured in the weights' own type without autocast, as the
+    saved ones were.
 
     Args:
         run: in setup, gradients off and eval mode.
         path: a file of ``Statistics.save``, or ``None`` to measure D_r.
         positions: ``"auto"`` or ``"all"``, when D_r is measured.
         dense_patches: whether patches are cut at every place.
+        max_dim: longest row of a layer, when D_r is measured.
 
     Raises:
         BadHyperparameter: the file's patches were cut in the other way.
     """
-    forward = run.logits_from_inputs
     if path is None:
-        example = next(iter(run.retain.batches())).inputs
-        layers = plan(
-            run.parameters,
-            example,
-            forward,
-            positions=positions,
-            dense_patches=dense_patches,
-            images=len(run.retain),
-        )
-        batches = (batch.inputs for batch in run.retain.batches())
-        return Retained(total(run.parameters, layers, batches, forward), FLOOR["double"], 0)
+        with run.own_precision():
+            return _measured(run, positions, dense_patches=dense_patches, max_dim=max_dim)
     known = Statistics.load(path)
     known.check(run.model)
     made = known.dense_patches
@@ -94,10 +95,28 @@ def retained(run: Run, path: str | None, positions: str, *, dense_patches: bool)
             f"dense_patches={dense_patches}"
         )
     forget = (batch.inputs for batch in run.forget.batches())
-    part = known.part(run.model, forget, forward)
+    with run.own_precision():
+        if known.weights not in (None, digest(model_prints(run.model))):
+            run.log(_OTHER_WEIGHTS)
+        part = known.part(run.model, forget, plain_forward(run.model))
     rest = known.moments.minus(part)
     taken = {name: _trace(part, name) / max(_trace(rest, name), TINY) for name in rest.sums}
     return Retained(rest, FLOOR[known.products], known.requests, taken)
+
+
+def _measured(run: Run, positions: str, *, dense_patches: bool, max_dim: int) -> Retained:
+    forward = plain_forward(run.model)
+    layers = plan(
+        run.parameters,
+        next(iter(run.retain.batches())).inputs,
+        forward,
+        positions=positions,
+        max_dim=max_dim,
+        dense_patches=dense_patches,
+        images=len(run.retain),
+    )
+    batches = (batch.inputs for batch in run.retain.batches())
+    return Retained(total(run.parameters, layers, batches, forward), FLOOR["double"], 0)
 
 
 def _trace(moments: Moments, name: str) -> float:

@@ -26,6 +26,7 @@ from forgetkit.data.sets import read_chunks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
+from forgetkit.fingerprint import digest, model_prints
 from forgetkit.layer_survey import Forward, Layer, survey, thinned, with_rows
 from forgetkit.method import Method
 from forgetkit.model_errors import in_one_sentence
@@ -62,6 +63,8 @@ class Statistics:
         inputs: shape of one sample as the model gets it, batch axis left out.
         products: precision of the products: ``"double"`` or ``"single"``.
         requests: how often images were taken out again: the requests served so far.
+        weights: SHA-256 over the tensors of the model that the sums are of, where that is known:
+            the model measured, or the one that a run given to ``without`` left.
     """
 
     moments: Moments
@@ -69,6 +72,7 @@ class Statistics:
     inputs: tuple[int, ...]
     products: Products = "double"
     requests: int = 0
+    weights: str | None = None
 
     @classmethod
     def collect(
@@ -121,7 +125,7 @@ class Statistics:
             if first is None:
                 raise DataError("loader: expected samples, found none; pass the whole training set")
             _warn_of_augmentation(loader)
-            weights, forward = dict(bare.named_parameters()), _forward(bare)
+            weights, forward = dict(bare.named_parameters()), plain_forward(bare)
             shape = sample_shape(first)
             layers = plan(
                 weights, first, forward, positions=positions, max_dim=max_dim, products=products,
@@ -129,7 +133,8 @@ class Statistics:
             )  # fmt: skip
             every = of_shape(shape, chain([first], batches))
             moments = total(weights, layers, every, forward, products=products)
-        return cls(moments, architecture_of(bare), shape, products)
+        known = digest(model_prints(bare))
+        return cls(moments, architecture_of(bare), shape, products, weights=known)
 
     @property
     def samples(self) -> int:
@@ -160,8 +165,8 @@ class Statistics:
         bare = unwrap(model)
         self.check(bare)
         with _looking_at(bare):
-            part = self.part(bare, inputs_of(loader), _forward(bare))
-        return self._less(part)
+            part = self.part(bare, inputs_of(loader), plain_forward(bare))
+        return self._less(part, None)
 
     def without(self, result: Result, loader: Loader) -> Statistics:
         """Return the statistics without what a run forgot: the input of the next request.
@@ -202,11 +207,12 @@ class Statistics:
                     f"found {len(sets.forget)} of them in this one; pass the loader of that run"
                 )
             batches = (batch.inputs for batch in sets.forget.batches())
-            part = self.part(before, batches, _forward(before))
-        return self._less(part)
+            part = self.part(before, batches, plain_forward(before))
+        return self._less(part, digest(model_prints(unwrap(result.model))))
 
-    def _less(self, part: Moments) -> Statistics:
-        return replace(self, moments=self.moments.minus(part), requests=self.requests + 1)
+    def _less(self, part: Moments, weights: str | None) -> Statistics:
+        rest = self.moments.minus(part)
+        return replace(self, moments=rest, requests=self.requests + 1, weights=weights)
 
     def part(self, model: nn.Module, batches: Iterable[Inputs], forward: Forward) -> Moments:
         """Return the moments of some batches, measured as these were.
@@ -251,6 +257,7 @@ class Statistics:
             "inputs": list(self.inputs),
             "products": self.products,
             "requests": self.requests,
+            "weights": self.weights,
             "samples": self.moments.samples,
             "rows": self.moments.rows,
             "layers": {name: asdict(layer) for name, layer in self.moments.layers.items()},
@@ -493,7 +500,8 @@ def _looking_at(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _forward(model: nn.Module) -> Forward:
+def plain_forward(model: nn.Module) -> Forward:
+    """Return calls of a model where its weights are and in their type, without autocast."""
     first = next((p for p in model.parameters() if p.is_floating_point()), None)
     device = torch.device("cpu") if first is None else first.device
     dtype = None if first is None else first.dtype
@@ -518,7 +526,11 @@ def _from_header(header: Mapping[str, object], sums: dict[str, Tensor]) -> Stati
     products: Products = "single" if header["products"] == "single" else "double"
     moments = Moments(layers, sums, dict(rows), int(str(header["samples"])))
     requests = int(str(header.get("requests", 0)))  # absent in files of before they were counted
-    return Statistics(moments, str(header["architecture"]), tuple(inputs), products, requests)
+    weights = header.get("weights")
+    return Statistics(
+        moments, str(header["architecture"]), tuple(inputs), products, requests,
+        None if weights is None else str(weights),
+    )  # fmt: skip
 
 
 def _layer(fields: dict[str, object]) -> Layer:

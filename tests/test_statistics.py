@@ -81,9 +81,10 @@ def test_a_file_gives_the_same_back(positions: str | float, tmp_path: Path) -> N
     again = Statistics.load(file)
     assert again.moments.layers == found.moments.layers
     assert again.moments.rows == found.moments.rows
-    assert (again.architecture, again.inputs, again.products, again.samples) == (
-        found.architecture, found.inputs, found.products, found.samples,
+    assert (again.architecture, again.inputs, again.products, again.samples, again.weights) == (
+        found.architecture, found.inputs, found.products, found.samples, found.weights,
     )  # fmt: skip
+    assert found.weights is not None
     for name, total in found.moments.sums.items():
         assert torch.equal(again.moments.sums[name], total)
     assert repr(again) == repr(found)
@@ -94,6 +95,7 @@ def test_a_file_gives_the_same_back(positions: str | float, tmp_path: Path) -> N
         assert close(rest, direct, 1e-5)
     assert rest.samples == 180
     assert (found.requests, rest.requests) == (0, 1)
+    assert rest.weights is None
     assert Statistics.load(rest.save(tmp_path / "rest")).requests == 1
     (tmp_path / "rest").unlink()
     again.save(file)  # replaces
@@ -294,12 +296,12 @@ def test_files_of_before_padding_and_requests_were_noted_are_read(tmp_path: Path
         metadata = dict(stored.metadata())
         sums = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     header = json.loads(metadata["header"])
-    del header["requests"]
+    del header["requests"], header["weights"]
     for layer in header["layers"].values():
         del layer["padded"]
     save_file(sums, file, metadata={**metadata, "header": json.dumps(header)})
     again = Statistics.load(file)
-    assert again.requests == 0
+    assert (again.requests, again.weights) == (0, None)
     assert again.moments.layers == found.moments.layers
     assert close(again.subtract(some.model, some.forget_loader()),
                  found.subtract(some.model, some.forget_loader()))  # fmt: skip

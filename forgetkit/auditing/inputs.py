@@ -29,7 +29,13 @@ from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
 from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import CannotSplitModel, DataError, ModelError
-from forgetkit.fingerprint import TensorPrint, bits_of, fingerprint, model_tensors, plain_names
+from forgetkit.fingerprint import (
+    TensorPrint,
+    bits_of,
+    model_prints,
+    model_tensors,
+    plain_names,
+)
 from forgetkit.fresh import reset_weights
 from forgetkit.goal import Classes, Goal, Instances, resolve_classes
 from forgetkit.types import Inputs, SampleSet
@@ -365,15 +371,7 @@ def view_of(
 
 def prints_of(model: nn.Module) -> dict[str, TensorPrint]:
     """Return the fingerprint of every tensor by its name without wrappers' marks."""
-    tensors = model_tensors(unwrap(model))
-    plain = plain_names(tensors)
-    return {plain[name]: found for name, found in fingerprint(tensors).items()}
-
-
-def digest(prints: Mapping[str, TensorPrint]) -> str:
-    """Return one SHA-256 for a whole model."""
-    listed = sorted((name, *found) for name, found in prints.items())
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+    return model_prints(unwrap(model))
 
 
 def set_digest(samples: SampleSet) -> str:

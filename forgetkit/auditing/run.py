@@ -25,7 +25,7 @@ from forgetkit.data.loaders import Loader
 from forgetkit.dryrun.outputs import OutputChoice
 from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
-from forgetkit.fingerprint import TensorPrint
+from forgetkit.fingerprint import TensorPrint, digest
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.metric import LEVELS, Finding, Metric, all_metrics, find_metric
 from forgetkit.model_errors import in_one_sentence
@@ -260,15 +260,13 @@ class _Session:
 
     def _fingerprint(self) -> None:
         prints = inputs.prints_of(self.model)
-        self.prints["model"] = inputs.digest(prints)
+        self.prints["model"] = digest(prints)
         if self.original is not None:
             before = inputs.prints_of(self.original)
-            self.prints["original"] = inputs.digest(before)
+            self.prints["original"] = digest(before)
             self._compare(before, prints)
         if self.references:
-            self.prints["retrained"] = [
-                inputs.digest(inputs.prints_of(one)) for one in self.references
-            ]
+            self.prints["retrained"] = [digest(inputs.prints_of(one)) for one in self.references]
         sets = self._sets()
         if "forget" in sets:
             self.prints["forget set"] = inputs.set_digest(sets["forget"])

@@ -16,7 +16,6 @@ from torch import nn
 from forgetkit import __version__
 from forgetkit.adapting import unwrap
 from forgetkit.api import forget
-from forgetkit.auditing.inputs import digest as model_digest
 from forgetkit.auditing.inputs import prints_of
 from forgetkit.comparing.accuracies import Ground, ground_of, score_of
 from forgetkit.comparing.sharing import Task, finish
@@ -26,6 +25,7 @@ from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
 from forgetkit.engine.place import Place, alone, choose_place
 from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, ModelError
+from forgetkit.fingerprint import digest as model_digest
 from forgetkit.goal import Classes, Goal
 from forgetkit.listed import as_list
 from forgetkit.method import Method, build

@@ -450,7 +450,8 @@ class Execution:
         count = sum(samples for _, samples in seen)
         if count == 0:
             return 0.0
-        return sum(accuracy * samples for accuracy, samples in seen) / count
+        # whole numbers of hits: a sum of rounded products may miss equality by a digit
+        return sum(round(accuracy * samples) for accuracy, samples in seen) / count
 
     def _say_what_parts_change(self, run: Run) -> None:
         """Say when cutting batches into parts gives another update than the whole batch."""

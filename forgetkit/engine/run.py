@@ -228,6 +228,10 @@ class Run:
         with self._autocast():
             return self._logits_of(_call(self._model, self._on_device(inputs)))
 
+    def own_precision(self) -> AbstractContextManager[None]:
+        """Return a block in which weights are of the model's own type, not float32 masters."""
+        return self._own_precision()
+
     @property
     def original(self) -> nn.Module:
         """The model as it came in: a frozen copy in eval mode, made on first use."""

@@ -17,6 +17,7 @@ from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, registe
 from forgetkit.projection import in_region
 from forgetkit.recipe import Trained
 from forgetkit.retained import retained
+from forgetkit.statistics import WIDEST
 from forgetkit.stopping import (
     begin_gap,
     begin_patience,
@@ -107,19 +108,22 @@ class PGU(Trained):
             "target": {"epochs": 30, "lr": 0.05, "last_lr": 0.05},
             "trust_rate": {"trust_dim": 8},
             "gamma_step": {"lr": 0.02, "last_lr": 0.01, "gamma": 0.6, "requests": 1},
+            "max_dim": {"lr": 0.02, "last_lr": 0.01, "max_dim": 15},
+            "max_dim/vit": {"lr": 0.02, "last_lr": 0.01, "max_dim": 31},
             "requests": {"lr": 0.02, "last_lr": 0.01, "gamma": 0.6, "gamma_step": 0.1},
         },
         presets={
             "paper": {
                 "spectrum": "sigma", "gamma": 0.9, "positions": "all", "entropy_weight": 0.2,
+                "max_dim": 1000000,
             },
             "code": {
                 "spectrum": "sigma", "gamma": 0.9, "lr": 0.1, "positions": "all",
-                "dense_patches": True, "dropout": True, "entropy_weight": 0.2,
+                "dense_patches": True, "dropout": True, "entropy_weight": 0.2, "max_dim": 1000000,
             },
             "depoison": {
                 "spectrum": "sigma", "gamma": 0.95, "lr": 0.1, "last_lr": 0.05,
-                "positions": "all", "entropy_weight": 0.2,
+                "positions": "all", "entropy_weight": 0.2, "max_dim": 1000000,
             },
         },
     )  # fmt: skip
@@ -158,8 +162,14 @@ class PGU(Trained):
     statistics: str | None = artefact(
         "file of forgetkit.Statistics over the whole training set; with it D_r is not needed"
     )
-    positions: str = choice(
-        "auto", ("auto", "all"), "rows that an image gives to the moments: few enough, or all"
+    positions: str | None = choice(
+        None,
+        ("auto", "all"),
+        "rows that an image of D_r gives to the moments: few enough, or all; None takes all to "
+        "depoison, else few enough",
+    )
+    max_dim: int = bounded(
+        WIDEST, 1, 1000000, "longest row of a layer that may change, when D_r is measured"
     )
     dense_patches: bool = flag(
         default=False, about="measure patches at every place, whatever a convolution's stride"
@@ -189,13 +199,20 @@ class PGU(Trained):
         gamma = self.gamma
         if gamma is None:
             gamma = 0.9 if facts.goal == "classes" else 0.95
-        return replace(self, epsilon=epsilon, trust_dim=region, entropy_weight=weight, gamma=gamma)
+        rows = ("all" if cleans else "auto") if self.positions is None else self.positions
+        return replace(
+            self, epsilon=epsilon, trust_dim=region, entropy_weight=weight, gamma=gamma,
+            positions=rows,
+        )  # fmt: skip
 
     def setup(self, run: Run) -> State:
         """Return the projection of every measured weight, and the trust region's basis."""
         if self.gamma is None:
             raise TypeError("pgu runs with the shares that tuned() filled in")
-        kept = retained(run, self.statistics, self.positions, dense_patches=self.dense_patches)
+        kept = retained(
+            run, self.statistics, self.positions or "auto",
+            dense_patches=self.dense_patches, max_dim=self.max_dim,
+        )  # fmt: skip
         served = kept.requests if self.requests is None else self.requests
         weights = run.parameters
         moments = {n: moment for n, moment in kept.moments.sums.items() if n in weights}
@@ -219,7 +236,10 @@ class PGU(Trained):
             run.log(_not_there(missing, kept.requests))
         still = [n for n, p in weights.items() if p.ndim > 1 and n not in moments]
         if still:
-            run.log(f"pgu: {len(still)} weights without moments stay as they are: {still[:4]}")
+            run.log(
+                f"pgu: {len(still)} weights without moments (not called, or with rows longer than "
+                f"max_dim) stay as they are: {still[:4]}"
+            )
         return state | dict(self._rule(run))
 
     def _regions(self, run: Run, called: Sequence[str]) -> dict[str, int]:

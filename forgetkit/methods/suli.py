@@ -138,7 +138,8 @@ class SULI(SoftTargets):
         state = {} if run.random_inputs else dict(self.fixed(logits, run))
         if self.teacher == "current":
             state["targets"] = torch.zeros_like(logits)  # each layer writes its own
-        known = float(hits(logits, run.forget.labels.to(logits.device)).mean())
+        right = hits(logits, run.forget.labels.to(logits.device)).cpu()
+        known = float(right.double().mean())  # rounded as later looks are: equal is not a rise
         return {**state, "entropy": entropy(logits), **self._accepted(known, run)}
 
     def passes(self, run: Run) -> Sequence[Pass]:

@@ -37,6 +37,7 @@ from forgetkit.auditing.verdict import (
     verdict,
 )
 from forgetkit.fields import bounded
+from forgetkit.fingerprint import digest
 from forgetkit.goal import Instances
 from forgetkit.metric import Finding, Group, Level, Metric, MetricCard, Reads, Verdict
 from forgetkit.testing import TOYS, toy
@@ -539,7 +540,7 @@ def test_a_result_is_audited_with_the_original_from_its_patch() -> None:
     assert found.changed == list(result.patch.names)
     assert found["answers"].controls["original"] == 1.0
     assert found["answers"].value == 0.0
-    assert found.fingerprints["original"] == inputs.digest(inputs.prints_of(toy("cnn").model))
+    assert found.fingerprints["original"] == digest(inputs.prints_of(toy("cnn").model))
     assert result.audit(test=unseen(), metrics=["us"], device="cpu")["us"].value is not None
     result.undo()
     with pytest.raises(PatchMismatch):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from forgetkit import Result, Statistics, forget
+from forgetkit import Result, Statistics, core_space, forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.errors import BadHyperparameter, ModelError
 from forgetkit.method import Facts, build
+from forgetkit.methods import pgu as pgu_module
 from forgetkit.methods.pgu import PATIENCE, PGU
 from forgetkit.statistics import Products
 from forgetkit.stopping import begin_gap, begin_patience, validation_gap, validation_patience
@@ -365,6 +366,73 @@ def test_four_requests_from_one_file_without_retained_data(tmp_path: Path) -> No
     whole, direct = Statistics.load(file), Statistics.collect(some.model, rest)
     first = "body.0.weight"  # what it sees does not depend on the edited weights
     assert torch.allclose(whole.moments.sums[first], direct.moments.sums[first], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize(
+    ("dtype", "precision"),
+    [(torch.float32, "no"), (torch.float32, "bf16"), (torch.bfloat16, "no")],
+)
+def test_what_is_taken_out_was_put_in_whatever_the_precision_of_the_run(
+    kind: str, dtype: torch.dtype, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, file = toy(kind), tmp_path / "statistics"
+    some.model.to(dtype)
+    whole = Statistics.collect(some.model, some.loader(), positions="all")
+    rest = whole.subtract(some.model, some.forget_loader()).moments.sums
+    seen: dict[str, Tensor] = {}
+    known = core_space.protections
+
+    def watched(weights: Any, moments: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401
+        seen.update(moments)
+        return known(weights, moments, *args, **named)
+
+    monkeypatch.setattr(pgu_module, "protections", watched)
+    request = forget(some.model).classes([3]).on("cpu", mixed_precision=precision)
+    request = request.using("pgu", epochs=1, statistics=str(whole.save(file)))
+    result = request.run(some.forget_loader(), guard=None)
+    assert seen.keys() == rest.keys()
+    for name, found in seen.items():
+        assert torch.allclose(found, rest[name], rtol=0, atol=1e-9 * float(rest[name].max())), name
+    assert not any("statistics" in note for note in result.notes)
+
+
+def test_statistics_of_other_weights_are_noticed(tmp_path: Path) -> None:
+    some, file = toy("cnn"), tmp_path / "statistics"
+    whole = Statistics.collect(some.model, some.loader(), positions="all")
+    whole.save(file)
+
+    def run(model: nn.Module) -> Result:
+        request = forget(model).classes([3]).using("pgu", statistics=file, epochs=1)
+        return request.on("cpu").run(some.forget_loader(), guard=None)
+
+    def noticed(result: Result) -> bool:
+        return any("measured with other weights" in note for note in result.notes)
+
+    first = run(some.model)
+    assert not noticed(first)
+    assert noticed(run(copy.deepcopy(some.model)))  # it has forgotten since
+    whole.without(first, some.forget_loader()).save(file)
+    assert not noticed(run(copy.deepcopy(some.model)))
+    whole.subtract(some.model, some.forget_loader()).save(file)  # which weights will come is open
+    assert not noticed(run(copy.deepcopy(some.model)))
+
+
+@pytest.mark.parametrize("goal", ["classes", "depoison"])
+def test_layers_with_longer_rows_than_max_dim_stay(goal: str) -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    widths = {n: p[0].numel() for n, p in some.model.named_parameters() if p.ndim > 1}
+    limit = min(widths.values())
+    start = forget(some.model)
+    request = start.classes([3]) if goal == "classes" else start.depoison(range(40))
+    request = request.using("pgu", epochs=2, lr=0.5, gamma=0.5, max_dim=limit).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    wide = [name for name, width in widths.items() if width > limit]
+    assert wide
+    assert all(torch.equal(before[name], weights(some.model)[name]) for name in wide)
+    assert any(f"pgu: {len(wide)} weights without moments" in note for note in result.notes)
+    assert changed(before, weights(some.model))
 
 
 def test_statistics_of_other_images_are_noticed(tmp_path: Path) -> None:
@@ -741,21 +809,24 @@ def test_a_class_is_done_at_chance_level(kind: str) -> None:
     assert result.after["forget"].accuracy == pytest.approx(seen[-1])
 
 
-CLEANING: dict[str, float] = {
+CLEANING: dict[str, object] = {
     "trust_dim": 400, "trust_rate": 0.1, "entropy_weight": 3.0, "epsilon": 0.1, "gamma": 0.95,
+    "positions": "all",
 }  # fmt: skip
 
 
 def test_every_default_is_the_published_or_the_measured_one() -> None:
     facts = Facts("classes", 10, 90, 10, transformer=False)
     shared: dict[str, Any] = {
-        "spectrum": "energy", "positions": "auto", "dense_patches": False, "dropout": False,
+        "spectrum": "energy", "dense_patches": False, "dropout": False, "max_dim": 4608,
         "trust_rate": 0.1, "gamma_step": 0.0, "requests": None, "target": None,
         "statistics": None, "epochs": 100, "lr": 0.05, "last_lr": 0.01, "optimizer": "sgd",
         "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "batch_size": 128,
         "max_norm": None, "mask": None,
     }  # fmt: skip
-    forgetting = shared | {"entropy_weight": 0.2, "epsilon": 0.05, "trust_dim": None}
+    forgetting = shared | {
+        "entropy_weight": 0.2, "epsilon": 0.05, "trust_dim": None, "positions": "auto",
+    }  # fmt: skip
     for goal, own in (
         ("classes", forgetting | {"gamma": 0.9}),
         ("instances", forgetting | {"gamma": 0.95}),
@@ -770,7 +841,7 @@ def test_the_preset_to_depoison_is_the_authors_code() -> None:
     preset = build("pgu", {"preset": "depoison"})
     published: dict[str, Any] = {
         "spectrum": "sigma", "gamma": 0.95, "lr": 0.1, "last_lr": 0.05, "positions": "all",
-        "entropy_weight": 0.2,
+        "entropy_weight": 0.2, "max_dim": 1000000,
     }  # fmt: skip
     assert preset == PGU(**published)
     facts = Facts("depoison", 10, 90, 10, transformer=False)
@@ -801,10 +872,10 @@ def test_the_defaults_to_depoison_are_those_of_the_run() -> None:
     )
     model = Wide()
 
-    def left(**settings: float) -> Tensor:
+    def left(**settings: Any) -> Tensor:  # noqa: ANN401
         mine = copy.deepcopy(model)
         request = forget(mine).depoison(range(500, 508)).on("cpu")
-        request = request.using("pgu", epochs=2, lr=0.5, batch_size=4, positions="all", **settings)
+        request = request.using("pgu", epochs=2, lr=0.5, batch_size=4, **settings)
         request.run(loader, guard=None)
         return mine.fc.weight.detach()
 

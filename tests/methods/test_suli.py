@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.method import Facts, build
@@ -177,6 +178,20 @@ def test_sweeps_that_are_undone_as_a_whole_do_not_repeat_for_ever() -> None:
     result = request.on("cpu").run(some.forget_loader(1), guard=None)
     assert result.after["forget"].accuracy == 0.0
     assert any(row.get("rejected_layers", 0.0) == 2.0 for row in result.history)
+
+
+@pytest.mark.parametrize("right", range(1, 11))
+def test_a_layer_that_leaves_the_accuracy_as_it_was_is_kept(right: int) -> None:
+    """Shares such as 0.9 are not numbers of float32: no rounding may pass for a rise."""
+    model = nn.Linear(4, 4)
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(4))
+        model.bias.zero_()
+    classes = torch.tensor([3] * right + [0] * (10 - right))
+    loader = DataLoader(TensorDataset(torch.eye(4)[classes], torch.full((10,), 3)), batch_size=5)
+    request = forget(model).classes([3]).using("suli", layers=2, epochs=2, lr=1e-6).on("cpu")
+    for row in request.run(loader, guard=None).history:
+        assert (row["forget_accuracy"], row.get("rejected_layers", 0.0)) == (right / 10, 0.0)
 
 
 def test_with_one_layer_the_predicted_class_is_as_good_as_the_label() -> None:
