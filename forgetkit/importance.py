@@ -23,7 +23,7 @@ from forgetkit.curvature import (
 from forgetkit.errors import DataError
 from forgetkit.fingerprint import plain_names
 from forgetkit.losses import cross_entropy
-from forgetkit.per_sample import LogitsOf, Parameters
+from forgetkit.per_sample import LogitsOf, Parameters, wide_type
 from forgetkit.types import SampleSet
 
 KINDS = ("cross_entropy", "squared_norm")
@@ -57,12 +57,11 @@ class Importance:
             float(one.samples if self.form == "sample" else one.batches) for one in (self, other)
         ]
         total = sum(weights)
-        values = {
-            name: (
-                (own.double() * weights[0] + other.values[name].double() * weights[1]) / total
-            ).to(own.dtype)
-            for name, own in self.values.items()
-        }
+        values = {}
+        for name, own in self.values.items():
+            wide = wide_type(own.device)
+            added = own.to(wide) * weights[0] + other.values[name].to(wide) * weights[1]
+            values[name] = (added / total).to(own.dtype)
         return dataclasses.replace(
             self,
             values=values,

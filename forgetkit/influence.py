@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LAST_LINEAR = 3
 """Linear layers that the authors' code edits: their last six tensors."""
+
+_PARAMETRISED = re.compile(r"(^|\.)parametrizations\..*$")
 
 
 def correction(
@@ -71,9 +74,7 @@ class Influence(Method):
         linear = [layer.name for layer in found if isinstance(modules[layer.name], nn.Linear)]
         names = {found[-1].name, *(linear[-LAST_LINEAR:] if self.layers == "linear" else ())}
         moving = {
-            name: parameter
-            for name, parameter in run.parameters.items()
-            if name.rpartition(".")[0] in names
+            name: parameter for name, parameter in run.parameters.items() if _owner(name) in names
         }
         if not moving:
             raise ModelError(
@@ -82,3 +83,8 @@ class Influence(Method):
             )
         run.log(f"{self.card.slug} moves {', '.join(moving)}")
         return moving
+
+
+def _owner(name: str) -> str:
+    """Return the path of the module that a parameter belongs to, parametrised or not."""
+    return _PARAMETRISED.sub("", name.rpartition(".")[0])

@@ -245,14 +245,15 @@ def _with_tensors(model: nn.Module, names: list[str], place: dict[str, int]) -> 
 
 
 def described(layers: Sequence[Layer], movable: Collection[str]) -> str:
-    """Name layers, and which of their parameters are frozen.
+    """Name layers, and which of their tensors are frozen.
 
     Args:
         layers: what is named.
-        movable: names of the parameters that are not frozen.
+        movable: names of the parameters and buffers that are not frozen.
     """
     names = ", ".join(layer.name for layer in layers)
-    frozen = [name for layer in layers for name in layer.parameters if name not in movable]
+    own = [name for layer in layers for name in (*layer.parameters, *layer.buffers)]
+    frozen = [name for name in own if name not in movable]
     if not frozen:
         return names
     return (

@@ -31,6 +31,7 @@ from forgetkit.convolution_cuts import Cut, Pixels
 from forgetkit.errors import DataError
 from forgetkit.layer_calls import Call, Watch
 from forgetkit.layer_survey import BLOCK, Forward, Layer
+from forgetkit.per_sample import wide_type
 from forgetkit.types import Inputs
 
 _BUFFERED = 1024  # rows that are gathered before a product: few large ones are quicker
@@ -226,7 +227,10 @@ class Accumulator:
         """Add the product of the rows that wait to the upper blocks of C."""
         layer = self._moments.layers[name]
         waiting = self._kept[name]
-        for rows in _pieces(torch.cat(waiting, dim=1) if len(waiting) > 1 else waiting[0]):
+        every = torch.cat(waiting, dim=1) if len(waiting) > 1 else waiting[0]
+        if wide_type(every.device) != torch.float64:  # sums are float64, wherever that is
+            every = every.cpu()
+        for rows in _pieces(every):
             new = name not in self._upper
             if new:
                 shape = (layer.groups, layer.width, layer.width)

@@ -197,7 +197,7 @@ class Removal:
     def __init__(self, weight: Tensor, retain: Eigen, forget: Eigen) -> None:
         groups, width = retain.values.shape
         self._weight = weight.detach().clone()
-        flat = self._weight.reshape(len(weight), width).double()
+        flat = self._weight.reshape(len(weight), width).to(retain.vectors)
         rows = rearrange(flat, "(g o) d -> g o d", g=groups)
         self._retain, self._forget = retain, forget
         self._in_retain = rows @ retain.vectors
@@ -210,4 +210,4 @@ class Removal:
         gone = scaled_shares(self._forget.values, forget_scale)[:, None, :]
         inside = ((self._in_retain * kept) @ self._across - self._in_forget) * gone
         change = (inside @ self._forget.vectors.transpose(1, 2)).reshape(self._weight.shape)
-        return (self._weight.double() + change).to(self._weight.dtype)
+        return (self._weight.to(change) + change).to(self._weight)

@@ -12,6 +12,7 @@ from torch import Tensor
 from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
 from forgetkit.losses import accuracy, label_hits, per_sample_loss
+from forgetkit.per_sample import wide_type
 from forgetkit.types import Batch, SampleSet
 
 LogitsOf = Callable[[Batch], Tensor]
@@ -69,8 +70,9 @@ def measure(
     Raises:
         UnlearningFailed: a logit is not finite; the message names the batch.
     """
-    right = torch.zeros(num_classes + 2, dtype=torch.float64, device=place.device)
-    count = torch.zeros(num_classes + 2, dtype=torch.float64, device=place.device)
+    wide = wide_type(place.device)
+    right = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
+    count = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
     for number, batch in enumerate(samples.batches(samples.at_once, shard=place.shard)):
         if len(batch) == 0:
             continue
@@ -81,16 +83,16 @@ def measure(
                 "check the images of that batch and the model's weights"
             )
         wanted = (batch.labels if labels is None else labels[batch.index]).to(logits.device)
-        hits = accuracy(logits, wanted).double()
+        hits = accuracy(logits, wanted).to(right)
         if wanted.ndim == 1:
             right.index_add_(0, wanted, hits)
             count.index_add_(0, wanted, torch.ones_like(hits))
         else:
-            right[:num_classes] += label_hits(logits, wanted).double().sum(dim=0)
+            right[:num_classes] += label_hits(logits, wanted).to(right).sum(dim=0)
             count[:num_classes] += len(batch)
         right[-2] += hits.sum()
         count[-2] += len(batch)
-        right[-1] += per_sample_loss(logits, wanted).double().sum()
+        right[-1] += per_sample_loss(logits, wanted).to(right).sum()
     right, count = place.total(right), place.total(count)
     shares = {
         label: (float(right[label] / count[label]), int(count[label]))

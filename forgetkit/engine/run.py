@@ -17,7 +17,7 @@ from forgetkit.copying import independent_copy
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
-from forgetkit.engine.modes import evaluating
+from forgetkit.engine.modes import evaluating, frozen_tensors
 from forgetkit.engine.place import Place, moved_inputs
 from forgetkit.engine.remembering import Measure
 from forgetkit.errors import DataError
@@ -328,6 +328,12 @@ class Run:
     def parameters(self) -> dict[str, nn.Parameter]:
         """The tensors that the method may change, by dotted path."""
         return dict(self._editable)
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers by dotted path, but for those of modules whose parameters are all frozen."""
+        frozen = set(frozen_tensors(self._model))
+        return {name: b for name, b in self._model.named_buffers() if name not in frozen}
 
     def uniform(self, purpose: str, positions: Tensor) -> Tensor:
         """Return one float64 in [0, 1) per sample position, independent of the reading order."""

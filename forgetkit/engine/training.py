@@ -346,7 +346,7 @@ def _means(sums: Sums) -> dict[str, float]:
     for name, steps in sums.items():
         values, counts = zip(*steps, strict=True)
         weights = torch.tensor(counts, dtype=torch.float64)
-        means[name] = float(torch.stack(values).double().cpu() @ weights / weights.sum())
+        means[name] = float(torch.stack(values).cpu().double() @ weights / weights.sum())
     return {**{f"loss_{name}": value for name, value in means.items()}, "loss": sum(means.values())}
 
 

@@ -12,6 +12,7 @@ from forgetkit.errors import BadHyperparameter, DataError
 from forgetkit.fields import artefact, bounded, choice
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Facts, Need, Pair, register
+from forgetkit.per_sample import wide_type
 from forgetkit.recipe import FullNetwork
 from forgetkit.training_log import practise
 from forgetkit.types import Terms
@@ -99,7 +100,8 @@ class Amnesiac(FullNetwork):
         steps = written.covering(written.located(run.images.places))
         for name, change in written.total(steps).items():
             tensor = live[name]
-            taken = tensor.double() - change.to(tensor.device)
+            wide = wide_type(tensor.device)
+            taken = tensor.to(wide) - change.to(tensor.device, wide)
             if name.endswith("running_var"):  # a part of its changes may leave no variance at all
                 taken = torch.where(taken > 0, taken, tensor)
             tensor.copy_(taken)

@@ -63,7 +63,7 @@ class CFk(FullNetwork):
 
     def setup(self, run: Run) -> State:
         """Say which layers are trained."""
-        layers = described(self._layers(run), run.parameters)
+        layers = described(self._layers(run), {*run.parameters, *run.buffers})
         run.log(f"cf_k trains the last {self.k} {self.unit}s: {layers}")
         return {}
 

@@ -69,7 +69,7 @@ class EUk(FullNetwork):
 
     def setup(self, run: Run) -> State:
         """Say which layers are retrained."""
-        layers = described(self._layers(run), run.parameters)
+        layers = described(self._layers(run), {*run.parameters, *run.buffers})
         run.log(f"eu_k resets and trains the last {self.k} {self.unit}s: {layers}")
         return {}
 
@@ -81,10 +81,10 @@ class EUk(FullNetwork):
         """Replace the last k layers, running statistics included, by those of an untrained copy."""
         twin = run.fresh_twin()
         fresh = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-        live = {**run.parameters, **dict(run.model.named_buffers())}
+        live = {**run.parameters, **run.buffers}
         for layer in self._layers(run):
             for name in (*layer.parameters, *layer.buffers):
-                if name in live:  # frozen parameters are the user's to keep
+                if name in live:  # frozen tensors are the user's to keep
                     live[name].copy_(fresh[name])
 
     def loss(self, batch: Pair, run: Run) -> Terms:

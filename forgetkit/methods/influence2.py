@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forgetkit.fields import bounded, choice
 from forgetkit.influence import Influence, correction
 from forgetkit.method import Card, register
-from forgetkit.per_sample import lowest
+from forgetkit.per_sample import lowest, wide_type
 from forgetkit.second_order import gauss_newton_product, hessian_product, shaped
 from forgetkit.solvers import Product, Solution, conjugate_gradient, lissa
 from forgetkit.types import Batch
@@ -93,7 +93,9 @@ class Influence2(Influence):
         forget = list(run.forget.batches())
         old, new = run.forget.labels, run.forget.new_labels
         change = correction(run.functional_logits, parameters, forget, old=old, new=new)
-        found = self._solved(self._product(run, parameters, forget, new), change.double())
+        found = self._solved(
+            self._product(run, parameters, forget, new), change.to(wide_type(change.device))
+        )
         run.log(f"influence2: {self.solver} {found}")
         if not found.converged:
             logger.warning(

@@ -153,7 +153,7 @@ class LinearFiltration(Method):
             if samples is None:
                 continue
             for batch in run.working(samples.take(self._few(samples, run.num_classes))).batches():
-                logits = run.logits(batch).double().cpu()
+                logits = run.logits(batch).cpu().double()
                 labels = batch.labels.cpu()
                 sums.index_add_(0, labels, logits)
                 count.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
@@ -180,13 +180,12 @@ class LinearFiltration(Method):
         rows = weight.movedim(axis, 0)
         flat = rows.reshape(len(rows), -1)
         retained = [label for label in range(len(rows)) if label not in forgotten]
-        matrix = matrix.to(weight.device)
         new_weight, new_bias = torch.zeros_like(flat), torch.zeros_like(bias)
         if self.form == "naive":  # exact: a product with the identity could round
             new_weight[retained], new_bias[retained] = flat[retained], bias[retained]
         else:
-            new_weight[retained] = (matrix @ flat.double()).to(weight.dtype)
-            new_bias[retained] = (matrix @ bias.double()).to(bias.dtype)
+            new_weight[retained] = (matrix @ flat.cpu().double()).to(weight)
+            new_bias[retained] = (matrix @ bias.cpu().double()).to(bias)
         lowest = float(new_bias[retained].min()) - MASK_BELOW
         new_bias[list(forgotten)] = max(lowest, LOWEST_BIAS)
         rows.copy_(new_weight.view_as(rows))

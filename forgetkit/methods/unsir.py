@@ -43,8 +43,8 @@ class Unsir(FullNetwork):
         impair:  L = CE(z, y) over the noise, labelled c and repeated, and samples of D_r
         repair:  L = CE(z, y) over the same samples of D_r, with a step size of its own
 
-    No forget image is ever read. The impair pass leaves retained accuracy low; the repair pass
-    brings it back.
+    No forget image is read, but for a ``mask``. The impair pass leaves retained accuracy low; the
+    repair pass brings it back.
 
     Source: Tarun, Chundawat, Mandal, Kankanhalli, "Fast Yet Effective Machine Unlearning", IEEE
         TNNLS 2023, https://github.com/vikram2000b/Fast-Machine-Unlearning.

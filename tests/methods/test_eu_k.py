@@ -103,6 +103,22 @@ def test_the_layers_are_told_by_name() -> None:
     assert run(toy("cnn"), k=2).notes == ["eu_k resets and trains the last 2 layers: body.4, fc"]
 
 
+@pytest.mark.parametrize("slug", ["eu_k", "cf_k", "retrain"])
+def test_frozen_normalisation_keeps_its_running_statistics(slug: str) -> None:
+    some = toy("cnn")
+    norms = {n: m for n, m in some.model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    last = list(norms)[-1]
+    for parameter in norms[last].parameters():
+        parameter.requires_grad_(False)
+    before = {n: b.clone() for n, b in some.model.named_buffers()}
+    settings = {} if slug == "retrain" else {"k": 2}
+    (note,) = run(some, slug=slug, epochs=1, **settings).notes
+    moved = {n for n, b in some.model.named_buffers() if not torch.equal(b, before[n])}
+    assert not any(name.startswith(f"{last}.") for name in moved)
+    assert moved or len(norms) == 1 or slug != "retrain"
+    assert f"{last}.running_mean" in note
+
+
 def test_frozen_layers_among_them_are_told() -> None:
     some = toy("cnn")
     dict(some.model.named_parameters())["fc.bias"].requires_grad_(False)

@@ -91,6 +91,21 @@ def test_deletion_repeats_with_the_own_labels() -> None:
     assert torch.allclose(model.fc.weight, weight, atol=1e-5)
 
 
+@pytest.mark.parametrize("wrap", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("which", ["head", "linear"])
+def test_parametrised_weights_move_as_others_do(wrap: str, which: str) -> None:
+    torch.manual_seed(0)
+    head = getattr(nn.utils.parametrizations, wrap)(nn.Linear(6, 3, bias=False))
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), head)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    request = forget(model).instances([0, 3]).using("influence1", step_size=0.1, layers=which)
+    request.on("cpu").run(loader(), guard=None)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    own = {name for name in before if name.startswith("2.parametrizations.weight.")}
+    assert own
+    assert moved == (own if which == "head" else before.keys())
+
+
 def test_same_labels_make_no_change() -> None:
     model = Linear()
 
