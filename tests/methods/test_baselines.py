@@ -563,8 +563,11 @@ def test_retraining_takes_the_rate_of_its_optimiser(
     assert Retrain(optimizer=optimizer).tuned(facts).lr == lr
 
 
+@pytest.mark.parametrize("goal", ["classes", "instances"])
 @pytest.mark.parametrize("slug", ["random_label", "initial_label", "salun"])
-def test_no_forgotten_class_is_a_new_label(slug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_forgotten_class_and_no_own_label_is_a_new_label(
+    slug: str, goal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     some, kind = toy("cnn"), find(slug)
     seen: list[Tensor] = []
     setup = kind.setup
@@ -575,10 +578,15 @@ def test_no_forgotten_class_is_a_new_label(slug: str, monkeypatch: pytest.Monkey
         return state
 
     monkeypatch.setattr(kind, "setup", watched)
-    request = forget(some.model).classes([1, 3]).using(slug, epochs=1, lr=1e-5).on("cpu")
-    request.run(some.loader(), guard=None)
+    start = forget(some.model)
+    request = start.classes([1, 3]) if goal == "classes" else start.instances(range(120))
+    request.using(slug, epochs=1, lr=1e-5).on("cpu").run(some.loader(), guard=None)
     assert len(seen[0]) == 120
-    assert set(seen[0].tolist()) <= {0, 2}
+    if goal == "classes":
+        assert set(seen[0].tolist()) <= {0, 2}
+    else:
+        assert not bool((seen[0] == some.train.tensors[1][:120]).any())
+        assert len(set(seen[0].tolist())) > 1
 
 
 def test_samples_stop_at_the_accuracy_of_unseen_ones_of_their_classes() -> None:

@@ -183,3 +183,8 @@ def test_a_run_is_not_taken_for_a_masked_head() -> None:
     result = request.on("cpu").run(some.loader(), guard=None)
     assert not result.head_masked
     assert result.after["forget"].accuracy == result.before["forget"].accuracy
+
+
+def test_weights_without_information_get_the_published_floor() -> None:
+    found = noise_variance(torch.zeros(2), 3.0, exponent=0.5)
+    assert torch.allclose(found, torch.full((2,), 3e8))

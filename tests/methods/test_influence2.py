@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -9,8 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.curvature import sum_of_gradients
+from forgetkit.methods import influence2
 from forgetkit.second_order import flat, gauss_newton_product, hessian_product
-from forgetkit.solvers import conjugate_gradient
+from forgetkit.solvers import Solution, conjugate_gradient
+from forgetkit.testing import toy
 from forgetkit.types import Batch, Inputs
 
 
@@ -145,3 +148,22 @@ def test_ridge_deletion_is_the_exact_refit() -> None:
             step = conjugate_gradient(multiplied, gradient, damping=penalty, tolerance=1e-14)
             refit = fitted["w"] + step.value
             assert torch.allclose(refit, ridge(kept), atol=1e-10) is exact
+
+
+@pytest.mark.parametrize(("solver", "published"), [("cg", 100), ("lissa", 10000)])
+def test_the_solvers_stop_after_their_own_number_of_products(
+    solver: str, published: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def stopped(*_: object, iterations: int, **__: object) -> Solution:
+        seen.append(iterations)
+        raise KeyboardInterrupt
+
+    name = "conjugate_gradient" if solver == "cg" else "lissa"
+    monkeypatch.setattr(influence2, name, stopped)
+    some = toy("cnn")
+    request = forget(some.model).instances([0, 3]).on("cpu").using("influence2", solver=solver)
+    with pytest.raises(KeyboardInterrupt):
+        request.run(some.loader())
+    assert seen == [published]

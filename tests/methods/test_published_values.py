@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forgetkit.method import Facts, GoalKind, build
+from forgetkit.method import Facts, GoalKind, all_cards, build
 
 Settings = dict[str, object]
 
@@ -16,6 +16,11 @@ ADVERSARIAL: Settings = {
     **SGD, "lr": 1e-3, "weight_decay": 1e-5, "forget_batch_size": 32, "batch_size": 256,
     "attack_step": 0.1, "attack_steps": 100, "epochs": 100,
 }  # fmt: skip
+BY_BATCH: Settings = {"importance": "batch", "batch_size": 64}
+GUARDED: Settings = {"max_norm": 5.0, "cap": True}  # the library's: ascent is unbounded
+UNBOUNDED: Settings = {"max_norm": None, "cap": False}
+LIKE_PAPER: Settings = {"lr": 1e-3, "batch_size": 32, "epochs": 100, "weight_decay": 1e-5}
+LIKE_CODE: Settings = {"weight_decay": 1e-4, "epochs": 1000, "bn": "train"}
 
 DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     ("retrain", "classes", False, {
@@ -27,9 +32,11 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
         **SGD, "lr": 0.01, "weight_decay": 0.0, "epochs": 10, "batch_size": 64, "anchor": 0.0,
         "bn": "train",
     }),
-    ("neggrad", "classes", False, {**RELABELLING, "batch_size": 64, "bn": "frozen"}),
+    ("neggrad", "classes", False, {
+        **RELABELLING, **GUARDED, "batch_size": 64, "bn": "frozen",
+    }),
     ("neggrad_plus", "instances", False, {
-        "optimizer": "sgd", "momentum": 0.0, "lr": 0.01, "epochs": 10,
+        **GUARDED, "optimizer": "sgd", "momentum": 0.0, "lr": 0.01, "epochs": 10,
     }),
     ("random_label", "classes", False, RELABELLING),
     ("initial_label", "classes", False, RELABELLING),
@@ -44,7 +51,7 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     ("scrub", "classes", False, {
         **SGD, "lr": 5e-4, "weight_decay": 5e-4, "label_weight": 0.99, "distill_weight": 0.001,
         "max_epochs": 2, "epochs": 3, "temperature": 4.0, "forget_batch_size": 512,
-        "batch_size": 256,
+        "batch_size": 256, "decay": "3-5-9", **GUARDED,
     }),
     ("scrub", "instances", False, {
         "label_weight": 1.0, "distill_weight": 0.5, "max_epochs": 3, "epochs": 5,
@@ -62,10 +69,15 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
         "temperature": 1.0, "optimizer": "adam", "lr": 1e-4, "epochs": 1, "batch_size": 256,
         "retain_share": 0.3,
     }),
-    ("influence1", "instances", False, {"step_size": 2e-5}),
+    ("influence1", "instances", False, {"step_size": 2e-5, "layers": "linear", "repeats": 1}),
     ("influence2", "instances", False, {
         "tolerance": 1e-4, "scale": 2e5, "hessian_samples": 1024, "damping": 1e-4 * 2e5,
-        "curvature": "ggn",
+        "curvature": "ggn", "layers": "linear", "solver": "cg", "iterations": None,
+    }),
+    ("linear_filtration", "classes", False, {"form": "normalization", "samples_per_class": 100}),
+    ("svd_projection", "classes", False, {
+        "samples_per_class": 100, "positions": "all", "sequential": False, "retain_scale": None,
+        "forget_scale": None,
     }),
     ("delete", "classes", False, {
         **SGD, "lr": 1e-4, "weight_decay": 0.0, "epochs": 20, "batch_size": 128,
@@ -96,33 +108,41 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
         "kd_direction": "target", "kd_reduction": "batchmean", "edit_bias": True,
     }),
     ("correct", "relabel", False, {
-        **SGD, "lr": 1e-3, "weight_decay": 1e-5, "batch_size": 32, "epochs": 100,
+        **SGD, "lr": 1e-3, "weight_decay": 1e-5, "batch_size": 32, "epochs": 100, "max_norm": 5.0,
     }),
     ("gli", "instances", False, {
         "optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "lr": 1e-3, "batch_size": 64,
         "noise_step": 0.01, "noise_steps": 2, "weight_start": 200.0, "weight_end": 1000.0,
-        "distance": "l2", "max_batches": 40,
+        "distance": "l2", "max_batches": 40, "check_every": 1, "patience": 3, "bounds": None,
     }),
-    ("su", "classes", False, {"optimizer": "adam", "lr": 1e-4, "batch_size": 256}),
+    ("su", "classes", False, {
+        "optimizer": "adam", "lr": 1e-4, "batch_size": 256, "temperature": 1.0, "epsilon": 0.0,
+        "epochs": 30, "removed": "auto",
+    }),
     ("su", "instances", False, {"lr": 6e-5}),
     ("suli", "classes", False, {
         "optimizer": "adam", "lr": 1e-4, "layers": 10, "epsilon": 0.0, "teacher": "original",
-        "max_steps": 400, "temperature": 1.0,
+        "max_steps": 400, "temperature": 1.0, "removed": "auto", "rollback": True,
+        "inner_steps": 1, "batch_size": 256,
     }),
     ("suli", "instances", False, {"lr": 8e-5, "layers": 2}),
     ("pgu", "instances", False, {
         "lr": 0.05, "last_lr": 0.01, "epochs": 100, "batch_size": 128, "entropy_weight": 0.2,
         "epsilon": 0.05,
     }),
-    ("adv", "instances", False, {**ADVERSARIAL, "attack_radius": 4.0}),
-    ("adv_imp", "instances", False, {**ADVERSARIAL, "importance_weight": 1.0}),
+    ("adv", "instances", False, {
+        **ADVERSARIAL, **GUARDED, "attack_radius": 4.0, "adversaries": 20, "balance": "size",
+    }),
+    ("adv_imp", "instances", False, {
+        **ADVERSARIAL, **GUARDED, "importance_weight": 1.0, "importance": "sample",
+    }),
 ]  # fmt: skip
 
 PRESETS: list[tuple[str, str, Settings]] = [
-    ("neggrad_plus", "small", {"retain_weight": 0.95, "epochs": 10}),
-    ("neggrad_plus", "large", {"retain_weight": 0.9999, "epochs": 5}),
+    ("neggrad_plus", "small", {**UNBOUNDED, "retain_weight": 0.95, "epochs": 10}),
+    ("neggrad_plus", "large", {**UNBOUNDED, "retain_weight": 0.9999, "epochs": 5}),
     # CE_r - CE_f at 0.001 is half of each at 0.002
-    ("neggrad_plus", "equal", {"retain_weight": 0.5, "lr": 0.002, "epochs": 2}),
+    ("neggrad_plus", "equal", {**UNBOUNDED, "retain_weight": 0.5, "lr": 0.002, "epochs": 2}),
     ("random_label", "mix", {
         "retain": "mix", "optimizer": "adam", "lr": 1e-4, "epochs": 3, "batch_size": 128,
     }),
@@ -132,42 +152,101 @@ PRESETS: list[tuple[str, str, Settings]] = [
         "forget_batch_size": 64, "batch_size": 32, "decay": "5-8-9", "max_norm": None,
         "cap": False,
     }),
+    ("scrub", "instances", {
+        **UNBOUNDED, "label_weight": 1.0, "distill_weight": 0.5, "max_epochs": 3, "epochs": 5,
+        "temperature": 4.0, "forget_batch_size": 16, "batch_size": 32, "decay": "3-5-9",
+    }),
+    ("scrub", "classes", {
+        **UNBOUNDED, "label_weight": 0.99, "distill_weight": 0.001, "max_epochs": 2, "epochs": 3,
+        "temperature": 4.0, "forget_batch_size": 512, "batch_size": 256, "decay": "3-5-9",
+    }),
+    ("scrub", "depoison", {
+        **UNBOUNDED, "label_weight": 1.0, "distill_weight": 0.01, "max_epochs": 2, "epochs": 10,
+        "temperature": 2.0, "forget_batch_size": 32, "batch_size": 32,
+    }),
     ("unsir", "ports", {
         "noise_steps": 250, "lr": 1e-4, "repair_lr": 1e-4, "retain_per_class": 500,
         "batch_size": 32, "copies": 80,
     }),
     ("influence1", "code", {"step_size": 2e-5, "repeats": 10}),
-    ("influence2", "code", {"solver": "lissa", "curvature": "hessian"}),
+    ("influence1", "paper", {"step_size": 2e-5, "repeats": 1}),
+    ("influence2", "code", {"solver": "lissa", "curvature": "hessian", "iterations": 10000}),
     ("delete", "code", {"lr": None, "epochs": 20, "batch_size": 128, "removed": "label"}),
-    ("ssd", "paper", {"importance": "batch", "threshold": 10.0, "strength": 1.0}),
-    ("ssd", "paper_vit", {"importance": "batch", "threshold": 5.0}),
-    ("ssd", "paper_vit_subclass", {"importance": "batch", "threshold": 25.0}),
-    ("ssd", "paper_faces", {"importance": "batch", "threshold": 50.0, "strength": 0.1}),
-    ("lfssd", "paper", {"importance": "batch", "threshold": 10.0}),
+    ("ssd", "paper", {**BY_BATCH, "threshold": 10.0, "strength": 1.0}),
+    ("ssd", "paper_vit", {**BY_BATCH, "threshold": 5.0}),
+    ("ssd", "paper_vit_subclass", {**BY_BATCH, "threshold": 25.0}),
+    ("ssd", "paper_faces", {**BY_BATCH, "threshold": 50.0, "strength": 0.1}),
+    ("lfssd", "paper", {**BY_BATCH, "threshold": 10.0}),
+    ("assd", "paper", {**BY_BATCH, "selection": 1.0}),
     ("sfron", "paper_swin", {
         "optimizer": "adamw", "lr": 2e-5, "weight_decay": 0.05, "ascent": 500.0, "every": 1,
         "iterations": 50, "epochs": 10,  # 500 steps
     }),
-    ("fisher", "paper", {"exponent": 0.25}),
-    ("gli", "mucac", {"noise_steps": 5, "weight_start": 200.0, "weight_end": 1000.0}),
-    ("gli", "mucac_binary", {"noise_steps": 5, "weight_start": 800.0, "weight_end": 12000.0}),
-    ("su", "paper_instances", {"lr": 6e-5, "epochs": 30}),
+    ("fisher", "paper", {
+        "exponent": 0.25, "cap": None, "averaged": False, "factor": 1.0, "new_rows": False,
+        "strength": 1e-9,
+    }),
+    ("gli", "paper", {
+        "noise_steps": 2, "weight_start": 200.0, "weight_end": 1000.0, "bounds": [0.0, 1.0],
+    }),
+    ("gli", "code", {"noise_steps": 2, "bounds": [0.0, 1.0], "check_every": 1, "patience": 3}),
+    ("gli", "mucac", {
+        "noise_steps": 5, "weight_start": 200.0, "weight_end": 1000.0, "bounds": [0.0, 1.0],
+    }),
+    ("gli", "mucac_binary", {
+        "noise_steps": 5, "weight_start": 800.0, "weight_end": 12000.0, "bounds": [0.0, 1.0],
+    }),
+    ("su", "paper", {
+        "lr": 1e-4, "temperature": 1.0, "epochs": 10, "batch_size": 256, "removed": "label",
+    }),
+    ("su", "paper_instances", {
+        "lr": 6e-5, "temperature": 1.0, "epochs": 30, "batch_size": 256, "removed": "label",
+    }),
     ("su", "code", {"lr": 1e-4, "temperature": 4.0, "epochs": 10, "batch_size": 256}),
     ("su", "code_instances", {"lr": 6e-5, "epochs": 30, "batch_size": 256}),
-    ("suli", "paper_instances", {"lr": 8e-5, "layers": 2, "epochs": 10}),
+    ("suli", "paper", {
+        "lr": 1e-4, "layers": 2, "epochs": 10, "teacher": "original", "rollback": False,
+        "removed": "label",
+    }),
+    ("suli", "paper_instances", {
+        "lr": 8e-5, "layers": 2, "epochs": 10, "teacher": "original", "rollback": False,
+        "removed": "label",
+    }),
     ("suli", "code", {
         "chunk_size": 500, "batch_size": 500, "teacher": "current", "bn": "train", "lr": 1e-4,
         "epochs": 10,
     }),
-    ("suli", "code_instances", {"lr": 8e-5, "chunk_size": 32, "epochs": 10}),
-    ("adv", "paper", {**ADVERSARIAL, "attack_radius": 0.4, "balance": "sum", "max_norm": None}),
-    ("adv", "code", {"attack_radius": 4.0, "weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
-    ("neggrad", "paper", {"lr": 1e-3, "batch_size": 32, "epochs": 100, "weight_decay": 1e-5}),
-    ("neggrad", "code", {"weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
-    ("correct", "code", {"weight_decay": 1e-4, "epochs": 1000, "bn": "train"}),
-    ("pgu", "code", {"lr": 0.1, "last_lr": 0.01, "spectrum": "sigma"}),
-    ("pgu", "depoison", {"lr": 0.1, "last_lr": 0.05, "gamma": 0.95}),
+    ("suli", "code_instances", {
+        "lr": 8e-5, "chunk_size": 32, "epochs": 10, "teacher": "current", "bn": "train",
+        "removed": "argmax",
+    }),
+    ("adv", "paper", {**ADVERSARIAL, **UNBOUNDED, "attack_radius": 0.4, "balance": "sum"}),
+    ("adv", "code", {**LIKE_CODE, **UNBOUNDED, "attack_radius": 4.0, "balance": "size"}),
+    ("adv_imp", "paper", {
+        **ADVERSARIAL, **UNBOUNDED, "attack_radius": 0.4, "balance": "sum",
+        "importance_weight": 2.0,
+    }),
+    ("adv_imp", "code", {
+        **LIKE_CODE, **UNBOUNDED, "attack_radius": 4.0, "balance": "size", "importance": "batch",
+    }),
+    ("neggrad", "paper", {**LIKE_PAPER, **UNBOUNDED}),
+    ("neggrad", "code", {**LIKE_CODE, **UNBOUNDED}),
+    ("correct", "paper", {**LIKE_PAPER, "max_norm": None}),
+    ("correct", "code", {**LIKE_CODE, "max_norm": None}),
+    ("pgu", "paper", {
+        "spectrum": "sigma", "gamma": 0.9, "positions": "all", "entropy_weight": 0.2, "lr": 0.05,
+        "last_lr": 0.01,
+    }),
+    ("pgu", "code", {
+        "spectrum": "sigma", "gamma": 0.9, "lr": 0.1, "last_lr": 0.01, "positions": "all",
+        "dense_patches": True, "dropout": True, "entropy_weight": 0.2,
+    }),
+    ("pgu", "depoison", {
+        "lr": 0.1, "last_lr": 0.05, "gamma": 0.95, "spectrum": "sigma", "positions": "all",
+        "entropy_weight": 0.2,
+    }),
 ]  # fmt: skip
+PRESETS += [("scrub_r", name, values) for slug, name, values in PRESETS if slug == "scrub"]
 
 
 @pytest.mark.parametrize(
@@ -189,6 +268,18 @@ def test_defaults_are_the_published_ones(
 def test_presets_are_the_published_ones(slug: str, preset: str, published: Settings) -> None:
     found = build(slug, {"preset": preset}).hyperparameters()
     assert {name: found[name] for name in published} == published
+
+
+def test_dropout_is_on_where_a_method_trains_as_the_user_did_and_nowhere_else() -> None:
+    on = {"retrain", "finetune", "l1_sparse", "eu_k", "cf_k", "amnesiac"}
+    assert {card.slug for card in all_cards() if card.dropout} == on
+
+
+def test_every_preset_is_compared() -> None:
+    compared = {(slug, name) for slug, name, _ in PRESETS} | {("lau", "paper"), ("lau", "code")}
+    offered = {(card.slug, name) for card in all_cards() for name in card.presets}
+    # `code` of fisher is the defaults, which are compared above
+    assert offered - compared <= {("fisher", "code")}
 
 
 def test_amnesiac_repairs_in_one_epoch() -> None:
