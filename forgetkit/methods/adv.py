@@ -36,7 +36,8 @@ class Adv(AgainstAdversaries):
         be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
         draws one target for all copies of an image, the text and the code one for each. Gradients
         are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation
-        statistics are frozen; the code trains in train mode.
+        statistics are frozen; the code trains in train mode. Of several requests in turn each
+        reports its own D_f, not all that was asked for so far.
     """
 
     card: ClassVar[Card] = Card(
