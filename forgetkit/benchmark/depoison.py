@@ -125,8 +125,8 @@ def depoison_table(
 
     Methods may stop by one half of the test set; ``D_test`` is measured on the other.
     ``D_f true`` is the accuracy on the poisoned images at their true labels. PGU gets statistics of
-    the whole poisoned training set, collected beforehand, and no retained sample; methods that need
-    D_r get the clean rest, each image once.
+    the whole poisoned training set, all rows of it, collected beforehand, and no retained sample;
+    methods that need D_r get the clean rest, each image once.
 
     Args:
         setting: model and clean data.
@@ -179,7 +179,8 @@ def _cure(setting: Setting, model: nn.Module, cure: Cure, poison: Poisoned, seed
         settings = dict(cure.hyperparameters)
         if cure.method == "pgu":
             file = Path(folder) / "statistics.safetensors"
-            Statistics.collect(model, setting.loader(cure.shown(poison.train))).save(file)
+            shown = setting.loader(cure.shown(poison.train))
+            Statistics.collect(model, shown, positions="all").save(file)
             settings["statistics"] = str(file)
         method = build(cure.method, settings)
         request = forget(model).using(method).seed(seed).on(setting.device)
