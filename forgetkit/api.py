@@ -168,16 +168,27 @@ class Request:
 
     def head(
         self,
-        name: str | Sequence[str],
+        name: str | Sequence[str] | None = None,
         *,
         output: str | int | Callable[[object], Tensor] | None = None,
     ) -> Request:
         """Name the head when detection must be overruled, and where the logits are.
 
+        Args:
+            name: dotted path of the head, or several; ``None`` leaves it to detection.
+            output: key, index or function that leads to the logits, where the model returns
+                several tensors that could be.
+
         Raises:
-            BadHyperparameter: ``name`` is no path of a module, nor several of them.
+            BadHyperparameter: ``name`` is no path of a module, nor several of them, or neither is
+                given.
         """
-        listed = [name] if isinstance(name, str) else name
+        if name is None and output is None:
+            raise BadHyperparameter(
+                "head(): expected the dotted path of the head, output=, or both, found neither; "
+                'for instance .head("fc") or .head(output="logits")'
+            )
+        listed: object = [] if name is None else [name] if isinstance(name, str) else name
         if not isinstance(listed, Sequence) or not all(isinstance(one, str) for one in listed):
             raise BadHyperparameter(
                 f"head({type(name).__name__}): expected the dotted path of a module, or several, "

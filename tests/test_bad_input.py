@@ -181,6 +181,7 @@ CASES: dict[str, Case] = {
     "bad guard budget": Case(lambda _: Guard(budget=10.0), BadHyperparameter, "fraction"),
     "guard budget as a word": Case(lambda _: Guard(budget="0.1"), BadHyperparameter, "fraction"),  # type: ignore[arg-type]  # wrong on purpose
     "guard with half a sample": Case(lambda _: Guard(most=10.5), BadHyperparameter, "whole number"),  # type: ignore[arg-type]  # wrong on purpose
+    "head without anything": Case(lambda t: start(t).head(), BadHyperparameter, "found neither"),
     "head by number": Case(lambda t: start(t).head(3), BadHyperparameter, "dotted path"),  # type: ignore[arg-type]  # wrong on purpose
     "head as a module": Case(
         lambda t: start(t).head(t.model),  # type: ignore[arg-type]  # wrong on purpose

@@ -38,6 +38,15 @@ Download: TypeAlias = Annotated[
 HeadName: TypeAlias = Annotated[
     str | None, typer.Option(help="Dotted path of the head, when detection must be overruled.")
 ]
+Output: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="Key or index of the logits, when the model returns several tensors."),
+]
+
+
+def parse_output(word: str | None) -> str | int | None:
+    """Return a key, or the index that a number is."""
+    return int(word) if word is not None and word.lstrip("-").isdecimal() else word
 
 
 def parse_classes(words: Sequence[str]) -> list[int | str]:

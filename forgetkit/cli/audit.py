@@ -15,8 +15,10 @@ from forgetkit.cli.arguments import (
     HeadName,
     ModelName,
     NumClasses,
+    Output,
     Weights,
     parse_classes,
+    parse_output,
 )
 from forgetkit.cli.output import Json, reports_errors, say, show, show_json
 from forgetkit.cli.run import folder_images, folder_loader
@@ -72,6 +74,7 @@ def audit(
     weights: Weights = None,
     num_classes: NumClasses = None,
     head: HeadName = None,
+    output: Output = None,
     size: Annotated[int | None, typer.Option(help="Input size in pixels.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Images a batch.", min=1)] = 64,
     workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 0,
@@ -98,7 +101,8 @@ def audit(
     before = None if original is None else loaded(original)
     if patch is not None:
         before = _reverted(own, patch, original)
-    images = folder_images(own, model, data, size)
+    logits = parse_output(output)
+    images = folder_images(own, model, data, size, logits)
     say(f"{len(images.train)} training images, "
         f"{len(images.test) if images.test else 'no'} test images in {data}")  # fmt: skip
     found = examine(
@@ -113,6 +117,7 @@ def audit(
         device=device,
         seed=seed,
         head=head,
+        output=logits,
         head_masked=head_masked,
         report=report,
         say=say,

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from forgetkit.cli.arguments import Download, HeadName, ModelName, NumClasses, Weights, model_folder
+from forgetkit.cli.arguments import (
+    Download,
+    HeadName,
+    ModelName,
+    NumClasses,
+    Output,
+    Weights,
+    model_folder,
+    parse_output,
+)
 from forgetkit.cli.output import Json, reports_errors, show, show_json
 
 
@@ -17,6 +26,7 @@ def inspect(
     num_classes: NumClasses = None,
     size: Annotated[int | None, typer.Option(help="Input size in pixels.", min=1)] = None,
     head: HeadName = None,
+    output: Output = None,
     download: Download = False,
     as_json: Json = False,
 ) -> None:
@@ -35,7 +45,13 @@ def inspect(
         untrained=by_name and weights is None and not download,
     )
     expected = preprocessing_of(loaded, model_folder(model), size)
-    found = inspect_model(loaded, example_input(expected), head=head, num_classes=num_classes)
+    found = inspect_model(
+        loaded,
+        example_input(expected),
+        head=head,
+        num_classes=num_classes,
+        output=parse_output(output),
+    )
     if as_json:
         input_shape = [len(expected.mean), *expected.size]
         described = {"shape": input_shape, "mean": expected.mean, "std": expected.std}

@@ -14,10 +14,12 @@ from forgetkit.cli.arguments import (
     HeadName,
     ModelName,
     NumClasses,
+    Output,
     Weights,
     label_names,
     model_folder,
     parse_classes,
+    parse_output,
     parse_settings,
 )
 from forgetkit.cli.output import ROLLED_BACK, Json, reports_errors, say, show, show_json
@@ -46,6 +48,7 @@ def run(
     weights: Weights = None,
     num_classes: NumClasses = None,
     head: HeadName = None,
+    output: Output = None,
     size: Annotated[int | None, typer.Option(help="Input size in pixels.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Images a batch.", min=1)] = 64,
     workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 0,
@@ -69,10 +72,11 @@ def run(
     if patch is not None:
         refuse_folder(patch)
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
-    images = folder_images(loaded, model, data, size)
+    logits = parse_output(output)
+    images = folder_images(loaded, model, data, size, logits)
     request = _request(loaded, images, wanted, using, chosen, batch_size, workers)
-    if head is not None:
-        request = request.head(head)
+    if head is not None or logits is not None:
+        request = request.head(head, output=logits)
     if device is not None or precision is not None:
         request = request.on(device, mixed_precision=precision)
     say(f"{len(images.train)} training images, "
@@ -92,7 +96,13 @@ def run(
         raise typer.Exit(ROLLED_BACK)
 
 
-def folder_images(loaded: nn.Module, name: str, data: Path, size: int | None) -> FolderPair:
+def folder_images(
+    loaded: nn.Module,
+    name: str,
+    data: Path,
+    size: int | None,
+    output: str | int | None = None,
+) -> FolderPair:
     """Read the folder the way the model's own preprocessing says."""
     from forgetkit.adapting import width_of
     from forgetkit.images import example_input, preprocessing_of, read_folder
@@ -100,7 +110,7 @@ def folder_images(loaded: nn.Module, name: str, data: Path, size: int | None) ->
 
     preprocessing = preprocessing_of(loaded, model_folder(name), size)
     with in_one_sentence(f"MODEL {name}"):
-        width = width_of(loaded, example_input(preprocessing))
+        width = width_of(loaded, example_input(preprocessing), output)
     return read_folder(data, preprocessing, width, label_names(loaded))
 
 

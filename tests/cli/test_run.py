@@ -201,6 +201,11 @@ class Several(nn.Module):
         features = images.mean(dim=(2, 3))
         return {"features": features.sum(dim=1), "logits": self.head(features)}
 
+class Alike(Several):
+    def forward(self, images):
+        logits = self.head(images.mean(dim=(2, 3)))
+        return {"main": logits, "aux": -logits.detach()}
+
 class Fixed(nn.Module):
     def __init__(self):
         super().__init__()
@@ -211,6 +216,9 @@ class Fixed(nn.Module):
 
 def several():
     return Several()
+
+def alike():
+    return Alike()
 
 def fixed():
     return Fixed()
@@ -236,6 +244,25 @@ def test_logits_may_be_one_of_several_outputs(
     done = invoke("run", f"{factories}:several", *told)
     assert done.exit_code in (0, 3), done.output
     assert "24 training images" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run", "inspect", "audit"])
+def test_one_of_several_outputs_is_named(
+    invoke: Invoke, colours: Path, factories: str, tmp_path: Path, command: str
+) -> None:
+    about: list[object] = ["--data", colours, "--classes", "2"] if command != "inspect" else []
+    if command == "run":
+        about = words(colours, tmp_path / "out")
+    told = [*about, "--size", "16"]
+    model = f"{factories}:alike"
+    refused = invoke(command, model, *told)
+    assert refused.exit_code == 2
+    assert "output=" in refused.stderr
+    named = invoke(command, model, *told, "--output", "main")
+    assert named.exit_code in (0, 3), named.output
+    wrong = invoke(command, model, *told, "--output", "7")
+    assert wrong.exit_code == 2
+    assert "output=7 does not fit" in wrong.stderr
 
 
 @pytest.mark.parametrize("command", ["run", "inspect"])

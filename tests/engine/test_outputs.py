@@ -20,11 +20,12 @@ class TwoOutputs(nn.Module):
         return {"main": self.inner(images), "aux": self.other(images.flatten(1))}
 
 
+@pytest.mark.parametrize("name", ["inner.fc", None])
 @pytest.mark.parametrize("method", ["lau", "neggrad"])
-def test_output_names_the_logits(method: str) -> None:
+def test_output_names_the_logits(method: str, name: str | None) -> None:
     some = toy("cnn")
     model = TwoOutputs(some.model)
-    request = forget(model).classes([3]).using(method, lr=0.01).head("inner.fc", output="main")
+    request = forget(model).classes([3]).using(method, lr=0.01).head(name, output="main")
     result = request.on("cpu").run(some.loader(), guard=None)
     assert result.after["forget"].accuracy == 0.0
 
