@@ -276,6 +276,16 @@ def test_nearest_escape_finds_the_first_radius_that_succeeds() -> None:
         assert float((attacked[row] - x[row]).norm()) <= radius + 1e-5
 
 
+@pytest.mark.parametrize(("doublings", "radius"), [(1, 0.0), (2, 0.4)])
+def test_the_radius_is_doubled_as_often_as_was_asked_for(doublings: int, radius: float) -> None:
+    def two(moved: Tensor, _: Tensor) -> Tensor:
+        place = moved.sum(dim=1, keepdim=True)
+        return torch.cat([0.5 - place, place - 0.5], dim=1)
+
+    found = nearest_escape(torch.tensor([[0.2]]), two, radius=0.1, doublings=doublings, steps=10)[2]
+    assert found.tolist() == pytest.approx([radius])
+
+
 def test_nearest_escape_says_when_nothing_is_found() -> None:
     x = images(3)
     attacked, predicted, found = nearest_escape(
@@ -398,6 +408,17 @@ def test_equal_images_with_different_new_labels_are_refused() -> None:
     reject_contradictions(twice, torch.tensor([1, 2, 3, 1]))
     with pytest.raises(BadTarget, match="positions 0 and 3"):
         reject_contradictions(twice, torch.tensor([1, 2, 3, 2]))
+
+
+def test_equal_images_with_other_inputs_beside_them_are_no_contradiction() -> None:
+    x = images(1).expand(2, *images(1).shape[1:])
+    labels = torch.zeros(2, dtype=torch.long)
+    masks = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    told = StoredSet({"pixel_mask": masks, "pixel_values": x}, labels)
+    reject_contradictions(told, torch.tensor([1, 2]))
+    same = StoredSet({"pixel_mask": masks[:1].expand(2, 2), "pixel_values": x}, labels + 0)
+    with pytest.raises(BadTarget, match="positions 0 and 1"):
+        reject_contradictions(same, torch.tensor([1, 2]))
 
 
 def test_weights_of_the_two_terms() -> None:

@@ -83,3 +83,9 @@ def test_a_ratio_over_zero_counts_as_infinite() -> None:
 def test_no_importance_at_all_is_refused() -> None:
     with pytest.raises(DataError, match="expected weights with a gradient"):
         adaptive_threshold({"a": torch.zeros(3)}, {"a": torch.zeros(3)}, 0.1)
+
+
+def test_weights_that_matter_to_the_rest_alone_count_among_the_ratios() -> None:
+    forget, everything = {"a": torch.tensor([0.0, 0, 1, 2, 3])}, {"a": torch.ones(5)}
+    found = adaptive_threshold(forget, everything, 0.2, selection=20.0)
+    assert found == pytest.approx(0.5644, abs=1e-4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from forgetkit import kernel
 from forgetkit.errors import BadHyperparameter
 from forgetkit.kernel import removal_by_kernel, removal_by_products, removal_scale
 from forgetkit.per_sample import LogitsOf
@@ -52,7 +53,11 @@ def test_linear_model_moves_to_the_fit_without_the_samples() -> None:
         assert torch.allclose(fitted + delta.view(2, 5), refit, atol=1e-5)
 
 
-def test_ridge_is_exact_with_residuals_at_zero() -> None:
+@pytest.mark.parametrize("columns", [3, 1 << 16])
+def test_ridge_is_exact_with_residuals_at_zero(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "COLUMNS", columns)
     logits_of, parameters, inputs, targets = linear()
     penalty = 0.3
 
@@ -118,3 +123,19 @@ def test_a_kernel_beyond_the_budget_is_refused() -> None:
             logits_of, parameters, [], batches(inputs), (targets[:0], targets),
             penalty=0.1, budget=1000,
         )  # fmt: skip
+
+
+def test_the_budget_holds_the_slopes_and_two_kernels() -> None:
+    logits_of, parameters, inputs, targets = linear()
+    own, kept = batches(inputs[:6]), batches(inputs[6:])
+    residuals = (targets[:6], targets[6:])
+    needed = 40 * 10 * 8 + 2 * 40 * 40 * 8  # 20 samples, 2 classes, 10 weights, float64
+
+    def removed(budget: int) -> Tensor:
+        return removal_by_kernel(
+            logits_of, parameters, own, kept, residuals, penalty=0.1, budget=budget
+        )[0]
+
+    assert bool(torch.isfinite(removed(needed)).all())
+    with pytest.raises(BadHyperparameter, match="pass solver='cg'"):
+        removed(needed - 1)

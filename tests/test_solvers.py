@@ -96,3 +96,31 @@ def test_lissa_waits_twenty_steps_for_progress() -> None:
     quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])  # the first change stays the smallest
     found = lissa(lambda v: v - quarter @ v, torch.ones(2), decay=0.0, scale=1.0, iterations=500)
     assert found.steps == 21
+
+
+def test_the_residual_is_relative_to_the_right_side() -> None:
+    diagonal = torch.tensor([1.0, 2.0, 5.0, 9.0], dtype=torch.float64)
+    right = 1e-6 * torch.ones(4, dtype=torch.float64)
+    found = conjugate_gradient(lambda v: diagonal * v, right, tolerance=1e-2)
+    assert found.steps == 4
+    left = float((right - diagonal * found.value).norm() / right.norm())
+    assert found.residual == pytest.approx(left, abs=1e-9)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_as_many_products_are_made_as_were_asked_for(most: int) -> None:
+    diagonal = torch.tensor([1.0, 2.0, 5.0, 9.0], dtype=torch.float64)
+    calls: list[Tensor] = []
+
+    def product(vector: Tensor) -> Tensor:
+        calls.append(vector)
+        return diagonal * vector
+
+    right = torch.ones(4, dtype=torch.float64)
+    found = conjugate_gradient(product, right, tolerance=1e-12, iterations=most)
+    assert (len(calls), found.steps, found.converged) == (most, most, False)
+
+
+def test_conjugate_gradient_refuses_no_curvature() -> None:
+    with pytest.raises(UnlearningFailed, match="positive curvature"):
+        conjugate_gradient(lambda v: 0.0 * v, torch.ones(3))

@@ -160,6 +160,11 @@ def test_a_log_goes_on_only_when_asked_to_and_only_for_the_same_model(tmp_path: 
         functional.cross_entropy(model(images[:4]), labels[:4]).backward()
         optimizer.step()
     assert len(WrittenLog(tmp_path).steps) == 2
+    assert WrittenLog(tmp_path).samples == 240
+    AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, resume=True).close()
+    assert WrittenLog(tmp_path).samples == 240
+    with pytest.raises(DataError, match="another one"):
+        AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, samples=100, resume=True)
 
 
 def test_wrappers_do_not_show_in_the_names(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ class Amnesiac(FullNetwork):
         if self.lr is not None:
             return self
         steps = self._written().steps
+        if not steps and self.epochs == 0:
+            return replace(self, lr=0.0)  # nothing is repaired
         if not steps:
             raise DataError(
                 f"amnesiac: expected a log with steps in it, found none in {self.log!r}; pass lr= "

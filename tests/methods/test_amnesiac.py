@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from forgetkit import forget
 from forgetkit.errors import BadHyperparameter, DataError
-from forgetkit.method import build
+from forgetkit.method import Facts, build
 from forgetkit.result import Result
 from forgetkit.testing import toy
 from forgetkit.testing.toys import ToyCNN, blobs
 from forgetkit.training_log import AmnesiacLog
+from forgetkit.types import Place
+from forgetkit.written_log import WrittenLog
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -192,3 +194,47 @@ def test_it_refuses_with_a_sentence(tmp_path: Path) -> None:
         run(model, [0], log=str(tmp_path / "log"))
     for name, tensor in model.state_dict().items():
         assert tensor.equal(states[-1][name]), name
+
+
+def placed(size: int, *positions: int) -> Place:
+    return Place(size, torch.tensor(positions))
+
+
+def test_the_data_set_that_a_log_counts_in_is_found_or_refused(tmp_path: Path) -> None:
+    for name, sensitive, samples in (
+        ("some", {0, 49}, None), ("all", None, None), ("sized", {0, 49}, 240),
+    ):  # fmt: skip
+        trained(tmp_path / name, sensitive, samples)
+    small, right, large = placed(50, 1), placed(240, 70), placed(300, 90)
+    with pytest.raises(DataError, match=r"one data set with room .* up to 49"):
+        WrittenLog(tmp_path / "some").located([small, right])  # either may be meant
+    assert WrittenLog(tmp_path / "all").located([right, large]) == [70]
+    assert WrittenLog(tmp_path / "sized").located([large, right]) == [70]
+    with pytest.raises(DataError, match="of the 240 samples"):
+        WrittenLog(tmp_path / "sized").located([large])
+
+
+def test_an_empty_log_has_nothing_to_take_back(tmp_path: Path) -> None:
+    model = ToyCNN()
+    AmnesiacLog(model, torch.optim.SGD(model.parameters(), 0.1), tmp_path).close()
+    before = state(model)
+    result = run(model, [3], log=str(tmp_path), epochs=0)
+    assert any("took back 0 of 0" in note for note in result.notes)
+    assert all(tensor.equal(before[name]) for name, tensor in state(model).items())
+    with pytest.raises(DataError, match="pass lr= to repair only"):
+        run(model, [3], log=str(tmp_path), epochs=1)
+
+
+def test_the_repair_takes_the_rate_of_the_last_step_and_learns_statistics(tmp_path: Path) -> None:
+    model = ToyCNN()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    images, labels = blobs().tensors
+    with AmnesiacLog(model, optimizer, tmp_path) as log:
+        for rate in (0.1, 0.02):
+            optimizer.param_groups[0]["lr"] = rate
+            log.batch([0, 1, 2, 3])
+            functional.cross_entropy(model(images[:4]), labels[:4]).backward()
+            optimizer.step()
+    facts = Facts("instances", 10, 90, 10, transformer=False)
+    method = build("amnesiac", {"log": str(tmp_path)}).tuned(facts)
+    assert (method.to_json()["lr"], method.to_json()["bn"]) == (0.02, "train")

@@ -103,3 +103,22 @@ def test_the_row_is_drawn_like_that_of_a_linear_layer() -> None:
     drawn = torch.cat([Recording.seen["weight"].flatten(), Recording.seen["bias"]])
     assert float(drawn.abs().max()) <= 1 / math.sqrt(width)
     assert float(drawn.std()) > 0.2 / math.sqrt(width)
+
+
+@pytest.mark.parametrize(("lr", "moves"), [(0.0, False), (0.1, True)])
+def test_the_shadow_row_is_drawn_on_both_sides_of_zero_and_is_trained(
+    lr: float, moves: bool
+) -> None:
+    class Watched(Recording):
+        def finish(self, run: Run) -> None:
+            super().finish(run)
+            self.seen.update({f"{name} after": t.clone() for name, t in run.extra.items()})
+
+    some = toy("cnn")
+    method = Watched(epochs=2, lr=lr, batch_size=16)
+    forget(some.model).classes([3]).using(method).on("cpu").run(some.loader(), guard=None)
+    seen = Recording.seen
+    assert float(seen["weight"].min()) < 0.0 < float(seen["weight"].max())
+    assert float(seen["bias"].abs().max()) > 0.0
+    for name in ("weight", "bias"):
+        assert torch.equal(seen[name], seen[f"{name} after"]) != moves, name

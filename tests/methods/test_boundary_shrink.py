@@ -154,3 +154,23 @@ def test_class_is_forgotten_and_the_rest_kept(kind: str) -> None:
     result = request.run(some.loader(), guard=None)
     assert result.after["forget"].accuracy == 0.0
     assert some.accuracy(some.test, [0, 1, 2]) >= kept - 0.1
+
+
+def test_a_label_that_was_found_stays_when_others_are_looked_for_further_away() -> None:
+    seen: list[Tensor] = []
+
+    class Watched(BoundaryShrink):
+        def setup(self, run: Run) -> State:
+            state = super().setup(run)
+            seen.append(state["labels"])
+            return state
+
+    model = nn.Linear(1, 3)  # class 1 from 0.55 on, class 2 from 0.65 on
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0], [10.0], [20.0]]))
+        model.bias.copy_(torch.tensor([0.0, -5.5, -12.0]))
+    data = TensorDataset(torch.tensor([[0.5], [0.2]]), torch.zeros(2, dtype=torch.long))
+    method = Watched(attack_step=0.1, retry=1, bounds=(0.0, 1.0), epochs=1, lr=0.0)
+    request = forget(model).classes([0]).using(method).on("cpu")
+    request.run(DataLoader(data, batch_size=2), guard=None)
+    assert seen[0].tolist() == [1, 1]  # the second one fails: its best other class

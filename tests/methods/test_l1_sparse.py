@@ -86,3 +86,13 @@ def test_more_weights_are_next_to_zero() -> None:
     run(other, penalty=1e-2, epochs=8)
     assert share(other) > 3 * share(one)
     assert share(other) > 0.02
+
+
+def test_the_penalty_of_a_run_decays_and_ends() -> None:
+    some = toy("cnn")
+    counted = [p.detach() for p in some.model.parameters() if p.ndim > 1]
+    size = float(l1_norm(counted))
+    result = run(some, lr=0.0, penalty=0.1, epochs=4, free_epochs=2, one_dimensional=False)
+    found = [row.get("loss_retain_penalty") for row in result.history]
+    assert found[:2] == [pytest.approx(0.1 * size, rel=1e-5), pytest.approx(0.05 * size, rel=1e-5)]
+    assert found[2:] == [None, None]

@@ -63,7 +63,7 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     }),
     ("unsir", "classes", False, {
         "noise_size": 256, "noise_steps": 40, "noise_lr": 0.1, "energy_weight": 0.1, "copies": 20,
-        "retain_per_class": 1000, "lr": 0.02, "repair_lr": 0.01, "optimizer": "adam",
+        "retain_per_class": 1000, "bn": "train", "lr": 0.02, "repair_lr": 0.01, "optimizer": "adam",
     }),
     ("bad_teaching", "classes", False, {
         "temperature": 1.0, "optimizer": "adam", "lr": 1e-4, "epochs": 1, "batch_size": 256,
