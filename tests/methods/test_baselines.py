@@ -236,6 +236,26 @@ def test_finetune_step_equals_a_hand_written_step() -> None:
         assert torch.allclose(ours, theirs - 0.1 * theirs.grad, atol=1e-5), name
 
 
+def test_finetune_anchor_is_half_of_the_squared_way() -> None:
+    way, term = [], []
+    for epochs in (1, 2):
+        some = toy("vit")
+        for module in some.model.modules():  # dropout draws from the global state
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, nn.MultiheadAttention):
+                module.dropout = 0.0
+        before = weights(some.model)
+        request = forget(some.model).classes([3]).on("cpu")
+        request = request.using("finetune", anchor=3.0, epochs=epochs, batch_size=240, lr=0.05)
+        result = request.run(some.loader(), guard=None)
+        after = weights(some.model)
+        way.append(sum(float((after[n] - before[n]).square().sum()) for n in before))
+        term.append(result.history[-1]["loss_retain_anchor"])
+    assert term[0] == 0.0
+    assert term[1] == pytest.approx(1.5 * way[0], rel=1e-4)
+
+
 def test_finetune_anchor_holds_the_weights() -> None:
     moved = {}
     for anchor in (0.0, 100.0):

@@ -76,12 +76,8 @@ def test_neighbours_lean_towards_the_runner_up_and_stay_near(kind: str) -> None:
     assert bool((after[rows, runner_up] > before[rows, runner_up]).all())
 
 
-@pytest.mark.parametrize("kind", TOYS)
-def test_first_loss_is_the_literal_one(kind: str) -> None:
-    """One batch at the original weights: -log(1 - p_y) at x and x', and the cosines of pairs."""
-    some = toy(kind)
-    images = images_of(some)
-    model = toy(kind).model.eval()
+def literal_neighbours(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the images after two steps towards the runner-up, in their own units."""
     low, width = images.min(), images.max() - images.min()
     unit = (images - low) / width
     with torch.no_grad():
@@ -93,9 +89,44 @@ def test_first_loss_is_the_literal_one(kind: str) -> None:
         (gradient,) = torch.autograd.grad(loss, near)
         near = near.detach() - 0.02 * gradient.sign()
         near = torch.max(torch.min(near, unit + 0.03), unit - 0.03).clamp(0.0, 1.0)
+    return near * width + low
+
+
+@pytest.mark.parametrize("kind", TOYS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_neighbours_and_targets_of_a_later_step_are_the_originals(
+    kind: str, temperature: float
+) -> None:
+    images, model = images_of(toy(kind)), toy(kind).model.eval()
+    near = literal_neighbours(model, images)
+    rows, states = [], []
+    for epochs in (1, 2):
+        some = toy(kind)
+        request = forget(some.model).classes([3]).on("cpu")
+        request = request.using(
+            "spotter", epochs=epochs, least_epochs=epochs, batch_size=65536, lr=0.02,
+            attack_steps=2, attack_step=0.02, forget_weight=0.6, temperature=temperature,
+        )  # fmt: skip
+        rows.append(request.run(some.forget_loader(), guard=None).history[-1])
+        states.append(some.model.eval())
+    for name, weight, inputs in (("forget", 0.6, images), ("near", 0.4, near)):
+        with torch.no_grad():
+            teacher = (model(inputs)[:, :3].double() / temperature).softmax(dim=1)
+            student = (states[0](inputs).double() / temperature).log_softmax(dim=1)[:, :3]
+        divergence = float((teacher * (teacher.log() - student)).sum(dim=1).mean())
+        assert rows[1][f"loss_{name}"] == pytest.approx(weight * divergence, rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", TOYS)
+def test_first_loss_is_the_literal_one(kind: str) -> None:
+    """One batch at the original weights: -log(1 - p_y) at x and x', and the cosines of pairs."""
+    some = toy(kind)
+    images = images_of(some)
+    model = toy(kind).model.eval()
+    near = literal_neighbours(model, images)
     with torch.no_grad():
         here = model(images).double().softmax(dim=1)[:, 3]
-        there = model(near * width + low).double().softmax(dim=1)[:, 3]
+        there = model(near).double().softmax(dim=1)[:, 3]
     vectors = nn.functional.normalize(features_of(model, kind, images), dim=1)
     pairs = [float(vectors[i] @ vectors[j]) for i in range(60) for j in range(60) if i != j]
     settings = {"attack_steps": 2, "attack_step": 0.02, "forget_weight": 0.6, "spread_weight": 0.5}

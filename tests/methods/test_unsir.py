@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import pytest
@@ -11,7 +12,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import forget
 from forgetkit.engine.run import Run
 from forgetkit.errors import DataError
-from forgetkit.method import Facts, Pair, State
+from forgetkit.method import Facts, Pair, Pass, State
+from forgetkit.methods import unsir
 from forgetkit.methods.unsir import Unsir, some_per_class
 from forgetkit.testing import TOYS, Toy, toy
 from forgetkit.testing.trace import changed, weights
@@ -176,3 +178,39 @@ def test_named_inputs_are_refused() -> None:
     asked = forget(Named()).classes([3]).using(Unsir()).on("cpu")
     with pytest.raises(DataError, match="expected images as one tensor, found named inputs pixel"):
         asked.run(DataLoader(rows, batch_size=32), guard=None)  # type: ignore[arg-type]  # a list is a map-style data set
+
+
+def test_both_passes_begin_with_a_new_optimiser_and_have_their_own_rates() -> None:
+    seen: list[tuple[str, float | None, bool]] = []
+
+    class Watched(Unsir):
+        def passes(self, run: Run) -> Sequence[Pass]:
+            made = super().passes(run)
+            seen.extend((one.name, one.lr, one.fresh_optimizer) for one in made)
+            return made
+
+    some = toy("cnn")
+    method = Watched(epochs=1, lr=0.01, repair_lr=0.003, noise_size=4, noise_steps=2)
+    forget(some.model).classes([3]).using(method).on("cpu").run(some.loader(), guard=None)
+    assert seen == [("impair", None, True), ("repair", 0.003, True)]
+
+
+def test_the_noise_starts_normal_and_is_made_as_the_settings_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starts: list[Tensor] = []
+
+    def watched(start: Tensor, label: int, _: object, **settings: object) -> Tensor:
+        assert (label, settings) == (3, {"energy_weight": 0.3, "lr": 0.7, "steps": 5})
+        starts.append(start)
+        return start
+
+    monkeypatch.setattr(unsir, "error_maximising_noise", watched)
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).on("cpu")
+    request = request.using(
+        "unsir", epochs=1, noise_size=256, noise_steps=5, noise_lr=0.7, energy_weight=0.3
+    )
+    request.run(some.loader(), guard=None)
+    assert float(starts[0].mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(starts[0].std()) == pytest.approx(1.0, abs=0.05)
