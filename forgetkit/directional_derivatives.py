@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from forgetkit.per_sample import LogitsOf, Parameters, detached, differentiable, on_device, pieces
+from forgetkit.per_sample import (
+    LogitsOf,
+    Parameters,
+    detached,
+    differentiable,
+    on_device,
+    pieces,
+    wide_type,
+)
 from forgetkit.types import Batch
 
 COMPARED = 2
@@ -97,8 +105,9 @@ def _pulled(
         if not logits.requires_grad:
             return 0.0
         found = torch.autograd.grad(logits, list(leaves.values()), dual, allow_unused=True)
+    wide = wide_type(dual.device)
     return sum(
-        float((gradient.double().cpu() * vector[name].double().cpu()).sum())
+        float((gradient.to(wide) * vector[name].to(wide)).sum())
         for name, gradient in zip(leaves, found, strict=True)
         if gradient is not None
     )
