@@ -22,6 +22,8 @@ _CONTRACTIONS = frozenset(
 )  # fmt: skip
 _NORM_NAME = re.compile(r"norm([123]d)?(act([123]d)?)?$", re.IGNORECASE)
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.CrossMapLRN2d)
+# timm's Linear (MobileNetV3, GhostNet) differs from torch's in TorchScript only.
+_AS_IN_TORCH = ("torch.nn.modules", "timm.layers.linear")
 
 
 def is_quantised(module: nn.Module) -> bool:
@@ -33,7 +35,7 @@ def is_overridden(module: nn.Module) -> bool:
     """Tell whether a class derived from a torch layer computes something else than that layer."""
     for kind in type(module).__mro__:
         if "forward" in vars(kind) or "_conv_forward" in vars(kind):
-            return not kind.__module__.startswith("torch.nn.modules")
+            return not kind.__module__.startswith(_AS_IN_TORCH)
     return True
 
 

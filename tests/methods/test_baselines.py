@@ -653,3 +653,15 @@ def test_retraining_says_that_it_starts_from_given_weights() -> None:
     assert "are those of the model as it came in" in notes[0]
     assert "is a reference only if those never saw the forget set" in notes[1]
     assert "retrain" not in notes[2]
+
+
+def test_linear_filtration_works_on_a_head_of_timms_own_linear_layer() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("mobilenetv3_small_050", num_classes=4)
+    assert type(model.classifier).__module__ == "timm.layers.linear"
+    data = TensorDataset(torch.randn(12, 3, 32, 32), torch.arange(12) % 4)
+    request = forget(model).classes([3]).using("linear_filtration").on("cpu")
+    result = request.run(DataLoader(data, batch_size=6), guard=None)
+    assert result.after["forget"].accuracy == 0.0
+    assert result.head_masked
