@@ -179,14 +179,15 @@ class AmnesiacLog:
                 f"{HEADER} in it; pass resume=True to go on with it, or name another folder"
             )
         known = json.loads(file.read_text(encoding="utf-8"))
-        header["samples"] = known.get("samples") if self._samples is None else self._samples
-        if known | {"samples": known.get("samples", self._samples)} != header:
+        size = known.get("samples")
+        header = {"samples": size, **header}  # without a size of its own this log goes on with it
+        if {**known, "samples": header["samples"] if size is None else size} != header:
             raise DataError(
                 f"AmnesiacLog(folder={str(self.folder)!r}, resume=True): expected a log of this "
                 "model, data set and these sensitive samples, found another one; name another "
                 "folder"
             )
-        if known != header:  # the size of the data set, which is known only now
+        if size is None and self._samples is not None:  # it is known only now
             file.write_text(json.dumps(header), encoding="utf-8")
         return max((int(f.stem.partition("-")[2]) + 1 for f in step_files(self.folder)), default=0)
 

@@ -153,6 +153,7 @@ def test_a_log_goes_on_only_when_asked_to_and_only_for_the_same_model(tmp_path: 
         AmnesiacLog(model, optimizer, sized, samples=200, resume=True)
     AmnesiacLog(model, optimizer, sized, samples=240, resume=True).close()
     assert not optimizer._optimizer_step_post_hooks
+    AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, resume=True).close()
     # the size is known only now
     with AmnesiacLog(model, optimizer, tmp_path, sensitive={3}, samples=240, resume=True) as log:
         log.batch([3])
