@@ -84,8 +84,9 @@ class PGU(Trained):
         authors' end when validation accuracy falls by five points is left out, the request's guard
         is there for that; so are their look before the first epoch and their batch of 100 for
         classes, and "one direction fewer" for single samples and to depoison. The printed sum of
-        Eq. 1 is a mean. ``mask`` cuts single weights out of a projected gradient and so gives the
-        protection up.
+        Eq. 1 is a mean. Layers with rows longer than ``max_dim`` stay as they are, for which the
+        authors, and the presets, have no limit. ``mask`` cuts single weights out of a projected
+        gradient and so gives the protection up.
     """
 
     card: ClassVar[Card] = Card(
@@ -207,10 +208,10 @@ class PGU(Trained):
 
     def setup(self, run: Run) -> State:
         """Return the projection of every measured weight, and the trust region's basis."""
-        if self.gamma is None:
-            raise TypeError("pgu runs with the shares that tuned() filled in")
+        if self.gamma is None or self.positions is None:
+            raise TypeError("pgu runs with the shares and the rows that tuned() filled in")
         kept = retained(
-            run, self.statistics, self.positions or "auto",
+            run, self.statistics, self.positions,
             dense_patches=self.dense_patches, max_dim=self.max_dim,
         )  # fmt: skip
         served = kept.requests if self.requests is None else self.requests
