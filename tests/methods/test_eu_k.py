@@ -115,7 +115,6 @@ def test_frozen_normalisation_keeps_its_running_statistics(slug: str) -> None:
     (note,) = run(some, slug=slug, epochs=1, **settings).notes
     moved = {n for n, b in some.model.named_buffers() if not torch.equal(b, before[n])}
     assert not any(name.startswith(f"{last}.") for name in moved)
-    assert moved or len(norms) == 1 or slug != "retrain"
     assert f"{last}.running_mean" in note
 
 
