@@ -129,7 +129,7 @@ def lissa(
         change = _length(moved - answer)
         answer = moved
         first = change if step == 1 else first
-        if not change <= max(1e3 * first, 1e3 * tolerance):
+        if not change <= 1e3 * first or math.isinf(change):
             raise UnlearningFailed(
                 f"LiSSA: expected the recursion to settle, found a change of {change:.3g} in step "
                 f"{step} after {first:.3g} in the first; raise its scale (now {scale:g}) above "

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -250,6 +253,20 @@ def test_escaping_attack_ascends_by_the_normalised_gradient() -> None:
         loss = functional.cross_entropy(model(leaf).double(), labels[row : row + 1])
         (g,) = torch.autograd.grad(loss, leaf)
         assert torch.allclose(ours[row], (leaf + 0.1 * g / g.norm()).clamp(0, 1)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("attack", [targeted_l2_attack, escaping_l2_attack])
+def test_gradients_too_small_for_half_precision_are_not_lost(attack: Callable[..., Tensor]) -> None:
+    def logits_of(x: Tensor, dtype: torch.dtype = torch.float16) -> Tensor:
+        return 2.0**-13 * (2.0**-13 * x.to(dtype))  # two layers, whose gradients multiply
+
+    x, labels = torch.tensor([[0.5, 0.4], [0.3, 0.6]]), torch.tensor([0, 1])
+    more = (torch.zeros_like(x),) if attack is targeted_l2_attack else ()
+    settings = {"radius": 1.0, "step": 10.0, "steps": 1}
+    in_single = partial(logits_of, dtype=torch.float32)
+    single = attack(x, in_single, labels, *more, **settings)
+    assert float((single - x).abs().min()) > 0.01
+    assert torch.allclose(attack(x, logits_of, labels, *more, **settings), single, rtol=0.01)
 
 
 def test_nearest_escape_finds_the_first_radius_that_succeeds() -> None:

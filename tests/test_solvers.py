@@ -85,6 +85,12 @@ def test_lissa_says_when_it_diverges() -> None:
         lissa(lambda v: 5.0 * v, torch.ones(3), decay=0.0, scale=1.0)
 
 
+@pytest.mark.parametrize("found", [torch.inf, torch.nan])
+def test_lissa_refuses_what_is_not_finite_in_its_only_step(found: float) -> None:
+    with pytest.raises(UnlearningFailed, match=f"found a change of {found} in step 1 after"):
+        lissa(lambda v: v + found, torch.ones(3), decay=0.0, scale=1.0, iterations=1)
+
+
 def test_lissa_stops_without_progress() -> None:
     quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])  # no change gets smaller: I - H is a turn
     found = lissa(lambda v: v - quarter @ v, torch.ones(2), decay=0.0, scale=1.0, iterations=500)

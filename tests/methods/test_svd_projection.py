@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
+from forgetkit.engine.run import Run
 from forgetkit.method import find
 from forgetkit.methods.svd_projection import FORGET_SCALES, RETAIN_SCALES
 from forgetkit.testing import TOYS, toy
@@ -153,6 +154,25 @@ def test_the_grid_keeps_the_best_pair_of_scales() -> None:
         assert score(other.model) <= best + 1e-6
     assert result.after["forget"].accuracy <= 0.1
     assert "retain_scale=" in result.notes[-1]
+
+
+def test_the_best_product_of_what_is_kept_and_what_is_forgotten_wins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Pairs of accuracies on D_r and D_f: of the model as it came in, then of each pair of scales.
+    measured = iter([1.0, 1.0, 0.5, 0.6, 0.3, 0.2, 0.95, 0.8])  # products 0, 0.2, 0.24, 0.19
+    monkeypatch.setattr(Run, "accuracy", lambda run, samples: next(measured))
+    monkeypatch.setattr("forgetkit.methods.svd_projection.FORGET_SCALES", (2.0, 3.0, 4.0))
+    some = toy("cnn")
+    result = (
+        forget(some.model)
+        .classes([3])
+        .using("svd_projection", retain_scale=100.0, samples_per_class=8)
+        .on("cpu")
+        .run(some.loader(), guard=None)
+    )
+    assert "retain_scale=100, forget_scale=3" in result.notes[-1]
+    assert next(measured, None) is None
 
 
 def test_the_model_as_it_came_in_is_a_candidate() -> None:
