@@ -261,15 +261,22 @@ def _parts(inputs: Inputs) -> list[Inputs]:
     return [_taken(inputs, slice(at, at + PART)) for at in range(0, count, PART)]
 
 
-def arrivals_verdict(own: float, controls: Sequence[float]) -> Verdict:
+def arrivals_verdict(own: float, controls: Sequence[float], cap: int) -> Verdict:
     """Return ``residual``, ``over-forgotten``, ``as retrain`` or ``not decidable``.
+
+    Faster than every retrained model is residual, slower than twice the slowest over-forgotten.
+    Of a model that never arrived it is known only that it needs more than ``cap`` steps.
 
     Args:
         own: steps until the class is back, infinity if it never was.
         controls: the same of each retrained model.
+        cap: steps after which it was given up.
     """
     if not controls:
         return "not decidable"
     if own < min(controls):
         return "residual"
-    return "over-forgotten" if own > 2 * max(controls) else "as retrain"
+    slowest = 2 * max(controls)
+    if math.isinf(own):
+        return "over-forgotten" if cap >= slowest else "not decidable"
+    return "over-forgotten" if own > slowest else "as retrain"

@@ -9,6 +9,7 @@ from typing import ClassVar
 from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject
 from forgetkit.auditing.readings import hits, outputs, retrained
 from forgetkit.auditing.relearned import Lessons, Progress, mean_over, relearn
+from forgetkit.auditing.relearning import arrivals_verdict
 from forgetkit.draws import uniform
 from forgetkit.fields import bounded
 from forgetkit.losses import accuracy
@@ -104,7 +105,7 @@ class Anamnesis(Metric):
                 "target": target,
                 "cap": self.steps,
             },
-            verdict=judged(own, [each.steps for each in rivals]),
+            verdict=judged(own, [each.steps for each in rivals], self.steps),
             note=note,
         )
 
@@ -156,15 +157,7 @@ def index(own: int | None, reference: int | None, cap: int) -> tuple[float | Non
     return max(own, 0.5) / max(reference, 0.5), ""
 
 
-def judged(own: int | None, others: list[int | None]) -> Verdict:
-    """Return the verdict on relearning steps; ``None`` stands for more than the cap.
-
-    Faster than every retrained model is residual, slower than twice the slowest over-forgotten.
-    """
-    steps = [float("inf") if other is None else float(other) for other in others]
-    mine = float("inf") if own is None else float(own)
-    if not steps or (mine == float("inf") and max(steps) == float("inf")):
-        return "not decidable"
-    if mine < min(steps):
-        return "residual"
-    return "over-forgotten" if mine > 2 * max(steps) else "as retrain"
+def judged(own: int | None, others: list[int | None], cap: int) -> Verdict:
+    """Return the verdict on relearning steps; ``None`` stands for more than the cap."""
+    mine, *rest = (inf if steps is None else float(steps) for steps in (own, *others))
+    return arrivals_verdict(mine, rest, cap)

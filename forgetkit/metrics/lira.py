@@ -10,14 +10,14 @@ import torch
 from forgetkit.auditing.evidence import Missing
 from forgetkit.auditing.likelihood import POOL_BELOW, gaussian, pooled_deviation, standard_score
 from forgetkit.auditing.members import attacked, groups
-from forgetkit.auditing.reference import Reference, references_for
+from forgetkit.auditing.reference import references_for
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.auditing.evidence import Evidence, Role
+    from forgetkit.auditing.evidence import Evidence, Subject
 
 
 @register_metric
@@ -70,12 +70,22 @@ class LiRA(Metric):
             )
         chosen = groups(evidence)
         rows = {"forget": chosen.members, "test_forget": chosen.others}
+
+        def phi(model: Subject, split: str) -> Tensor:
+            return reference.confidence(model, split)[rows[split]]
+
+        out = {split: torch.stack([phi(one, split) for one in reference.out]) for split in rows}
+        # One deviation for members and others: one of each set's own would tell the sets apart.
+        few = len(reference.out) < POOL_BELOW
+        shared = pooled_deviation(*out.values(), ddof=1) if few else None
+        outside = {split: gaussian(values, shared, ddof=1) for split, values in out.items()}
+
+        def score(model: Subject, split: str) -> Tensor:
+            return standard_score(phi(model, split), outside[split])
+
         scores = {
-            role: (
-                self._score(reference, role, "forget", rows["forget"]),
-                self._score(reference, role, "test_forget", rows["test_forget"]),
-            )
-            for role in reference.targets
+            role: (score(target, "forget"), score(target, "test_forget"))
+            for role, target in reference.targets.items()
         }
         found = attacked(scores, resamples=self.resamples, seed=evidence.seed)
         return self.finding(
@@ -87,9 +97,3 @@ class LiRA(Metric):
             verdict=found.verdict,
             note=found.note,
         )
-
-    def _score(self, reference: Reference, role: Role, split: str, rows: Tensor) -> Tensor:
-        out = torch.stack([reference.confidence(one, split) for one in reference.out])
-        shared = pooled_deviation(out, ddof=1) if len(out) < POOL_BELOW else None
-        target = reference.confidence(reference.targets[role], split)
-        return standard_score(target, gaussian(out, shared, ddof=1))[rows]

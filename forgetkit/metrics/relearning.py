@@ -113,6 +113,13 @@ class Relearning(Metric):
         ]
         if not controls:
             note = "; ".join(filter(None, (note, "no retrained model to compare with")))
+        verdict = arrivals_verdict(own, controls, self.steps)
+        if controls and verdict == "not decidable":
+            unknown = (
+                f"the model does not learn the class within {self.steps} steps, and so few do not "
+                "tell how much slower than the retrained models it is; raise steps"
+            )
+            note = "; ".join(filter(None, (note, unknown)))
         arrived = sorted(
             int(k) for k, found in by_shots.items() if found["unlearned"] < float("inf")
         )
@@ -132,7 +139,7 @@ class Relearning(Metric):
                 "cap": self.steps,
                 "curves": curves,
             },
-            verdict=arrivals_verdict(own, controls),
+            verdict=verdict,
             note=note,
         )
 

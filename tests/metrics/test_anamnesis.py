@@ -41,13 +41,15 @@ def test_a_run_that_never_arrives_gives_a_bound(
         (20, [20, 30], "as retrain"),
         (61, [20, 30], "over-forgotten"),
         (None, [20], "over-forgotten"),
+        (None, [50], "over-forgotten"),
+        (None, [51], "not decidable"),
         (20, [None], "residual"),
         (None, [20, None], "not decidable"),
         (5, [], "not decidable"),
     ],
 )
 def test_verdict(own: int | None, others: list[int | None], verdict: Verdict) -> None:
-    assert judged(own, others) == verdict
+    assert judged(own, others, 100) == verdict
 
 
 def lessons(lr: float = 0.05, steps: int = 20) -> Lessons:

@@ -70,6 +70,36 @@ def test_another_class_mix_is_not_taken_for_membership() -> None:
     assert distance < 0.3
 
 
+def drawn(shift: float, seed: int) -> Subject:
+    """A model that saw neither set; class 1 is answered otherwise by every training."""
+    forget = torch.cat([torch.zeros(180), torch.ones(20)]).long()
+    unseen = torch.cat([torch.zeros(100), torch.ones(100)]).long()
+    outputs = {}
+    for part, (name, labels) in enumerate((("forget", forget), ("test_forget", unseen))):
+        usual = torch.randn(len(labels), generator=Generator().manual_seed(part))
+        noise = torch.randn(len(labels), generator=Generator().manual_seed(seed + part))
+        logits = torch.full((len(labels), K), -40.0)
+        logits[:, 2] = 0.0
+        own = usual + torch.where(labels == 1, 3.0, 0.3) * noise + shift
+        logits[torch.arange(len(labels)), labels] = own
+        outputs[name] = toys.outputs(logits, labels)
+    return Subject(nn.Identity(), outputs, None)
+
+
+def test_lira_measures_members_and_others_by_one_deviation() -> None:
+    subjects: dict[Role, Subject] = {
+        "unlearned": drawn(1.0, 10),  # surer of all samples alike: nothing tells members
+        "original": drawn(0.0, 20),
+        "retrained": drawn(0.0, 30),
+    }
+    others = [drawn(0.0, seed) for seed in (40, 50, 60, 70)]
+    found = LiRA().measure(
+        Evidence(subjects, {}, "classes", (0, 1), K, [subjects["retrained"], *others])
+    )
+    assert found.value == pytest.approx(0.5, abs=0.08)
+    assert found.verdict != "residual"
+
+
 OLD = torch.arange(80) % 4
 NEW = (OLD + 1) % 4
 

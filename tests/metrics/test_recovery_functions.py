@@ -26,6 +26,7 @@ from forgetkit.auditing.quantising import SETTINGS, compressed, quantised, weigh
 from forgetkit.auditing.relearning import Curve, arrivals_verdict
 from forgetkit.auditing.resurrection import border_mask, border_size, prompted
 from forgetkit.errors import DataError
+from forgetkit.metric import Verdict
 from forgetkit.pixels import pixel_range
 from forgetkit.testing import toy
 
@@ -169,11 +170,28 @@ def test_arrivals() -> None:
     assert curve.arrival(0.5) == 5
     assert curve.arrival(0.95) == math.inf
     assert curve.area() == pytest.approx(1.4 / 3)
-    assert arrivals_verdict(5, [6, 9]) == "residual"
-    assert arrivals_verdict(6, [6, 9]) == "as retrain"
-    assert arrivals_verdict(19, [6, 9]) == "over-forgotten"
-    assert arrivals_verdict(math.inf, [6, math.inf]) == "as retrain"
-    assert arrivals_verdict(6, []) == "not decidable"
+
+
+@pytest.mark.parametrize(
+    ("own", "controls", "verdict"),
+    [
+        (5, [6, 9], "residual"),
+        (6, [6, 9], "as retrain"),
+        (18, [6, 9], "as retrain"),
+        (19, [6, 9], "over-forgotten"),
+        (6, [6, math.inf], "as retrain"),
+        (6, [math.inf], "residual"),
+        (math.inf, [6, 10], "over-forgotten"),  # more than 20 steps
+        (math.inf, [6, 11], "not decidable"),  # perhaps 21 steps, perhaps 200
+        (math.inf, [6, math.inf], "not decidable"),
+        (math.inf, [math.inf], "not decidable"),  # nobody learns anything
+        (6, [], "not decidable"),
+    ],
+)
+def test_what_never_arrives_needs_more_than_the_cap(
+    own: float, controls: list[float], verdict: Verdict
+) -> None:
+    assert arrivals_verdict(own, controls, 20) == verdict
 
 
 def test_excess_needs_two_standard_errors() -> None:
