@@ -63,15 +63,22 @@ def label_hits(logits: Tensor, labels: Tensor) -> Tensor:
     """Return which of several labels are right, (batch, labels) as 0/1.
 
     A label counts as present when its probability exceeds 0.5, that is when its logit exceeds 0.
+    NaN is wrong about every label.
     """
-    return ((logits > 0) == (labels > 0.5)).float()
+    return (((logits > 0) == (labels > 0.5)) & ~logits.isnan()).float()
+
+
+def predictions(logits: Tensor) -> Tensor:
+    """Return the predicted class of each sample, (batch,); -1, which is no class, for NaN."""
+    # argmax takes a NaN for the largest, so that a broken model would predict class 0
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return correctness per sample as 0/1: argmax, or the share of right labels (multi-label)."""
     if labels.ndim == 2:
         return label_hits(logits, labels).mean(dim=1)
-    return (logits.argmax(dim=1) == labels).float()
+    return (predictions(logits) == labels).float()
 
 
 def unlearning_score(retain_accuracy: float, forget_accuracy: float) -> float:

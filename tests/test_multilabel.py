@@ -18,7 +18,7 @@ from forgetkit.engine.measuring import measure
 from forgetkit.engine.place import Place
 from forgetkit.errors import DataError
 from forgetkit.goal import Instances
-from forgetkit.losses import accuracy, bounded_ascent, label_hits, per_sample_loss
+from forgetkit.losses import accuracy, bounded_ascent, label_hits, per_sample_loss, predictions
 from forgetkit.testing.toys import ToyCNN
 from forgetkit.testing.trace import changed, weights
 
@@ -268,3 +268,11 @@ def test_measuring_counts_every_batch() -> None:
     assert list(found.by_label.values()) == pytest.approx(hits.mean(dim=0).tolist())
     assert found.accuracy == pytest.approx(float(hits.mean()))
     assert found.samples == 240
+
+
+def test_a_prediction_that_is_no_number_is_wrong() -> None:
+    logits = torch.tensor([[torch.nan, torch.nan], [torch.nan, 1.0], [1.0, -torch.inf]])
+    assert predictions(logits).tolist() == [-1, -1, 0]
+    assert accuracy(logits, torch.tensor([0, 1, 0])).tolist() == [0.0, 0.0, 1.0]
+    several = label_hits(torch.full((1, 2), torch.nan), torch.tensor([[0.0, 1.0]]))
+    assert several.tolist() == [[0.0, 0.0]]

@@ -13,6 +13,7 @@ from forgetkit.adapting import logits_of
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import DataError
+from forgetkit.losses import predictions
 from forgetkit.types import Batch, SampleSet
 from forgetkit.view import ModelView
 
@@ -73,8 +74,8 @@ class Outputs:
 
     @property
     def predicted(self) -> Tensor:
-        """Predicted classes, (samples,)."""
-        return self.logits.argmax(dim=1)
+        """Predicted classes, (samples,); -1 for NaN."""
+        return predictions(self.logits)
 
     @property
     def right(self) -> Tensor:

@@ -153,11 +153,18 @@ def towards(
 
 @torch.no_grad()
 def logits_over(inputs: Inputs, answer: Answer, size: int = 128) -> Tensor:
-    """Return logits of all inputs, (samples, classes) float64 on the CPU."""
+    """Return logits of all inputs, (samples, classes) float64 on the CPU.
+
+    Raises:
+        Missing: a logit is NaN.
+    """
     _, pixels = pixels_of(inputs)
-    return torch.cat(
+    found = torch.cat(
         [
             answer(with_pixels(inputs, pixels[rows], rows)).cpu().double()
             for rows in torch.arange(len(pixels), device=pixels.device).split(size)
         ]
     )
+    if bool(found.isnan().any()):
+        raise Missing("needs finite predictions, but a model answers NaN to changed images")
+    return found

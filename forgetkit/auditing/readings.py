@@ -33,9 +33,26 @@ def usable(found: Outputs, who: str, split: str) -> Outputs:
     """
     if len(found) == 0:
         raise Missing(f"needs {MEANING.get(split, split)}, and that set is empty")
-    if bool(torch.isnan(found.logits).any()) or bool(torch.isposinf(found.logits).any()):
+    if not _are_numbers(found.logits):
         raise Missing(f"needs finite predictions, but the {who} model answers NaN or infinity")
     return found
+
+
+def broken_models(evidence: Evidence) -> str:
+    """Return which models answer NaN or infinity to what, in words; empty when none does."""
+    models = [*evidence.subjects.items(), *(("retrained", one) for one in evidence.references)]
+    found = [
+        f"the {who} model answers NaN or infinity to {MEANING.get(split, split)}"
+        for who, subject in models
+        for split, seen in subject.outputs.items()
+        if not _are_numbers(seen.logits)
+    ]
+    return "; ".join(dict.fromkeys(found))
+
+
+def _are_numbers(logits: Tensor) -> bool:
+    """Minus infinity is one: a masked head answers it."""
+    return not bool((torch.isnan(logits) | torch.isposinf(logits)).any())
 
 
 def single_label(found: Outputs) -> Outputs:

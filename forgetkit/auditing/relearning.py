@@ -18,6 +18,7 @@ from forgetkit.auditing.probes import few_shot_rows
 from forgetkit.copying import independent_copy
 from forgetkit.dryrun.outputs import logits_of
 from forgetkit.engine.place import moved_inputs
+from forgetkit.losses import predictions
 from forgetkit.metric import Verdict
 from forgetkit.types import Inputs, SampleSet
 from forgetkit.view import ModelView
@@ -235,7 +236,7 @@ def _taught(
 
 def _accuracy(answer: Callable[[Inputs], Tensor], inputs: Inputs, labels: Tensor) -> float:
     with torch.no_grad():
-        predicted = torch.cat([answer(part).argmax(dim=1) for part in _parts(inputs)])
+        predicted = torch.cat([predictions(answer(part)) for part in _parts(inputs)])
     return int((predicted == labels).sum()) / len(labels)
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from forgetkit.auditing import inputs
 from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject, collect
+from forgetkit.auditing.readings import broken_models
 from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
 from forgetkit.data.loaders import Loader
@@ -352,12 +353,15 @@ class _Session:
     def _measure(self) -> None:
         if self.evidence is None:
             raise RuntimeError("the evidence is collected first")
+        broken = broken_models(self.evidence)
+        if broken:
+            self.missing.append(f"all checks: {broken}; mend it or leave it out")
         with progress("auditing") as bar:
             bar.expect(len(self.metrics))
             for number, metric in enumerate(self.metrics, 1):
                 self.say(f"{number}/{len(self.metrics)} {metric.card.title}")
                 start = time.perf_counter()
-                self.findings.append(_measured(metric, self.evidence))
+                self.findings.append(_measured(metric, self.evidence, broken))
                 self.metric_seconds[metric.card.slug] = time.perf_counter() - start
                 bar.advance()
 
@@ -429,9 +433,11 @@ class _Session:
             self.seconds[phase] = time.perf_counter() - start
 
 
-def _measured(metric: Metric, evidence: Evidence) -> Finding:
+def _measured(metric: Metric, evidence: Evidence, broken: str) -> Finding:
     """Run one metric; whatever stops it becomes the reason why it was not run."""
     try:
+        if broken:
+            raise Missing(f"needs finite predictions, but {broken}")
         with borrowed_randomness(evidence.seed):
             found = metric.measure(evidence)
     except Missing as reason:

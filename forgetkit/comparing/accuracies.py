@@ -19,7 +19,7 @@ from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import DataError
 from forgetkit.goal import Classes, Goal, resolve_classes
-from forgetkit.losses import unlearning_score
+from forgetkit.losses import predictions, unlearning_score
 from forgetkit.types import SampleSet
 
 
@@ -123,7 +123,7 @@ def accuracy_on(model: nn.Module, samples: SampleSet) -> float:
         for batch in samples.batches():
             inputs = moved_inputs(batch.inputs, device, dtype)
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-            right += int((logits_of(output).argmax(dim=1).cpu() == batch.labels.cpu()).sum())
+            right += int((predictions(logits_of(output)).cpu() == batch.labels.cpu()).sum())
     return right / len(samples)
 
 

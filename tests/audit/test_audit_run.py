@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -232,6 +233,24 @@ def test_what_is_wanting_or_broken_does_not_stop_the_rest() -> None:
     assert Audit.from_json(found.to_json())["infinite"].interval == (0.0, float("inf"))
     with pytest.raises(KeyError):
         found["nothing"]
+
+
+@pytest.mark.parametrize("whose", ["unlearned", "retrained"])
+def test_a_model_that_answers_nan_gets_no_numbers_and_no_all_clear(whose: str) -> None:
+    some = toy("cnn")
+    broken = copy.deepcopy(some.model)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(torch.nan)
+    model, reference = (broken, some.model) if whose == "unlearned" else (some.model, broken)
+    found = audit(
+        model, forget=some.loader(), classes=[GONE], reference=[some.model, reference],
+        level="quick", device="cpu",
+    )  # fmt: skip
+    assert {finding.verdict for finding in found.findings} == {"not run"}
+    wanted = f"the {whose} model answers NaN or infinity to the samples to forget"
+    assert all(wanted in finding.note for finding in found.findings)
+    assert any(wanted in line for line in found.missing)
+    assert not any("behaves as one that was not trained" in line for line in found.verdict)
 
 
 def test_ctrl_c_leaves_a_valid_partial_record(tmp_path: Path) -> None:

@@ -81,8 +81,13 @@ def test_identical_models_are_as_retrain(metric: Metric) -> None:
             metric.measure(same)
         one = toys.original()
         same = replace(evidence, subjects={"unlearned": one, "original": one, "retrained": one})
+        never = metric.measure(same)  # within five steps
+        assert (never.value, never.verdict) == (float("inf"), "not decidable")
+        assert "does not learn the class within 5 steps" in never.note
+        metric = replace(QUICK, lr=0.1)
     found = metric.measure(same)
     assert found.verdict == "as retrain"
+    assert found.value != float("inf")
     assert found.value == found.controls["retrained"] == found.controls["original"]
 
 
