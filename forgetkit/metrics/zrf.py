@@ -10,7 +10,13 @@ from torch import Tensor
 from forgetkit.auditing.divergence import zrf
 from forgetkit.auditing.evidence import Evidence, Outputs
 from forgetkit.auditing.intervals import compared, mean_interval
-from forgetkit.auditing.readings import outputs, retrained_outputs, roles_with, single_label
+from forgetkit.auditing.readings import (
+    log_probs,
+    masked_note,
+    outputs,
+    retrained_outputs,
+    roles_with,
+)
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -30,7 +36,7 @@ class ZRF(Metric):
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096.
 
     Differences: base 2, so that the range is [0, 1]; the divergence of the text, where released
-        code has an element-wise mean of KL terms.
+        code has an element-wise mean of KL terms; behind a masked head over the kept classes.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -50,10 +56,10 @@ class ZRF(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Compare every model with the untrained one, sample by sample."""
-        twin = single_label(outputs(evidence, "untrained", "forget")).log_probs
+        twin = log_probs(evidence, outputs(evidence, "untrained", "forget"))
 
         def likeness(found: Outputs) -> Tensor:
-            return zrf(single_label(found).log_probs, twin)
+            return zrf(log_probs(evidence, found), twin)
 
         own = likeness(outputs(evidence, "unlearned", "forget"))
         others = [likeness(found) for found in retrained_outputs(evidence, "forget")]
@@ -69,4 +75,5 @@ class ZRF(Metric):
             controls=values,
             details={"retrained": [float(each.mean()) for each in others]},
             verdict=compared(own, others, seed=evidence.seed, more="over-forgotten"),
+            note=masked_note(evidence),
         )
