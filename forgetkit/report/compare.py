@@ -155,7 +155,7 @@ def _minimal(records: Sequence[Record]) -> list[tuple[str, list[float | str | No
     ):  # fmt: skip
         rows.append((title, [_value(record, slug) for record in records]))
     rows.append(("attack AUC, retrained", [_control(r, "mia_loss") for r in records]))
-    rows.append(("probe excess", [_excess(record) for record in records]))
+    rows.append(("probe excess", [radar.probe_excess(record) for record in records]))
     rows.append(("steps to relearn", [_value(record, "relearning") for record in records]))
     rows.append(("steps to relearn, retrained", [_control(r, "relearning") for r in records]))
     rows.append(("seconds", [radar.seconds_of(record) for record in records]))
@@ -171,11 +171,3 @@ def _control(record: Record, slug: str) -> float | str | None:
     entry = record.find(slug)
     found = None if entry is None else mapping_in(entry.controls).get("retrained")
     return found if isinstance(found, str) else number_in(found)
-
-
-def _excess(record: Record) -> float | None:
-    entry = record.find("linear_probe")
-    other = entry.control("retrained") if entry else None
-    if entry is None or entry.number is None or other is None:
-        return None
-    return entry.number - other

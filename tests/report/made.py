@@ -27,7 +27,7 @@ def record(name: str = "lau") -> dict[str, object]:
     heights = {"original": [0.5, 0.5, 0.0], "unlearned": [0.0, 0.25, 0.75]}
     shares = {"unlearned": [0.25, 0.75, 0.0, 0.0], "retrained": [0.5, 0.25, 0.25, 0.0]}
     points = {"false": [0.0, 0.1, 1.0], "true": [0.0, 0.4, 1.0]}
-    probe = {"forgotten": {"unlearned": 0.9, "retrained": 0.7}}
+    probe = {"forgotten": {"unlearned": 0.9, "retrained": 0.7}, "excess": 0.3}
     runs = [{"steps": [0, 1, 2], "forgotten": [0.0, 0.2, 0.6]}, {"steps": [0], "forgotten": [0.1]}]
     block = [[1.0, 0.5], [None, 0.25]]
     return {
@@ -55,7 +55,8 @@ def record(name: str = "lau") -> dict[str, object]:
                     verdict="residual", details={
                         "auc": {"unlearned": 0.7123}, "roc": {"unlearned": points}}),
             finding("linear_probe", 0.9, controls={"retrained": 0.7}, verdict="residual",
-                    details={"curve": {"1": probe, "5": probe}}),
+                    settings={"shots": 5},
+                    details={"curve": {"1": {**probe, "excess": 0.1}, "5": probe}}),
             finding("relearning", 4.0, controls={"retrained": "inf"}, details={
                 "cap": 20, "target": 0.5, "curves": {"reset": {"unlearned": runs}}}),
             finding("cka_layers", 0.25, details={

@@ -22,7 +22,7 @@ def test_columns_are_records_and_rows_are_metrics(tmp_path: Path) -> None:
     assert "| what | lau | suli | suli (2) |" in text
     assert "| unlearning score | 0.8125 | 0.8125 | 0.8125 |" in text
     assert "| attack AUC, retrained | 0.5 | - | - |" in text
-    assert "| probe excess | 0.2 | - | - |" in text
+    assert "| probe excess | 0.3 | - | - |" in text  # over all retrained models, not the first
     assert "| steps to relearn, retrained | ∞ | - | - |" in text
     assert "not run | - | - |" in text
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == [

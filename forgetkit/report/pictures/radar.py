@@ -65,11 +65,7 @@ def scores(record: Record, *, reference_seconds: float | None = None) -> list[fl
     kept, gone = accuracy_on(record, "test_retain"), accuracy_on(record, "test_forget")
     us, fs = _value(record, "us"), _value(record, "forgetting_score")
     divergence = _value(record, "js")
-    probe = record.find("linear_probe")
-    retrained = probe.control("retrained") if probe else None
-    excess = None
-    if probe is not None and probe.number is not None and retrained is not None:
-        excess = probe.number - retrained
+    excess = probe_excess(record)
     seconds = seconds_of(record)
     speed = None
     if seconds is not None and reference_seconds:
@@ -93,6 +89,15 @@ def _ease(record: Record) -> float | None:
         for value in (entry.value, entry.controls["retrained"])
     )
     return None if own is None or not other else min(1.0, own / other)
+
+
+def probe_excess(record: Record) -> float | None:
+    """Return what a few-shot probe recovers beyond the mean of retrained models, or ``None``."""
+    entry = record.find("linear_probe")
+    if entry is None:
+        return None
+    curve = mapping_in(entry.details.get("curve"))
+    return number_in(mapping_in(curve.get(str(entry.settings.get("shots")))).get("excess"))
 
 
 def accuracy_on(record: Record, split: str, role: str = "unlearned") -> float | None:
