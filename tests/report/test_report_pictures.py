@@ -50,11 +50,24 @@ def test_the_curve_ends_at_the_smallest_rate_and_keeps_its_points() -> None:
 def test_a_missing_axis_is_a_gap() -> None:
     found = read_record(record())
     values = radar.scores(found)
-    assert values == pytest.approx([0.75, 1.0, 0.8125, None, None, 0.7, 0.2, None])
+    assert values == pytest.approx([0.75, 1.0, 0.8125, None, None, 0.7, None, None])
     drawn = radar.picture_of([found]).figure.axes[0].lines[0].get_ydata()
-    assert np.isnan(np.asarray(drawn, dtype=float)).sum() == 3
+    assert np.isnan(np.asarray(drawn, dtype=float)).sum() == 4
     with pytest.raises(Missing, match="needs 3 of the axes"):
         radar.picture_of([read_record({"findings": []})])
+
+
+@pytest.mark.parametrize(
+    ("own", "retrained", "wanted"),
+    [(6.0, 12.0, 0.5), (24.0, 12.0, 1.0), ("inf", 12.0, 1.0), (6.0, "inf", None),
+     ("inf", "inf", None), (6.0, None, None)],
+)  # fmt: skip
+def test_no_relearn_index_beside_a_model_that_never_relearns(
+    own: float | str, retrained: float | str | None, wanted: float | None
+) -> None:
+    controls = {} if retrained is None else {"retrained": retrained}
+    found = {"slug": "relearning", "value": own, "controls": controls, "details": {"cap": 100}}
+    assert radar.scores(read_record({"findings": [found]}))[6] == wanted
 
 
 def test_a_run_that_ended_early_holds_its_value() -> None:

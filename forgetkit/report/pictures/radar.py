@@ -79,15 +79,16 @@ def scores(record: Record, *, reference_seconds: float | None = None) -> list[fl
 
 
 def _ease(record: Record) -> float | None:
-    """Return how long relearning takes beside the retrained model, at most 1; ``None`` unknown."""
+    """Return how long relearning takes beside the retrained model, at most 1; ``None`` unknown.
+
+    It is unknown when the retrained model never arrives: then there is nothing to divide by. A
+    model that never arrives beside one that does takes the steps that were tried, or more.
+    """
     entry = record.find("relearning")
-    if entry is None or "retrained" not in entry.controls:
+    if entry is None:
         return None
-    cap = number_in(entry.details.get("cap"))
-    own, other = (
-        cap if value == "inf" else number_in(value)
-        for value in (entry.value, entry.controls["retrained"])
-    )
+    own = number_in(entry.details.get("cap") if entry.value == "inf" else entry.value)
+    other = entry.control("retrained")
     return None if own is None or not other else min(1.0, own / other)
 
 
@@ -136,7 +137,8 @@ def picture_of(records: Sequence[Record]) -> Picture:
         "radar", "All axes at once",
         "1 is best on every axis: agreement is 1 minus the Jensen-Shannon divergence in bits, the "
         "relearn index 1 minus the steps to relearn over those of the retrained model. A gap is an "
-        "axis that was not measured. The area depends on the order of the axes and means nothing.",
+        "axis that was not measured, or whose retrained model never relearnt. "
+        "The area depends on the order of the axes and means nothing.",
         "Radar chart: " + "; ".join(
             f"{name}: " + ", ".join(
                 f"{axis} {value:.2f}" for axis, value in zip(words, values, strict=True)
