@@ -211,6 +211,35 @@ def test_mean_and_deviation_over_seeds_in_three_forms() -> None:
     assert all(line.count("&") == 7 for line in latex.splitlines() if line.endswith(r" \\"))
 
 
+def test_a_masked_head_is_marked_in_every_form(tmp_path: Path) -> None:
+    problem = toy("cnn")
+    table = compare(
+        problem.model, problem.loader(), [3], ["linear_filtration"], 1, test=held_out(problem),
+        device="cpu",
+    )  # fmt: skip
+    original, masked = table.rows()
+    note = "head masked: D_f and D_tf are 0 by construction"
+    assert (masked.mean["D_f"], masked.note, masked.head_masked) == (0.0, note, True)
+    assert (original.note, original.head_masked) == ("", False)
+    for text in (table.markdown(), table.csv()):
+        assert [note in line for line in text.splitlines()[-2:]] == [False, True]
+    assert r"linear\_filtration (head masked) & classes 3 & " in table.latex()
+    rows = table.to_json()["rows"]
+    assert isinstance(rows, list)
+    assert [row["head_masked"] for row in rows] == [False, True]
+    table.save(tmp_path)
+    page = (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    assert note in page
+    assert "D_f and D_tf 0 by construction (head masked): linear_filtration." in page
+
+
+def test_a_run_without_figures_has_nothing_to_mark() -> None:
+    method = {"method": "linear_filtration"}
+    failed = RunRecord("a", method, {}, "classes 3", 0, error="it broke")
+    (row,) = Comparison((failed,)).rows()
+    assert (row.note, row.head_masked) == ("it broke", False)
+
+
 def test_tables_are_written_beside_the_runs(tmp_path: Path) -> None:
     table = Comparison((run_of("a", 0, US=0.5),))
     files = table.save(tmp_path)

@@ -14,6 +14,8 @@ from forgetkit.losses import accuracy, per_sample_loss
 LARGEST_LOSS = 400.0
 """Losses are cut here: a head whose row was removed has an infinite one."""
 HIDDEN = "0 by construction: the head hides the forgotten classes"
+MARK = "head masked"
+"""What tables put beside such a number."""
 
 
 def outputs(evidence: Evidence, role: Role, split: str) -> Outputs:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from statistics import median
 
 from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.readings import MARK
 from forgetkit.comparing.table import Row
 from forgetkit.comparing.tradeoff import tradeoff_figure
 from forgetkit.comparing.written import digest
@@ -43,7 +44,8 @@ def draw(rows: Sequence[Row]) -> Drawn:
             except Missing as reason:
                 left_out[f"{title}: {target}"] = str(reason)
             else:
-                pictures.append(replace(made, title=f"{title}: {target}"))
+                caption = made.caption + _masked_words(measured)
+                pictures.append(replace(made, title=f"{title}: {target}", caption=caption))
     if len(targets) > MOST:
         left_out["Targets"] = f"the last pictures show the first {MOST} of {len(targets)}"
     some = {target: targets[target] for target in list(targets)[:MOST]}
@@ -53,6 +55,12 @@ def draw(rows: Sequence[Row]) -> Drawn:
         except Missing as reason:
             left_out[title] = str(reason)
     return Drawn(pictures, left_out)
+
+
+def _masked_words(rows: Sequence[Row]) -> str:
+    """Return the sentence about rows whose head is masked, or nothing."""
+    names = [row.title for row in rows if row.head_masked]
+    return f" D_f and D_tf 0 by construction ({MARK}): {', '.join(names)}." if names else ""
 
 
 def _accuracy(target: str, rows: Sequence[Row]) -> Picture:

@@ -10,7 +10,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import TYPE_CHECKING
 
+from forgetkit.auditing.readings import MARK
 from forgetkit.comparing.written import RunRecord, write_whole
+from forgetkit.method import all_cards
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +37,9 @@ class Row:
         failed: seeds that did not.
         mean: by column; a column that could not be measured is left out.
         deviation: sample standard deviation over seeds, for two runs and more.
-        note: why runs failed.
+        note: what the figures cannot show because the head is masked, and why runs failed.
+        head_masked: whether D_f and D_tf are 0 by construction, because the method masks output
+            rows.
     """
 
     title: str
@@ -45,6 +49,7 @@ class Row:
     mean: dict[str, float] = field(default_factory=dict)
     deviation: dict[str, float] = field(default_factory=dict)
     note: str = ""
+    head_masked: bool = False
 
     def cell(self, column: str, between: str = " ± ") -> str:
         """Return a figure for people, ``-`` where there is none."""
@@ -114,7 +119,8 @@ class Comparison:
         ]
         for row in self.rows():
             some = f" ({row.seeds} seeds)" if row.failed and row.runs else ""
-            words = [_escaped(row.title + some), _escaped(row.target)]
+            mark = f" ({MARK})" if row.head_masked else ""
+            words = [_escaped(row.title + some + mark), _escaped(row.target)]
             if row.runs:
                 figures = [f"${row.cell(name, PLUS_MINUS)}$" for name in COLUMNS]
                 cells = [*words, *(figure.replace("$-$", "--") for figure in figures)]
@@ -170,7 +176,9 @@ def _row(group: Sequence[RunRecord]) -> Row:
         column: [run.scores[column] for run in worked if column in run.scores] for column in COLUMNS
     }
     failed = [run for run in group if run.error]
-    reasons = dict.fromkeys(run.error for run in failed)
+    masked = bool(worked) and _masks_head(group[0])
+    notes = [f"{MARK}: D_f and D_tf are 0 by construction"] if masked else []
+    notes += dict.fromkeys(run.error for run in failed)
     return Row(
         group[0].title,
         group[0].target,
@@ -178,8 +186,14 @@ def _row(group: Sequence[RunRecord]) -> Row:
         len(failed),
         {column: mean(found) for column, found in values.items() if found},
         {column: stdev(found) for column, found in values.items() if len(found) > 1},
-        "; ".join(reasons),
+        "; ".join(notes),
+        masked,
     )
+
+
+def _masks_head(run: RunRecord) -> bool:
+    slug = run.method.get("method")
+    return any(card.masks_head for card in all_cards() if card.slug == slug)
 
 
 def _words(row: Row) -> list[str]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from forgetkit.auditing.evidence import Missing
+from forgetkit.auditing.readings import MARK
 from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError
 from forgetkit.report.bars import bars_figure
 from forgetkit.report.drawing import Picture, inline
-from forgetkit.report.page import Drawn, environment, place_of
+from forgetkit.report.page import Drawn, environment, number_words, place_of
 from forgetkit.report.pictures import radar
 from forgetkit.report.record import (
     GROUPS,
@@ -21,6 +22,7 @@ from forgetkit.report.record import (
     number_in,
     read_record,
 )
+from forgetkit.report.sources import is_masked
 
 SETS = {
     "retain": "kept, training", "forget": "forgotten, training", "test_retain": "kept, test",
@@ -102,10 +104,12 @@ def _accuracy(records: Sequence[Record]) -> Picture:
     table = {name: row for name, row in table.items() if row}
     if not table:
         raise Missing("needs accuracies by set, which no record holds")
+    masked = [record.name for record in records if is_masked(record, None)]
+    mark = f" Forgotten 0 by construction ({MARK}): {', '.join(masked)}." if masked else ""
     return Picture(
         "accuracy-by-set", "Accuracy by set",
         "Kept samples should stay where they were; for a forgotten class low is what was asked "
-        "for, for forgotten samples the retrained model's accuracy is.",
+        f"for, for forgotten samples the retrained model's accuracy is.{mark}",
         "Bars of accuracy: " + "; ".join(
             f"{name}: " + ", ".join(f"{words} {share:.0%}" for words, share in row.items())
             for name, row in table.items()
@@ -147,7 +151,7 @@ def _groups(records: Sequence[Record]) -> list[tuple[str, list[tuple[Entry, list
 def _minimal(records: Sequence[Record]) -> list[tuple[str, list[float | str | None]]]:
     """Return the rows that a paper needs at least, with one value a record."""
     rows: list[tuple[str, list[float | str | None]]] = [
-        (f"accuracy: {words}", [radar.accuracy_on(record, split) for record in records])
+        (f"accuracy: {words}", [_accuracy_words(record, split) for record in records])
         for split, words in SETS.items()
     ]
     for title, slug in (
@@ -162,9 +166,19 @@ def _minimal(records: Sequence[Record]) -> list[tuple[str, list[float | str | No
     return [(title, row) for title, row in rows if any(value is not None for value in row)]
 
 
+def _accuracy_words(record: Record, split: str) -> float | str | None:
+    """Return an accuracy, marked where it is 0 by construction."""
+    share = radar.accuracy_on(record, split)
+    if share is None or not split.endswith("forget") or not is_masked(record, None):
+        return share
+    return f"{number_words(share)} ({MARK})"
+
+
 def _value(record: Record, slug: str) -> float | str | None:
     entry = record.find(slug)
-    return None if entry is None else entry.value
+    if entry is None or not entry.mark:
+        return None if entry is None else entry.value
+    return number_words(entry.value) + entry.mark
 
 
 def _control(record: Record, slug: str) -> float | str | None:

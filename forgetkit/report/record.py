@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forgetkit.auditing.readings import HIDDEN, MARK
 from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError, MissingFile, UnknownMethod
 from forgetkit.metric import MetricCard, find_metric
@@ -70,6 +71,11 @@ class Entry:
     def number(self) -> float | None:
         """The headline value when it is a finite number."""
         return number_in(self.value)
+
+    @property
+    def mark(self) -> str:
+        """What stands beside a value that rests on a forget accuracy of 0 by construction."""
+        return f" ({MARK})" if HIDDEN in self.note else ""
 
     def control(self, role: str) -> float | None:
         """Return the number of another model when it is a finite one."""

@@ -9,6 +9,7 @@ import pytest
 from made import record
 from typer.testing import CliRunner
 
+from forgetkit.auditing.readings import HIDDEN
 from forgetkit.cli import app
 from forgetkit.errors import DataError
 from forgetkit.report import write_comparison
@@ -29,6 +30,22 @@ def test_columns_are_records_and_rows_are_metrics(tmp_path: Path) -> None:
         "accuracy-by-set.csv", "accuracy-by-set.svg", "radar.csv", "radar.svg",
     ]  # fmt: skip
     assert page.read_text(encoding="utf-8").count("<figure") == 2
+
+
+def test_accuracies_behind_a_masked_head_are_marked(tmp_path: Path) -> None:
+    masked = record("filtered")
+    masked["head_masked"] = True
+    accuracy, _, us, *_ = masked["findings"]
+    accuracy["note"] = HIDDEN
+    us["note"] = f"forget accuracy is {HIDDEN}"
+    page = write_comparison([record(), masked], tmp_path)
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "| accuracy: kept, test | 0.75 | 0.75 |" in text
+    assert "| accuracy: forgotten, test | 0 | 0 (head masked) |" in text
+    assert "| unlearning score | 0.8125 | 0.8125 (head masked) |" in text
+    assert "| 0 [0, 0.0602], n = 60 | 0 (head masked) [0, 0.0602], n = 60 |" in text
+    assert "Forgotten 0 by construction (head masked): filtered." in text
+    assert page.read_text(encoding="utf-8").count("0 (head masked)") == 2
 
 
 def test_one_record_is_nothing_to_compare(tmp_path: Path) -> None:
