@@ -5,6 +5,7 @@ Scores are higher for samples that look like members. Everything is float64 on t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -18,6 +19,8 @@ LARGEST_LOSS = 400.0
 """Losses are cut here: in float64 a probability below exp(-400) carries no more information."""
 FEWEST = 10
 """Samples that each group must have: a tenth of both is held out, stratified."""
+SMALL_RATES = (0.01, 0.001)
+"""False positive rates at which the true one is always told."""
 
 
 def entropy(log_probs: Tensor) -> Tensor:
@@ -132,13 +135,21 @@ def auc(members: Tensor, others: Tensor) -> float:
 
 
 def roc(members: Tensor, others: Tensor, points: int = 200) -> tuple[list[float], list[float]]:
-    """Return (false positive rates, true positive rates), thinned to about ``points``."""
+    """Return (false positive rates, true positive rates), thinned to about ``points``.
+
+    Longer curves keep the largest true positive rate at false positive rates that are evenly
+    spaced on a logarithmic axis, from one false alarm on, and at 0, 0.1 % and 1 %.
+    """
     from sklearn.metrics import roc_curve
 
     scores, labels = _joined(members, others)
-    false, true, _ = roc_curve(labels.numpy(), scores.numpy())
-    step = max(1, len(false) // points)
-    kept = sorted({*range(0, len(false), step), len(false) - 1})
+    false, true, _ = roc_curve(labels.numpy(), scores.numpy(), drop_intermediate=False)
+    kept = list(range(len(false)))
+    if len(false) > points:
+        spaced = torch.logspace(-math.log10(len(others)), 0, points, dtype=torch.float64)
+        rates = torch.cat([torch.tensor([0.0, *SMALL_RATES], dtype=torch.float64), spaced])
+        last = torch.searchsorted(torch.as_tensor(false), rates + 1e-12, right=True) - 1
+        kept = sorted({0, *last.tolist(), len(false) - 1})
     return [float(false[i]) for i in kept], [float(true[i]) for i in kept]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from forgetkit.auditing.attacks import (
     FEWEST,
     LARGEST_LOSS,
+    SMALL_RATES,
     auc,
     bootstrap_auc,
     entropy,
@@ -201,5 +202,4 @@ def by_role(
 
 
 def _rates(members: Tensor, others: Tensor) -> dict[str, float | str]:
-    wanted: Sequence[tuple[str, float]] = (("0.01", 0.01), ("0.001", 0.001))
-    return {name: tpr_at(members, others, rate) for name, rate in wanted}
+    return {str(rate): tpr_at(members, others, rate) for rate in SMALL_RATES}

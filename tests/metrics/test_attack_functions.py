@@ -76,6 +76,29 @@ def test_curves_agree_with_scikit_learn(seed: int) -> None:
     assert (ours[0][-1], ours[1][-1]) == (1.0, 1.0)
 
 
+@pytest.mark.parametrize("members_found", [0.02, 0.5])
+def test_a_thinned_curve_keeps_few_false_alarms(members_found: float) -> None:
+    draws = Generator().manual_seed(0)
+    others = torch.randn(5000, generator=draws, dtype=torch.float64)
+    members = torch.randn(5000, generator=draws, dtype=torch.float64)
+    members[: int(5000 * members_found)] += 5
+    false, true = roc(members, others)
+    assert len(false) <= 210
+    assert min(rate for rate in false if rate > 0) == 1 / 5000
+    for rate in (0.0, 0.001, 0.01):
+        drawn = max(t for f, t in zip(false, true, strict=True) if f <= rate + 1e-12)
+        assert drawn == tpr_at(members, others, rate)
+    whole = roc_curve(
+        [1] * 5000 + [0] * 5000, torch.cat([members, others]), drop_intermediate=False
+    )
+    assert {*zip(false, true, strict=True)} <= {*zip(whole[0], whole[1], strict=True)}
+    assert (false[0], true[0], false[-1], true[-1]) == (0.0, 0.0, 1.0, 1.0)
+
+
+def test_a_short_curve_is_whole() -> None:
+    assert roc(RAMP[:4], RAMP[:4]) == ([0.0, 0.25, 0.5, 0.75, 1.0],) * 2
+
+
 def test_the_bootstrap_equals_a_literal_one_and_pairs_models() -> None:
     draws = Generator().manual_seed(0)
     pair = (torch.rand(12, generator=draws).round(decimals=1), torch.rand(9, generator=draws))

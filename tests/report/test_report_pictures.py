@@ -39,12 +39,20 @@ def test_densities_integrate_to_one() -> None:
     assert areas == pytest.approx({"original": 1.0, "unlearned": 1.0})
 
 
-def test_the_curve_ends_at_the_smallest_rate_and_keeps_its_points() -> None:
+def test_the_curve_ends_at_one_sample_of_a_group_and_keeps_its_points() -> None:
     found = roc.picture(read_record(record()), None)
     axes = found.figure.axes[0]
     assert axes.get_xscale() == axes.get_yscale() == "log"
-    assert axes.get_xlim()[0] == pytest.approx(0.1)
+    assert axes.get_xlim()[0] == pytest.approx(1 / 30)
     assert list(found.rows) == [("unlearned", 0, 0), ("unlearned", 0.1, 0.4), ("unlearned", 1, 1)]
+
+
+def test_without_a_count_the_curve_ends_at_its_smallest_step() -> None:
+    raw = record()
+    for finding in raw["findings"]:
+        finding["samples"] = 0
+    axes = roc.picture(read_record(raw), None).figure.axes[0]
+    assert axes.get_xlim()[0] == pytest.approx(0.1)
 
 
 def test_a_missing_axis_is_a_gap() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from forgetkit.auditing.evidence import Evidence, Missing
@@ -60,9 +60,8 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
     if "unlearned" not in known:
         raise Missing("needs the curve of the attack, which the record does not hold")
     drawn = {role: curves[role] for role in ORDER if role in known}
-    # The smallest step of the curve is one sample.
-    steps = [rate for false, true in drawn.values() for rate in (*false, *true) if rate > 0]
     entry = record.find("mia_loss")
+    floor = _floor(drawn.values(), 0 if entry is None else entry.samples)
     told = ", ".join(f"{NAMES[role]} {known[role]:.3f}" for role in drawn)
     signal = str(details.get("signal") or "loss")
     count = f" {entry.samples} samples." if entry is not None and entry.samples else ""
@@ -73,10 +72,17 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
         "show. On the dashed line an attacker only guesses; the left edge is what few false "
         "alarms buy. Below the line the attack works when turned round.",
         f"ROC curves; area under the curve: {told}",
-        roc_figure(drawn, known, min(steps)),
+        roc_figure(drawn, known, floor),
         ("model", "false_positive_rate", "true_positive_rate"),
         [(role, *point) for role, curve in drawn.items() for point in zip(*curve, strict=True)],
     )  # fmt: skip
+
+
+def _floor(curves: Iterable[Curve], samples: int) -> float:
+    """Return the share of one sample in its group: half of them are members."""
+    if samples >= 2:
+        return 1 / (samples // 2)
+    return min(rate for false, true in curves for rate in (*false, *true) if rate > 0)
 
 
 def _curve(found: object) -> Curve:
