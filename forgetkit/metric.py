@@ -22,6 +22,8 @@ Level: TypeAlias = Literal["quick", "standard", "full"]
 Verdict: TypeAlias = Literal[
     "as retrain", "residual", "over-forgotten", "not decidable", "not run", "no verdict"
 ]
+Cause: TypeAlias = Literal["", "missing", "not applicable", "failed", "interrupted"]
+"""Why a check was not run: it lacks something, does not fit the request, broke, or was cut off."""
 Reads: TypeAlias = Literal["answers", "features", "weights", "disturbed"]
 LEVELS: tuple[Level, ...] = ("quick", "standard", "full")
 OUTPUT_GROUPS: tuple[Group, ...] = ("accuracy", "score", "distribution", "attack")
@@ -84,6 +86,7 @@ class Finding:
         verdict: what the value and its controls mean together.
         note: one sentence: what limits it, or why it was not run.
         settings: hyper-parameters of the metric.
+        cause: why it was not run, in one word or two.
     """
 
     slug: str
@@ -95,6 +98,7 @@ class Finding:
     verdict: Verdict = "no verdict"
     note: str = ""
     settings: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    cause: Cause = ""
 
     def to_json(self) -> dict[str, object]:
         """Return a record of plain values; numbers that JSON cannot hold become strings."""

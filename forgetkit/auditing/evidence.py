@@ -32,6 +32,10 @@ class Missing(DataError):
     """A metric cannot be computed because a model or a set is not at hand."""
 
 
+class NotApplicable(Missing):
+    """A metric has no meaning for this kind of request or of labels, whatever is at hand."""
+
+
 @dataclass(frozen=True)
 class Outputs:
     """What one model says about one set, in the set's order.

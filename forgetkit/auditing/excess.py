@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from forgetkit.auditing.evidence import ROLES, Evidence, Missing, Role, Subject
+from forgetkit.auditing.evidence import ROLES, Evidence, Missing, NotApplicable, Role, Subject
 from forgetkit.auditing.intervals import FEWEST
 from forgetkit.auditing.readings import single_label
 from forgetkit.metric import Verdict
@@ -18,13 +18,14 @@ def needs_classes(evidence: Evidence) -> None:
     """Raise unless whole classes were forgotten.
 
     Raises:
-        Missing: the request was about single samples, whose class is still taught by others, or
-            the samples carry several labels.
+        NotApplicable: the request was about single samples, whose class is still taught by others,
+            or the samples carry several labels.
+        Missing: no class is kept.
     """
     if evidence.has("unlearned", "forget"):
         single_label(evidence.of("unlearned", "forget"))
     if evidence.goal != "classes":
-        raise Missing(
+        raise NotApplicable(
             "looks for forgotten classes, but this request is about single samples, whose classes "
             "the model still knows from other samples"
         )

@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 
 from forgetkit.auditing.divergence import restricted
-from forgetkit.auditing.evidence import MEANING, ROLES, Evidence, Missing, Outputs, Role, Subject
+from forgetkit.auditing.evidence import (
+    MEANING,
+    ROLES,
+    Evidence,
+    Missing,
+    NotApplicable,
+    Outputs,
+    Role,
+    Subject,
+)
 from forgetkit.losses import accuracy, per_sample_loss
 
 LARGEST_LOSS = 400.0
@@ -61,10 +70,10 @@ def single_label(found: Outputs) -> Outputs:
     """Return outputs whose samples carry one class each, known or not.
 
     Raises:
-        Missing: they carry several yes-or-no labels.
+        NotApplicable: they carry several yes-or-no labels.
     """
     if found.known_labels is not None and found.known_labels.ndim != 1:
-        raise Missing("needs samples with one class each, and these carry several labels")
+        raise NotApplicable("needs samples with one class each, and these carry several labels")
     return found
 
 
@@ -125,7 +134,8 @@ def log_probs(evidence: Evidence, found: Outputs) -> Tensor:
     head says about them was put there by hand.
 
     Raises:
-        Missing: the samples carry several labels, or a masked head has no other class.
+        Missing: a masked head has no other class.
+        NotApplicable: the samples carry several labels.
     """
     single_label(found)
     if not evidence.head_masked:

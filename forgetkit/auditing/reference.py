@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Role, Subject
 from forgetkit.auditing.excess import references, roles_with
 from forgetkit.auditing.likelihood import logit_confidence
 from forgetkit.auditing.members import log_probs_of
@@ -48,11 +48,11 @@ def references_for(evidence: Evidence) -> Reference:
     """Return targets and reference models.
 
     Raises:
-        Missing: there is no retrained model, a model lacks outputs, or the request is about
-            wrong labels.
+        Missing: there is no retrained model, or a model lacks outputs.
+        NotApplicable: the request is about wrong labels.
     """
     if evidence.goal in ("relabel", "depoison"):
-        raise Missing(
+        raise NotApplicable(
             "asks about samples with labels of their own, and those of this request were wrong; "
             "mia_loss holds wrong labels against unseen samples"
         )

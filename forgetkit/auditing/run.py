@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from forgetkit.auditing import inputs
-from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject, collect
+from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Role, Subject, collect
 from forgetkit.auditing.readings import broken_models
 from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
@@ -28,7 +28,7 @@ from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
 from forgetkit.fingerprint import TensorPrint, digest
 from forgetkit.goal import Classes, Goal, Instances
-from forgetkit.metric import LEVELS, Finding, Metric, all_metrics, find_metric
+from forgetkit.metric import LEVELS, Cause, Finding, Metric, all_metrics, find_metric
 from forgetkit.model_errors import in_one_sentence
 from forgetkit.progress import progress
 from forgetkit.types import SampleSet
@@ -205,9 +205,7 @@ class _Session:
         done = {finding.slug for finding in self.findings}
         for metric in self.metrics:
             if metric.card.slug not in done:
-                self.findings.append(
-                    metric.finding(None, verdict="not run", note="the audit was interrupted")
-                )
+                self.findings.append(_not_run(metric, "interrupted", "the audit was interrupted"))
         return self._record(began)
 
     def _prepare(self) -> None:
@@ -435,23 +433,26 @@ class _Session:
 
 def _measured(metric: Metric, evidence: Evidence, broken: str) -> Finding:
     """Run one metric; whatever stops it becomes the reason why it was not run."""
+    if broken:
+        return _not_run(metric, "failed", f"needs finite predictions, but {broken}")
     try:
-        if broken:
-            raise Missing(f"needs finite predictions, but {broken}")
         with borrowed_randomness(evidence.seed):
             found = metric.measure(evidence)
     except Missing as reason:
-        return metric.finding(None, verdict="not run", note=str(reason))
+        cause: Cause = "not applicable" if isinstance(reason, NotApplicable) else "missing"
+        return _not_run(metric, cause, str(reason))
     except Exception as error:  # one broken check must not cost the others
         logger.debug("the check %s failed", metric.card.slug, exc_info=True)
         text = (str(error).strip().splitlines() or ["no message"])[0]
-        return metric.finding(
-            None, verdict="not run", note=f"an error stopped it: {type(error).__name__}: {text}"
-        )
+        return _not_run(metric, "failed", f"an error stopped it: {type(error).__name__}: {text}")
     if found.value is not None and math.isnan(found.value):
         note = f"its value is not a number; {found.note}".removesuffix("; ")
         return replace(found, value=None, verdict="not run", note=note)
     return found
+
+
+def _not_run(metric: Metric, cause: Cause, note: str) -> Finding:
+    return replace(metric.finding(None, verdict="not run", note=note), cause=cause)
 
 
 def _chosen(level: str, metrics: Sequence[str | Metric] | None) -> list[Metric]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from forgetkit.metric import Finding, MetricCard, Verdict
+from forgetkit.metric import Cause, Finding, MetricCard, Verdict
 
 HEAD_ONLY = "Only the classification head changed; the features still carry whatever they carried."
 OUTPUT_ONLY = "Output-level only: features not examined."
@@ -14,6 +14,14 @@ MASKED = (
     "shows nothing."
 )
 UNCHANGED = "The model is the original, bit for bit: nothing was forgotten."
+NOT_TESTED: dict[Cause, str] = {
+    "missing": "Not tested, for want of data or models",
+    "not applicable": "Not tested, because they do not apply to this request",
+    "failed": "Not tested, because an error stopped them",
+    "interrupted": "Not tested, because the audit was interrupted",
+    "": "Not tested",
+}
+"""What is said of checks that were not run, by cause."""
 LAST = "This is evidence from the checks listed here, not a proof of deletion."
 
 
@@ -66,7 +74,9 @@ def verdict(
     ran = [cards[f.slug] for f in findings if f.verdict != "not run"]
     lines = _judged(by, known)
     if not ran:
-        lines.append("Nothing was tested: every check lacks something that was not given.")
+        wanting = all(finding.cause == "missing" for finding in findings)
+        why = ": every check lacks something that was not given" if wanting else ""
+        lines.append(f"Nothing was tested{why}.")
     elif not any(card.looks_at == "features" for card in ran):
         lines.append(OUTPUT_ONLY)
     if known.unchanged:
@@ -77,13 +87,21 @@ def verdict(
         lines.append(MASKED)
     if by.get("not decidable"):
         lines.append(f"Not decidable: {titles(by['not decidable'])}.")
-    if by.get("not run"):
-        lines.append(f"Not tested, for want of data or models: {titles(by['not run'])}.")
+    lines += _not_tested(findings, cards)
     if known.beyond:
         lines.append(f"Not tested at level {known.level}: {', '.join(known.beyond)}.")
     if known.partial:
         lines.append("The audit was interrupted; what it had not reached was not tested.")
     return [*lines, LAST]
+
+
+def _not_tested(findings: Sequence[Finding], cards: Mapping[str, MetricCard]) -> list[str]:
+    """Return a sentence for each reason why checks were not run."""
+    by: dict[Cause, list[MetricCard]] = {}
+    for finding in findings:
+        if finding.verdict == "not run":
+            by.setdefault(finding.cause, []).append(cards[finding.slug])
+    return [f"{words}: {titles(by[cause])}." for cause, words in NOT_TESTED.items() if cause in by]
 
 
 def titles(cards: Sequence[MetricCard]) -> str:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.auditing.evidence import Evidence, Missing, Outputs
+from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Outputs
 from forgetkit.auditing.intervals import compared, wilson
 from forgetkit.auditing.readings import (
     by_role,
@@ -63,7 +63,9 @@ class Correction(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Compare predictions on the forget set with the old and the new labels."""
         if evidence.goal not in ("relabel", "depoison"):
-            raise Missing("is about wrong labels, and this request is about forgetting samples")
+            raise NotApplicable(
+                "is about wrong labels, and this request is about forgetting samples"
+            )
         own = hits(single_label(outputs(evidence, "unlearned", "forget")))
         shares = by_role(evidence, "forget", lambda found: float(hits(found).mean()))
         others = [hits(found) for found in retrained_outputs(evidence, "forget")]

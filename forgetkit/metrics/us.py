@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence, NotApplicable
 from forgetkit.auditing.intervals import percentile_interval, resampled_means
 from forgetkit.auditing.readings import hidden_note, hits, outputs, roles_with
 from forgetkit.losses import unlearning_score
@@ -50,7 +50,7 @@ class UnlearningScore(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Score every model at hand; the interval resamples both test sets."""
         if evidence.goal != "classes":
-            raise Missing(
+            raise NotApplicable(
                 "is defined for whole classes: for single samples even a retrained model is right "
                 "on other samples of their classes"
             )

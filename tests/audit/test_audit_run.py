@@ -229,6 +229,9 @@ def test_what_is_wanting_or_broken_does_not_stop_the_rest() -> None:
     assert found["answers"].value == 1.0
     assert found["answers"].settings == {"share": 0.25}
     assert not found.partial
+    assert "Not tested, for want of data or models: Wanting." in found.verdict
+    assert "Not tested, because an error stopped them: Broken." in found.verdict
+    assert Audit.from_json(found.to_json())["broken"].cause == "failed"
     assert Audit.from_json(found.to_json())["infinite"].value == float("inf")
     assert Audit.from_json(found.to_json())["infinite"].interval == (0.0, float("inf"))
     with pytest.raises(KeyError):
@@ -263,7 +266,9 @@ def test_ctrl_c_leaves_a_valid_partial_record(tmp_path: Path) -> None:
     assert found["answers"].value == 1.0
     assert [found[name].verdict for name in ("impatient", "infinite")] == ["not run"] * 2
     assert "interrupted" in found["infinite"].note
-    assert "interrupted" in found.summary
+    late = f"{found.cards['impatient'].title}, {found.cards['infinite'].title}"
+    assert f"Not tested, because the audit was interrupted: {late}." in found.verdict
+    assert "for want of" not in found.summary
     assert Audit.load(found.save(tmp_path / "partial.json")).partial
 
 
@@ -291,7 +296,20 @@ def test_ctrl_c_while_reading_leaves_a_record_too() -> None:
     )  # fmt: skip
     assert found.partial
     assert found["answers"].verdict == "not run"
+    assert "Nothing was tested." in found.verdict
     assert json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_what_does_not_apply_to_the_request_is_no_want_of_data() -> None:
+    some = toy("cnn")
+    found = audit(
+        some.model, forget=some.forget_loader(), retain=some.loader(), test=unseen(),
+        metrics=["accuracy", "us", "linear_probe", "kl"], device="cpu",
+    )  # fmt: skip
+    apart = f"{found.cards['us'].title}, {found.cards['linear_probe'].title}"
+    assert f"Not tested, because they do not apply to this request: {apart}." in found.verdict
+    wanting = found.cards["kl"].title
+    assert f"Not tested, for want of data or models: {wanting}." in found.verdict
 
 
 CHECKS = ("accuracy", "us", "mia_loss", "linear_probe")
@@ -702,6 +720,7 @@ def test_the_words_of_the_verdict_follow_from_the_verdicts() -> None:
     assert OUTPUT_ONLY in said(accuracy="as retrain", rounded="as retrain")
     assert said(accuracy="as retrain", rounded="residual").startswith("Hidden, not gone")
     assert "Not decidable: Mia." in said(mia="not decidable")
+    assert "Not tested: Probe." in said(accuracy="as retrain", probe="not run")
     assert said(probe="not run").startswith("Nothing was tested")
     assert said(accuracy="no verdict").startswith("No check that ran could decide.")
     alone = said(replace(KNOWN, has_reference=False), accuracy="no verdict")
