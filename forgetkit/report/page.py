@@ -164,7 +164,8 @@ def number_words(value: object) -> str:
         return "\N{EN DASH}"
     if number == int(number) and abs(number) < 1e6:
         return str(int(number))
-    return f"{number:.4f}".rstrip("0") if 1e-3 <= abs(number) < 10 else f"{number:.4g}"
+    plain = f"{number:.4f}".rstrip("0").rstrip(".")
+    return plain if 1e-3 <= abs(number) < 10 else f"{number:.4g}"
 
 
 def interval_words(ends: Sequence[object] | None) -> str:

@@ -149,7 +149,8 @@ def test_the_audits_own_form_is_read() -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [(None, "\N{EN DASH}"), ("inf", "∞"), (0.5, "0.5"), (12.0, "12"), (0.123456, "0.1235"),
-     (1.5e-7, "1.5e-07"), (1234.567, "1235"), (-0.25, "-0.25")],
+     (1.5e-7, "1.5e-07"), (1234.567, "1235"), (-0.25, "-0.25"), (0.99997, "1"), (9.99999, "10"),
+     (-0.99996, "-1"), (0.0010004, "0.001")],
 )  # fmt: skip
 def test_numbers_as_people_write_them(value: object, words: str) -> None:
     assert number_words(value) == words
