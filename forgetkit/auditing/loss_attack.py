@@ -10,6 +10,7 @@ from forgetkit.auditing.readings import (
     losses,
     outputs,
     roles_with,
+    single_label,
     tests_given,
     together,
     usable,
@@ -21,12 +22,16 @@ def member_losses(evidence: Evidence, role: Role, fewest: int = FEWEST) -> tuple
     """Return the losses of forget samples and of unseen ones, each at most 400.
 
     The unseen ones are as many test samples of each class: others would measure class recognition.
-    Samples with several labels have no class: then every test sample counts. Behind a masked head,
+    Samples with several labels have no class: then every test sample counts, and requests for
+    classes are refused, as few test samples carry the forgotten labels. Behind a masked head,
     whose losses were put there by hand, entropies over the kept classes take their place.
 
     Raises:
         Missing: a set is not at hand or too small.
+        NotApplicable: classes were forgotten, and samples carry several labels.
     """
+    if evidence.goal == "classes":
+        single_label(outputs(evidence, "unlearned", "forget"))
     if outputs(evidence, "unlearned", "forget").labels.ndim == 2:
         forget = outputs(evidence, role, "forget")
         pair = losses(forget), losses(together(evidence, role, tests_given(evidence)))

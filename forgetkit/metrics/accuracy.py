@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from forgetkit.auditing.evidence import SPLITS, Evidence
+from torch import Tensor
+
+from forgetkit.auditing.evidence import SPLITS, Evidence, Outputs
 from forgetkit.auditing.intervals import compared, wilson
 from forgetkit.auditing.readings import (
     HIDDEN,
@@ -27,7 +29,8 @@ class Accuracy(Metric):
         acc(S) = (1 / |S|) sum_{(x, y) in S} [argmax_c z_c(x) = y]
 
     z are the logits. Several labels a sample count as the mean over labels of the accuracy at
-    probability 0.5.
+    probability 0.5; on samples of forgotten classes as the share of their forgotten labels that is
+    still predicted.
 
     Verdict: ``residual`` when surely more forget samples are right than under every retrained
         model, ``over-forgotten`` when surely fewer; none for a masked head, whose 0 is by
@@ -55,9 +58,13 @@ class Accuracy(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Count right predictions; a masked head makes the forget accuracy 0 by construction."""
-        own = hits(outputs(evidence, "unlearned", "forget"))
-        shares = by_role(evidence, "forget", lambda found: float(hits(found).mean()))
-        others = [hits(found) for found in retrained_outputs(evidence, "forget")]
+        own = _right(evidence, "forget", outputs(evidence, "unlearned", "forget"))
+        shares = by_role(
+            evidence, "forget", lambda found: float(_right(evidence, "forget", found).mean())
+        )
+        others = [
+            _right(evidence, "forget", found) for found in retrained_outputs(evidence, "forget")
+        ]
         verdict = compared(own, others, seed=evidence.seed)
         return self.finding(
             shares["unlearned"],
@@ -70,11 +77,25 @@ class Accuracy(Metric):
         )
 
 
+def _right(evidence: Evidence, split: str, found: Outputs) -> Tensor:
+    """Return correctness per sample; that of its other labels says nothing of a forgotten one."""
+    several = found.labels.ndim == 2 and evidence.goal == "classes"
+    if not several or not split.endswith("forget"):
+        return hits(found)
+    gone = list(evidence.forget_classes)
+    carried = found.labels[:, gone] > 0.5
+    still = (found.logits[:, gone] > 0) & carried
+    return still.double().sum(dim=1) / carried.sum(dim=1).clamp(min=1)
+
+
 def _sets(evidence: Evidence) -> dict[str, object]:
     """Return, for each set, its size and every model's accuracy with its interval."""
     table: dict[str, object] = {}
     for split in SPLITS:
-        right = {role: hits(outputs(evidence, role, split)) for role in roles_with(evidence, split)}
+        right = {
+            role: _right(evidence, split, outputs(evidence, role, split))
+            for role in roles_with(evidence, split)
+        }
         if right:
             table[split] = {
                 "samples": max(len(values) for values in right.values()),

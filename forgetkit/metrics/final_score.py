@@ -27,7 +27,8 @@ class FinalScore(Metric):
         final = (acc + 1 - 2 FS) / 2
 
     acc is the accuracy on test samples of the kept classes, or on all of them where no class was
-    forgotten; several labels a sample count as their mean. ``forgetting_score`` has FS.
+    forgotten; several labels a sample count as their mean, and are refused where classes were.
+    ``forgetting_score`` has FS.
 
     Verdict: none; a mean of two unlike numbers has no rule.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from forgetkit.auditing.evidence import Evidence, NotApplicable
 from forgetkit.auditing.intervals import percentile_interval, resampled_means
-from forgetkit.auditing.readings import hidden_note, hits, outputs, roles_with
+from forgetkit.auditing.readings import hidden_note, hits, outputs, roles_with, single_label
 from forgetkit.losses import unlearning_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -21,7 +21,8 @@ class UnlearningScore(Metric):
 
         US = (e^a_r + e^(1 - a_f) - 2) / (2 (e - 1))
 
-    a_r and a_f are the accuracies on test samples of the kept and of the forgotten classes. 1 when
+    a_r and a_f are the accuracies on test samples of the kept and of the forgotten classes, which
+    have one class each: among several labels a forgotten one would hardly count. 1 when
     every kept class and no forgotten class is recognised, 0.5 for a model that recognises
     everything or nothing.
 
@@ -54,6 +55,7 @@ class UnlearningScore(Metric):
                 "is defined for whole classes: for single samples even a retrained model is right "
                 "on other samples of their classes"
             )
+        single_label(outputs(evidence, "unlearned", "test_forget"))
         splits = ("test_retain", "test_forget")
         kept, gone = (hits(outputs(evidence, "unlearned", split)) for split in splits)
         scores = {

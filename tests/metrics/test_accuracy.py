@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import toy_evidence as toys
@@ -33,6 +35,21 @@ def test_several_labels_count_as_their_mean() -> None:
     labels = torch.tensor([[1.0, 0, 0], [0, 0, 0]])
     found = Accuracy().measure(made(toys.outputs(logits, labels)))
     assert found.value == pytest.approx(5 / 6, abs=1e-6)
+
+
+def test_of_several_labels_only_forgotten_ones_count_where_classes_were_forgotten() -> None:
+    labels = torch.tensor([[1.0, 0, 1, 1], [0, 0, 1, 0]])
+    never = toys.outputs(torch.tensor([[1.0, -1, -1, -1], [-1, -1, -1, -1]]), labels)
+    once = toys.outputs(torch.tensor([[1.0, -1, 1, -1], [-1, -1, -1, 1]]), labels)
+    values = []
+    for found in (never, once):
+        evidence = replace(made(found, retain=found), goal="classes", forget_classes=(2, 3))
+        measured = Accuracy().measure(evidence)
+        table = measured.details["sets"]
+        assert isinstance(table, dict)
+        assert table["forget"]["accuracy"]["unlearned"] == measured.value
+        values.append((measured.value, table["retain"]["accuracy"]["unlearned"]))
+    assert values == [(0.0, 0.625), (0.25, 0.625)]
 
 
 def test_every_model_and_set_is_in_the_table() -> None:

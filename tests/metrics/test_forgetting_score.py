@@ -4,10 +4,13 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Subject
 from forgetkit.auditing.loss_attack import loss_auc
 from forgetkit.membership import forgetting_score
+from forgetkit.metric import Metric
+from forgetkit.metrics.final_score import FinalScore
 from forgetkit.metrics.forgetting_score import ForgettingScore
+from forgetkit.metrics.us import UnlearningScore
 
 
 def test_attacks_the_losses_of_every_model() -> None:
@@ -34,6 +37,18 @@ def test_several_labels_are_held_against_every_test_sample() -> None:
     assert found.details["unseen"] == 30
     assert found.value is not None
     assert found.value > 0.2
+
+
+@pytest.mark.parametrize("metric", [ForgettingScore(), FinalScore(), UnlearningScore()])
+def test_several_labels_have_no_score_where_classes_were_forgotten(metric: Metric) -> None:
+    labels = (torch.rand(30, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    splits = ("forget", "test_forget", "test_retain")
+    outputs = {split: toys.outputs(2 * labels - 1, labels) for split in splits}
+    evidence = Evidence(
+        {"unlearned": Subject(toys.original().model, outputs, None)}, {}, "classes", (3,), 4
+    )
+    with pytest.raises(NotApplicable, match="one class each, and these carry several labels"):
+        metric.measure(evidence)
 
 
 def test_few_samples_are_refused() -> None:
