@@ -35,11 +35,14 @@ _NOT_BATCHABLE = ("vmap", "batching rule", "functorch", "functional transform")
 
 @contextmanager
 def differentiable() -> Iterator[None]:
-    """Select kernels that can be batched and differentiated twice, with gradients on."""
+    """Select kernels that can be batched and differentiated twice, with gradients on.
+
+    In a caller's inference mode, too, where torch.func gives zeros before PyTorch 2.11.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        with sdpa_kernel(SDPBackend.MATH), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
@@ -203,9 +206,16 @@ def detached(parameters: Parameters) -> dict[str, Tensor]:
 
 
 def on_device(inputs: Inputs, parameters: Parameters) -> Inputs:
-    """Return inputs on the parameters' device."""
+    """Return inputs on the parameters' device, as tensors that gradients can be taken by."""
     device = device_of(parameters)
-    return _mapped(inputs, lambda value: value.to(device))
+    return _mapped(inputs, lambda value: _ordinary(value.to(device)))
+
+
+def _ordinary(value: Tensor) -> Tensor:
+    if not value.is_inference():
+        return value
+    with torch.inference_mode(False):
+        return value.clone()
 
 
 def device_of(parameters: Parameters) -> torch.device:

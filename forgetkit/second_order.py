@@ -181,7 +181,7 @@ def _forward(
 def _back(logits: Tensor, leaves: Parameters, cotangents: Tensor) -> Tensor:
     """Return J^T u, (P,)."""
     found = torch.autograd.grad(logits, list(leaves.values()), cotangents, materialize_grads=True)
-    return flat(dict(zip(leaves, found, strict=True)))
+    return _without_history(leaves, found)
 
 
 def _product(first: tuple[Tensor | None, ...], leaves: Parameters, vector: Parameters) -> Tensor:
@@ -190,4 +190,9 @@ def _product(first: tuple[Tensor | None, ...], leaves: Parameters, vector: Param
     if not outputs:
         return flat({name: torch.zeros_like(leaf) for name, leaf in leaves.items()})
     found = torch.autograd.grad(outputs, list(leaves.values()), weights, materialize_grads=True)
-    return flat(dict(zip(leaves, found, strict=True)))
+    return _without_history(leaves, found)
+
+
+def _without_history(leaves: Parameters, found: tuple[Tensor, ...]) -> Tensor:
+    """Return one vector; before PyTorch 2.10 gradients of nothing but zeros have a history."""
+    return flat(dict(zip(leaves, found, strict=True))).detach()
