@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -40,7 +40,7 @@ from forgetkit.engine.session import (
 )
 from forgetkit.engine.training import Loop, Outcome
 from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
-from forgetkit.fingerprint import model_tensors
+from forgetkit.fingerprint import bits_of, model_tensors
 from forgetkit.fresh import reset_weights
 from forgetkit.method import Method
 from forgetkit.model_errors import cure_of
@@ -127,17 +127,20 @@ class Execution:
     def result(self) -> Result:
         """Run and report."""
         tensors = named_tensors(self._model)
-        editable = self._editable()
+        candidates = self._candidates()
+        editable = checks.editable_parameters(candidates, self._method)
+        frozen = {name: p for name, p in candidates.items() if name not in editable}
         buffers = dict(self._model.named_buffers())
         kept = {**editable, **buffers}
         names = set(editable) if self._head_only else set(kept)
-        with rolled_back_on_error(kept) as before:
+        with rolled_back_on_error({**frozen, **kept}) as before:
             with borrowed_flags(self._model), self._borrowed_storage(tensors, names) as storage:
                 measured_before, measured_after, outcome, undone = self._inside(
                     storage, editable, kept, before
                 )
+                self._require_kept(frozen, before)  # here: memory given back hides a change
             if undone is not None:
-                write_back(kept, before)
+                write_back(kept, {name: before[name] for name in kept})
             elif self._head_only:  # a forward may count calls in a buffer; a head edit leaves none
                 write_back(buffers, {name: before[name] for name in buffers})
             with self._clock("patch"):
@@ -176,13 +179,33 @@ class Execution:
                 self._place = replace(self._place, precision=half)
             yield storage
 
-    def _editable(self) -> dict[str, nn.Parameter]:
-        if self._prepared.view is not None and self._head_only:
-            candidates = self._prepared.view.head_parameters()
-            checks.check_untied(candidates, self._prepared.view.tied)
-        else:
-            candidates = dict(self._model.named_parameters())
-        return checks.editable_parameters(candidates, self._method)
+    def _candidates(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that the method's card lets it change, frozen ones included."""
+        if self._prepared.view is None or not self._head_only:
+            return dict(self._model.named_parameters())
+        candidates = self._prepared.view.head_parameters()
+        checks.check_untied(candidates, self._prepared.view.tied)
+        return candidates
+
+    def _require_kept(
+        self, frozen: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]
+    ) -> None:
+        """Refuse the edit of a method that wrote to what the caller froze: no patch holds that.
+
+        Raises:
+            UnlearningFailed: a frozen parameter is not what it was.
+        """
+        moved = [
+            name
+            for name, parameter in frozen.items()
+            if not torch.equal(bits_of(parameter), bits_of(before[name]))
+        ]
+        if moved:
+            raise UnlearningFailed(
+                f"{self._method.card.slug}: expected frozen parameters to keep their values, found "
+                f"{', '.join(moved[:3])} changed; the model holds the weights it came in with: "
+                "call requires_grad_(True) on what may change, or use another method"
+            )
 
     def _inside(
         self,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from forgetkit.errors import DataError, ModelError
 from forgetkit.fields import bounded, choice
@@ -113,7 +113,8 @@ class LinearFiltration(Method):
         """Write F W and F b into the retained rows, mask the others.
 
         Raises:
-            ModelError: the head has no bias, or is not affine with one row a class.
+            ModelError: the head has no bias, is not affine with one row a class, or is partly
+                frozen.
             DataError: a class has no samples.
         """
         affines = [self._checked(affine, run) for affine in run.view.affines]
@@ -139,6 +140,15 @@ class LinearFiltration(Method):
                 f"linear_filtration: expected a head with a bias to mask the class with, found "
                 f"none at {affine.name}; use lau, or rebuild the head with a bias"
             )
+        free = {id(parameter) for parameter in run.parameters.values()}
+        for name, tensor in (("weight", weight), ("bias", bias)):
+            if id(tensor) not in free:
+                found = "frozen" if isinstance(tensor, nn.Parameter) else "which is no parameter"
+                raise ModelError(
+                    "linear_filtration: expected a weight and a bias that may change, found the "
+                    f"{name} of {affine.name} {found}; make it a parameter with "
+                    "requires_grad_(True), or use a trained method such as lau"
+                )
         return weight, bias, affine.class_axis
 
     def _noise(self, run: Run) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit.api import Request, forget
-from forgetkit.errors import BadHyperparameter, ForgetkitError
+from forgetkit.errors import BadHyperparameter, DataError, ForgetkitError, ModelError
 from forgetkit.fields import Bounds, bounds_of
 from forgetkit.method import Method, build, from_json
 from forgetkit.patch import Patch
@@ -247,6 +247,26 @@ def check_scope_is_true(method: MethodType, kind: str) -> None:
         _require(not outside, f"{method.card.slug} declares the head but changed {outside}")
 
 
+def check_frozen_stays(method: MethodType, kind: str) -> None:
+    """16. What the caller froze keeps its bits, in the head, too; or the method refuses to run."""
+    some = toy(kind)
+    frozen = [{"cnn": "fc.weight", "vit": "head.weight"}[kind], next(iter(weights(some.model)))]
+    for name in frozen:
+        some.model.get_parameter(name).requires_grad = False
+    before = weights(some.model)
+    held: list[str] = frozen
+    try:
+        result = request(short(method, kind), some.model).run(some.loader(), guard=None)
+    except (DataError, ModelError):
+        held = list(before)
+    else:
+        result.undo()
+        _require(not changed(before, weights(some.model)), "undo does not give the original")
+        result.patch.apply(some.model)
+    moved = set(held) & set(changed(before, weights(some.model)))
+    _require(not moved, f"{method.card.slug} changed the frozen {sorted(moved)}")
+
+
 def _takes_no(method: MethodType, name: str) -> bool:
     """Return whether a method refuses a setting that its recipe brings along."""
     return name == "mask" and getattr(method, "replaces", False)
@@ -448,6 +468,7 @@ CHECKS: dict[str, Check] = {
     "all_or_nothing": check_all_or_nothing,
     "needs_are_true": check_needs_are_true,
     "scope_is_true": check_scope_is_true,
+    "frozen_stays": check_frozen_stays,
     "bounds": check_bounds,
     "no_dead_hyperparameter": check_no_dead_hyperparameter,
     "patch_round_trip": check_patch_round_trip,

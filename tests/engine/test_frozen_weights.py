@@ -1,18 +1,22 @@
-"""Retraining leaves frozen layers as they are, whatever happens."""
+"""Frozen weights stay as they are, whatever a method does."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
 from forgetkit import forget
-from forgetkit.errors import (
-    ForgetkitError,
-    ModelError,
-)
+from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
+from forgetkit.method import Card, Method
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
+
+if TYPE_CHECKING:
+    from forgetkit.engine.run import Run
 
 
 def test_retrain_leaves_frozen_weights_alone() -> None:
@@ -31,6 +35,51 @@ def test_retrain_leaves_frozen_weights_alone() -> None:
     some.model.requires_grad_(requires_grad=False)
     with pytest.raises(ModelError, match="requires_grad"):
         request.run(some.loader(), guard=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Careless(Method):
+    """Writes to what it finds, whether it may change or not."""
+
+    card: ClassVar[Card] = Card(
+        slug="careless",
+        title="Careless",
+        goals=("classes",),
+        needs=("forget",),
+        edits="all",
+        steps="none",
+        cost="none",
+        source="none",
+        link="https://example.org",
+        about="Writes to a tensor by its name.",
+    )
+
+    def edit(self, run: Run) -> None:
+        run.model.get_parameter("fc.weight").zero_()
+
+
+class CarelessHead(Careless):
+    """The same, of the head."""
+
+    card: ClassVar[Card] = replace(Careless.card, slug="careless_head", edits="head")
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", [Careless, CarelessHead])
+def test_a_method_that_writes_to_a_frozen_weight_is_undone_and_named(
+    kind: type[Careless], half: bool
+) -> None:
+    some = toy("cnn")
+    model = some.model.bfloat16() if half else some.model
+    model.get_parameter("fc.weight").requires_grad = False
+    before = weights(model)
+    request = forget(model).classes([3]).using(kind()).on("cpu")
+    with pytest.raises(UnlearningFailed, match=r"careless.* found fc.weight changed.*grad_\(True"):
+        request.run(some.loader(), guard=None)
+    assert changed(before, weights(model)) == []
+    model.get_parameter("fc.weight").requires_grad = True
+    request.run(some.loader(), guard=None)
+    assert changed(before, weights(model)) == ["fc.weight"]
 
 
 class Stubborn(nn.Module):

@@ -39,6 +39,20 @@ class Linear(nn.Module):
         return logits
 
 
+class BufferBias(nn.Module):
+    """The same with a bias that is not learned."""
+
+    bias: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]]))
+        self.register_buffer("bias", torch.ones(3))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(inputs, self.weight, self.bias)
+
+
 def two_samples() -> DataLoader[tuple[torch.Tensor, ...]]:
     inputs = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
     return DataLoader(TensorDataset(inputs, torch.tensor([0, 0])), batch_size=2)
@@ -409,6 +423,26 @@ def test_linear_filtration_refuses_a_head_without_a_bias() -> None:
     before = weights(model)
     request = forget(model).classes([0]).using("linear_filtration", form="naive").on("cpu")
     with pytest.raises(ModelError, match=r"a head with a bias .* found none at fc; use"):
+        request.run(two_samples(), guard=None)
+    assert changed(before, weights(model)) == []
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_linear_filtration_refuses_a_head_that_is_frozen_in_part(name: str) -> None:
+    some = toy("cnn")
+    some.model.get_parameter(f"fc.{name}").requires_grad = False
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("linear_filtration", form="naive").on("cpu")
+    with pytest.raises(ModelError, match=rf"found the {name} of fc frozen; .* requires_grad_"):
+        request.run(some.loader(), guard=None)
+    assert changed(before, weights(some.model)) == []
+
+
+def test_linear_filtration_refuses_a_bias_that_is_a_buffer() -> None:
+    model = BufferBias()
+    before = weights(model)
+    request = forget(model).classes([0]).using("linear_filtration", form="naive").on("cpu")
+    with pytest.raises(ModelError, match="no parameter"):
         request.run(two_samples(), guard=None)
     assert changed(before, weights(model)) == []
 
