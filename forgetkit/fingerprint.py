@@ -170,6 +170,34 @@ def storage_key(tensor: Tensor) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def overlap(one: Tensor, other: Tensor) -> bool:
+    """Return whether writing to one tensor changes the other."""
+    here, there = _span(one), _span(other)
+    if here is None or there is None or one.device != other.device:
+        return False
+    (first, end), (begin, last) = here, there
+    if first >= last or begin >= end:
+        return False
+    size = one.element_size()
+    if other.element_size() != size or (first - begin) % size:
+        return True  # read as another type; the parts that interleave are not told apart
+    start = min(first, begin)
+    taken = torch.zeros((max(end, last) - start) // size, dtype=torch.bool)
+    taken.as_strided(one.shape, one.stride(), (first - start) // size).fill_(True)
+    return bool(taken.as_strided(other.shape, other.stride(), (begin - start) // size).any())
+
+
+def _span(tensor: Tensor) -> tuple[int, int] | None:
+    """Return the first address of a tensor and the one behind its last, if it has memory."""
+    if tensor.numel() == 0 or tensor.is_meta or tensor.layout != torch.strided:
+        return None
+    if hasattr(tensor, "__tensor_flatten__"):  # made of other tensors
+        return None
+    steps = sum(step * (n - 1) for step, n in zip(tensor.stride(), tensor.shape, strict=True))
+    first = tensor.data_ptr()
+    return first, first + (steps + 1) * tensor.element_size()
+
+
 def same_tensor_groups(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     """Group names by the tensor they stand for, each in the order of the mapping."""
     groups: dict[tuple[object, ...], list[str]] = {}

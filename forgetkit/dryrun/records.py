@@ -9,6 +9,7 @@ from forgetkit.dryrun.atoms import is_overridden, is_quantised
 from forgetkit.dryrun.graph import Graph, Node, Use, WeightUse
 from forgetkit.dryrun.program import weights_of
 from forgetkit.dryrun.slicing import Slice
+from forgetkit.fingerprint import overlap
 from forgetkit.view import Affine
 
 _FIRST_AXIS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "bilinear"})
@@ -53,15 +54,25 @@ def trainable(weights: dict[str, Tensor]) -> dict[str, nn.Parameter]:
 
 
 def tied_names(found: Slice, model: nn.Module) -> list[str]:
-    """Name the head's parameters that another part of the model reads or holds as well."""
+    """Name the head's parameters that another part of the model reads or holds as well.
+
+    So are tensors of other parts that lie in the same memory: an edit of the head moves them, too.
+    """
     inside = set(found.nodes)
-    head = {id(tensor): path for path, tensor in head_weights(found).items()}
+    weights = head_weights(found)
+    head = {id(tensor): path for path, tensor in weights.items()}
     outside = [node for number, node in enumerate(found.graph.nodes) if number not in inside]
     names = {path for path, tensor in weights_of(outside).items() if id(tensor) in head}
     modules = {found.graph.nodes[number].name for number in inside}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         elsewhere = path.rpartition(".")[0] not in modules and path != head.get(id(parameter))
         if id(parameter) in head and elsewhere and not _is_within(path, modules):
+            names.add(path)
+    edited = trainable(weights).values()
+    for path, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if id(tensor) in head or path.rpartition(".")[0] in modules or _is_within(path, modules):
+            continue
+        if any(overlap(tensor, own) for own in edited):
             names.add(path)
     return sorted(names)
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from forgetkit.adapting import adapt, logits_of
 from forgetkit.dryrun.sweep.checking import trace
+from forgetkit.fingerprint import overlap
 from forgetkit.view import ModelView
 
 KINDS = sorted(heads())
@@ -246,3 +247,41 @@ def test_ties_are_named() -> None:
     twin.weight = model.get_submodule("last").weight
     view = adapt(model, picture())
     assert view.tied == ["twin.weight"]
+
+
+@pytest.mark.parametrize(
+    ("head", "other", "tied"),
+    [
+        (slice(CLASSES), slice(None), True),  # a view of the whole
+        (slice(CLASSES), slice(CLASSES, None), False),  # side by side in one storage
+        (slice(0, 2 * CLASSES, 2), slice(1, 2 * CLASSES, 2), False),  # row by row in turn
+        (slice(0, 2 * CLASSES, 2), slice(0, 1), True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["parameter", "data", "buffer"])
+def test_memory_in_common_is_a_tie(head: slice, other: slice, tied: bool, kind: str) -> None:
+    model = heads()["linear"]
+    whole = torch.randn(3 * CLASSES, WIDTH)
+    twin = nn.Module()
+    last = model.get_submodule("last")
+    if kind == "data":
+        last.get_parameter("weight").data = whole[head]
+    else:
+        last.register_parameter("weight", nn.Parameter(whole[head]))
+    if kind == "buffer":
+        twin.register_buffer("weight", whole[other])
+    else:
+        twin.register_parameter("weight", nn.Parameter(whole[other]))
+    model.register_module("twin", twin)
+    assert adapt(model, picture()).tied == (["twin.weight"] if tied else [])
+
+
+def test_overlap_looks_at_the_elements() -> None:
+    whole = torch.zeros(6, 4)
+    assert overlap(whole, whole)
+    assert overlap(whole[:1].expand(3, 4), whole[0, 3:])
+    assert overlap(whole.view(torch.int16), whole[5])
+    assert not overlap(whole[:, :2], whole[:, 2:])
+    assert not overlap(whole[:, :2], whole[:0])
+    assert not overlap(whole, whole.to("meta"))
+    assert not overlap(whole.to_sparse(), whole)
