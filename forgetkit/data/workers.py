@@ -100,6 +100,13 @@ def workers_kept() -> Iterator[None]:
         crews.close()
 
 
+def end_workers() -> None:
+    """End the worker processes that are kept now, for a caller who must see an interrupt of it."""
+    crews = _current.get()
+    if crews is not None:
+        crews.close()
+
+
 def read_by_workers(reading: Reading, chunks: Chunks, seed: int) -> Iterator[object]:
     """Yield one collated batch for each list of positions, read by worker processes.
 

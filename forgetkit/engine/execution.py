@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 
 from forgetkit.adapting import logits_of
 from forgetkit.data.loaders import Loader
-from forgetkit.data.workers import workers_kept
+from forgetkit.data.workers import end_workers, workers_kept
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
@@ -148,6 +148,7 @@ class Execution:
                 copies = {id(kept[name]): before[name] for name in names}
                 was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
                 patch = Patch.between(was, live, self._record())
+            end_workers()  # here, as it can take seconds in which Ctrl-C must still roll back
         return Result(
             model=self._request.model,
             method=self._method,

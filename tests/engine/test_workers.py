@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.data.loaders import reading_of
-from forgetkit.data.workers import workers_kept
+from forgetkit.data.workers import _Crew, workers_kept
 from forgetkit.errors import DataError
 from forgetkit.testing import toy
-from forgetkit.testing.trace import photograph, weights
+from forgetkit.testing.trace import changed, photograph, weights
 
 ROWS = TensorDataset(torch.arange(12.0)[:, None], torch.arange(12))
 
@@ -107,6 +107,28 @@ def test_two_passes_side_by_side_do_not_mix() -> None:
         pairs = zip(reading.batches(up, 0), reading.batches(down, 0), strict=True)
         found = [(a[1].tolist(), b[1].tolist()) for a, b in pairs]  # type: ignore[index]  # pairs
     assert found == list(zip(up, down, strict=True))
+    assert multiprocessing.active_children() == []
+
+
+def test_ctrl_c_while_the_workers_end_rolls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[_Crew] = []
+    close = _Crew.close
+
+    def interrupted(crew: _Crew) -> None:
+        close(crew)
+        closed.append(crew)
+        if len(closed) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Crew, "close", interrupted)
+    some = toy("cnn")
+    before, seen = weights(some.model), photograph(some.model)
+    loader = DataLoader(some.train, batch_size=64, num_workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        forget(some.model).classes([3]).using("lau").on("cpu").run(loader, guard=None)
+    assert closed
+    assert changed(before, weights(some.model)) == []
+    assert photograph(some.model) == seen
     assert multiprocessing.active_children() == []
 
 
