@@ -199,7 +199,7 @@ class Execution:
         moved = [
             name
             for name, parameter in frozen.items()
-            if not torch.equal(bits_of(parameter), bits_of(before[name]))
+            if not torch.equal(bits_of(parameter.to(before[name].dtype)), bits_of(before[name]))
         ]
         if moved:
             raise UnlearningFailed(

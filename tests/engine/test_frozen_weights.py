@@ -78,6 +78,7 @@ def test_a_method_that_writes_to_a_frozen_weight_is_undone_and_named(
         request.run(some.loader(), guard=None)
     assert changed(before, weights(model)) == []
     model.get_parameter("fc.weight").requires_grad = True
+    model.get_parameter("fc.bias").requires_grad = False
     request.run(some.loader(), guard=None)
     assert changed(before, weights(model)) == ["fc.weight"]
 
