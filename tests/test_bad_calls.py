@@ -37,7 +37,7 @@ from forgetkit.method import Method, Pair, all_cards, find, register
 from forgetkit.recipe import FullNetwork
 from forgetkit.report import load_record, write_report
 from forgetkit.testing import toy
-from forgetkit.testing.trace import changed, weights
+from forgetkit.testing.trace import changed, photograph, weights
 from forgetkit.types import Terms
 
 
@@ -99,12 +99,32 @@ def test_images_that_the_model_cannot_take() -> None:
         loader = DataLoader(TensorDataset(given, labels), batch_size=60)
         with pytest.raises(ForgetkitError, match=cure):
             forget(some.model).classes([3]).using("finetune").on("cpu").run(loader)
-    with torch.inference_mode():
-        made_inside = copy.deepcopy(some.model)
-        with pytest.raises(ForgetkitError, match=r"inside torch\.inference_mode"):
-            forget(made_inside).classes([3]).using("finetune").on("cpu").run(some.loader())
     with pytest.raises(ModelError, match="pass the model itself"):
         Statistics.collect("resnet18", some.loader())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", ["finetune", "lau"])
+def test_weights_made_in_inference_mode_are_refused_before_anything_is_touched(method: str) -> None:
+    some = toy("cnn")
+    with torch.inference_mode():
+        model = copy.deepcopy(some.model)
+    seen, before = photograph(model), weights(model)
+    request = forget(model).classes([3]).using(method).on("cpu")
+    with pytest.raises(
+        ModelError, match=r"body.0.weight made inside torch\.inference_mode.*load the model out"
+    ):
+        request.run(some.loader(), guard=None)
+    assert photograph(model) == seen
+    assert changed(before, weights(model)) == []
+
+
+def test_a_head_behind_frozen_layers_made_in_inference_mode_is_edited() -> None:
+    some = toy("cnn")
+    body = some.model.get_submodule("body").requires_grad_(requires_grad=False)
+    with torch.inference_mode():
+        some.model.register_module("body", copy.deepcopy(body))
+    forget(some.model).classes([3]).using("lau").on("cpu").run(some.loader(), guard=None)
+    assert some.accuracy(some.test, [3]) < 0.1
 
 
 def test_what_is_no_model_is_refused_everywhere() -> None:

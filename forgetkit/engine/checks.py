@@ -87,6 +87,21 @@ def check_model(model: nn.Module) -> None:
             raise ModelError(_sharded(model, name))
 
 
+def check_takes_gradients(model: nn.Module) -> None:
+    """Refuse weights that torch lets nobody train; audits, which change none, can do with them.
+
+    Raises:
+        ModelError: a parameter that is not frozen was made in inference mode.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.is_inference():
+            raise ModelError(
+                f"model {type(model).__name__}: expected weights that can be trained, found {name} "
+                "made inside torch.inference_mode, which allows no gradients; build or load the "
+                "model outside of it, or under torch.no_grad"
+            )
+
+
 def _sharded(model: nn.Module, name: str) -> str:
     return (
         f"model {type(model).__name__}: expected whole tensors, found {name} sharded (FSDP, ZeRO "

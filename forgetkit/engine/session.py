@@ -75,7 +75,8 @@ def borrowed_flags(model: nn.Module) -> Iterator[None]:
         for module, flag in training:
             module.training = flag
         for parameter, flag, grad in required:
-            parameter.requires_grad_(flag)
+            if parameter.requires_grad != flag:  # torch refuses to set some, even to what they are
+                parameter.requires_grad_(flag)
             parameter.grad = grad
         for module, name, tensor in buffers:
             now = getattr(module, name)

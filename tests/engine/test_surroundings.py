@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import CannotSplitModel, forget
 from forgetkit.copying import independent_copy
+from forgetkit.engine.session import borrowed_flags
 from forgetkit.errors import ForgetkitError, ModelError
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
@@ -321,3 +322,12 @@ def test_a_forward_that_calls_itself_is_looked_through() -> None:
     some.model.fc.forward = held
     with pytest.raises(ModelError, match="module fc"):
         independent_copy(some.model)
+
+
+def test_a_flag_that_torch_lets_nobody_set_does_not_keep_others_from_coming_back() -> None:
+    with torch.inference_mode():
+        first = nn.Linear(2, 2)
+    model = nn.Sequential(first, nn.Linear(2, 2))
+    with borrowed_flags(model):
+        model[1].requires_grad_(requires_grad=False)
+    assert [p.requires_grad for p in model.parameters()] == [True] * 4
