@@ -90,6 +90,10 @@ ONE_LABEL_EACH = (
     "labels: every sample to forget carries exactly one of the 0/1 labels, and they are taken as "
     "several labels a sample; if the model chooses one class, pass its index (labels.argmax(dim=1))"
 )
+NOTHING_KNOWN = (
+    "before the run the model predicted none of the samples to forget as they are labelled; check "
+    "that labels and preprocessing are those of its training, unless it had forgotten them already"
+)
 
 
 @contextmanager
@@ -258,6 +262,8 @@ class Execution:
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
+            if measured_before["forget"].accuracy == 0.0:
+                run.log(NOTHING_KNOWN)
             start = self._reading(measured_before)
             target = run.target = self._target(measured_before)
             self._say_what_zero_means(target)

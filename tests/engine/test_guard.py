@@ -154,3 +154,16 @@ def test_a_run_that_forgot_nothing_is_undone_without_retained_samples_too(lr: fl
     assert result.rolled_back == (lr == 0.0)
     assert ("nothing was forgotten" in result.stopped_because) == (lr == 0.0)
     assert any("no retained sample is at hand" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("guard", [None, Guard()])
+@pytest.mark.parametrize("shift", [0, 1])
+def test_a_forget_set_that_the_model_never_knew_is_mentioned(
+    guard: Guard | None, shift: int
+) -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    shifted = TensorDataset(images, (labels + shift) % 4)  # as when labels count from 1
+    request = forget(some.model).classes([3]).using("neggrad", epochs=1).on("cpu")
+    result = request.run(DataLoader(shifted, batch_size=64), guard=guard)
+    assert (execution.NOTHING_KNOWN in result.notes) == (shift == 1)
