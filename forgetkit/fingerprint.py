@@ -105,6 +105,11 @@ def bits_of(tensor: Tensor) -> Tensor:
     return flat.view(torch.uint8)
 
 
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return whether two dense tensors of one type hold the same bits."""
+    return torch.equal(bits_of(one), bits_of(other))
+
+
 def from_bits(bits: Tensor, dtype: torch.dtype, shape: Iterable[int]) -> Tensor:
     """Return the tensor that has these bits, sharing their memory."""
     return bits.view(dtype).reshape(tuple(shape))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from forgetkit.engine.measuring import SetAccuracy
+from forgetkit.engine.session import write_back
 from forgetkit.errors import PatchMismatch
 from forgetkit.goal import Goal
 from forgetkit.losses import unlearning_score
@@ -18,6 +19,7 @@ from forgetkit.method import Method
 if TYPE_CHECKING:
     import torch
     from rich.table import Table
+    from torch import Tensor
 
     from forgetkit.auditing.record import Audit
     from forgetkit.data.loaders import Loader
@@ -62,6 +64,8 @@ class Result:
         notes: what the method had to say: choices it made, what it could not do.
         head: dotted path(s) of the head that the request named, or ``None``.
         output: where the request said that the logits are, or ``None``.
+        unsaved: former values of the non-persistent buffers that the run changed; ``undo`` writes
+            them back, and no patch holds them.
     """
 
     model: nn.Module
@@ -82,6 +86,7 @@ class Result:
     notes: list[str] = field(default_factory=list)
     head: str | Sequence[str] | None = None
     output: OutputChoice = None
+    unsaved: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def us(self) -> float | None:
@@ -116,6 +121,19 @@ class Result:
             PatchMismatch: the model no longer holds what the run left, or was undone already.
         """
         self.patch.revert(self.model)
+        self._write_unsaved(self.model)
+
+    def _write_unsaved(self, model: nn.Module) -> None:
+        """Write back the buffers that no patch holds; one of another shape is a later pass's."""
+        from forgetkit.adapting import unwrap
+
+        live = dict(unwrap(model).named_buffers())
+        kept = {
+            name: value
+            for name, value in self.unsaved.items()
+            if name in live and live[name].shape == value.shape
+        }
+        write_back(live, kept)
 
     def audit(
         self,
@@ -166,6 +184,7 @@ class Result:
         original = independent_copy(unwrap(self.model))
         if self.patch.names:
             self.patch.revert(original)
+        self._write_unsaved(original)
         return audit(
             self.model,
             forget=loader,

@@ -40,7 +40,7 @@ from forgetkit.engine.session import (
 )
 from forgetkit.engine.training import Loop, Outcome
 from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
-from forgetkit.fingerprint import bits_of, model_tensors
+from forgetkit.fingerprint import model_tensors, same_bits
 from forgetkit.fresh import reset_weights
 from forgetkit.method import Method
 from forgetkit.model_errors import cure_of
@@ -103,6 +103,19 @@ def _eager() -> Iterator[None]:
         yield
 
 
+def _moved(
+    buffers: Mapping[str, Tensor], before: Mapping[str, Tensor], saved: set[int]
+) -> dict[str, Tensor]:
+    """Return the former values of buffers that changed but are in no state dict, nor in a patch."""
+    return {
+        name: before[name]
+        for name, buffer in buffers.items()
+        if id(buffer) not in saved
+        and buffer.layout == torch.strided  # copies into sparse ones are beyond a run
+        and not same_bits(buffer, before[name])
+    }
+
+
 class Execution:
     """One run on prepared input. Everything borrowed is given back when ``result`` returns."""
 
@@ -152,6 +165,7 @@ class Execution:
                 copies = {id(kept[name]): before[name] for name in names}
                 was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
                 patch = Patch.between(was, live, self._record())
+                unsaved = _moved(buffers, before, {id(tensor) for tensor in live.values()})
             end_workers()  # here, as it can take seconds in which Ctrl-C must still roll back
         return Result(
             model=self._request.model,
@@ -172,6 +186,7 @@ class Execution:
             notes=list(self._active().notes),
             head=self._request.head_name,
             output=self._request.output,
+            unsaved=unsaved,
         )
 
     @contextmanager
@@ -203,7 +218,7 @@ class Execution:
         moved = [
             name
             for name, parameter in frozen.items()
-            if not torch.equal(bits_of(parameter.to(before[name].dtype)), bits_of(before[name]))
+            if not same_bits(parameter.to(before[name].dtype), before[name])
         ]
         if moved:
             raise UnlearningFailed(

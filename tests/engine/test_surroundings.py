@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import CannotSplitModel, forget
 from forgetkit.copying import independent_copy
 from forgetkit.engine.session import borrowed_flags
-from forgetkit.errors import ForgetkitError, ModelError
+from forgetkit.errors import ForgetkitError, ModelError, PatchMismatch
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 
@@ -115,6 +115,39 @@ def test_undo_gives_a_replaced_buffer_back() -> None:
     assert model.mean is held
     result.undo()
     assert not changed(before, weights(model))
+
+
+class Unsaved(nn.Module):
+    """Counts images in a buffer that no checkpoint holds, and keeps one that none changes."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = toy("cnn").model
+        self.register_buffer("seen", torch.full((), 5.0), persistent=False)
+        self.register_buffer("still", torch.ones(3), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.seen += len(images)
+        logits: Tensor = self.body(images)
+        return logits
+
+
+def test_undo_gives_back_a_buffer_that_no_patch_holds() -> None:
+    model = Unsaved()
+    request = forget(model).classes([3]).using("retrain", epochs=1).on("cpu")
+    results = [request.seed(n).run(toy("cnn").loader(), guard=None) for n in range(2)]
+    counted = float(model.seen)
+    assert counted > 5.0
+    assert [list(result.unsaved) for result in results] == [["seen"], ["seen"]]
+    with pytest.raises(PatchMismatch):
+        results[0].undo()  # the later run comes first
+    assert float(model.seen) == counted
+    for result, count in zip(reversed(results), ((counted + 5.0) / 2, 5.0), strict=True):
+        result.undo()
+        assert float(model.seen) == count
 
 
 def small(labels: int = 3, images: int = 41) -> tuple[nn.Module, DataLoader[Any]]:
