@@ -25,6 +25,8 @@ _CURES = {
     "training (--size on the command line)",
     "unexpected keyword argument": "the model's forward does not take one of the entries of a "
     "batch: drop it in the data set or the collate_fn, or give (inputs, labels) pairs",
+    "to be on the same device": "forward uses a tensor that is not where its input is: register it "
+    "as a buffer, or make it with device=input.device: torch's default device is the CPU in a run",
     "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
     "gradients: make them outside of it, or under torch.no_grad",
 }

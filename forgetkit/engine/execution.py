@@ -36,6 +36,7 @@ from forgetkit.engine.session import (
     named_tensors,
     rolled_back_on_error,
     without_autocast,
+    without_default_device,
     write_back,
 )
 from forgetkit.engine.training import Loop, Outcome
@@ -66,6 +67,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
         stack.enter_context(torch.inference_mode(mode=False))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_autocast())
+        stack.enter_context(without_default_device())
         stack.enter_context(_eager())
         stack.enter_context(workers_kept())
         execution: Execution | None = None

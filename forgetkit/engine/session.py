@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -56,6 +56,16 @@ def without_autocast() -> Iterator[None]:
         for kind in kinds:
             torch.set_autocast_enabled(kind, True)
         torch.clear_autocast_cache()
+
+
+def without_default_device() -> AbstractContextManager[object]:
+    """Let tensors be made on the CPU in the block, wherever the caller's are: a run moves its own.
+
+    Where it is the CPU already nothing is done, as the mode costs time in every call of torch.
+    """
+    if torch.get_default_device().type == "cpu":
+        return nullcontext()
+    return torch.device("cpu")
 
 
 @contextmanager

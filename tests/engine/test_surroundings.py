@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from forgetkit import CannotSplitModel, forget
+from forgetkit import CannotSplitModel, Guard, forget
 from forgetkit.copying import independent_copy
 from forgetkit.engine.session import borrowed_flags
 from forgetkit.errors import ForgetkitError, ModelError, PatchMismatch
+from forgetkit.model_errors import cure_of
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 
@@ -37,6 +38,25 @@ def test_the_callers_autocast_stays_outside(method: str) -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
     assert not changed(expected, found)
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("method", ["lau", "neggrad"])
+def test_the_callers_default_device_stays_outside(method: str) -> None:
+    found = []
+    for device in ("cpu", "meta"):
+        some = toy("cnn")
+        loader = some.loader()
+        request = forget(some.model).classes([3]).using(method, epochs=1).on("cpu")
+        with torch.device(device):
+            request.run(loader, guard=Guard(budget=1.0))
+            assert torch.get_default_device().type == device
+        found.append(weights(some.model))
+    assert not changed(*found)
+
+
+def test_a_tensor_that_follows_the_default_device_has_a_cure() -> None:
+    error = RuntimeError("Expected all tensors to be on the same device, but found cuda:0 and cpu!")
+    assert "device=input.device" in cure_of(error)
 
 
 def test_mixed_precision_inside_the_callers_autocast_is_that_of_outside() -> None:
