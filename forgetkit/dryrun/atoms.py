@@ -90,10 +90,11 @@ def _is_affine_module(module: nn.Module) -> bool:
         return any(word in type(module).__name__ for word in ("Linear", "Conv"))
     if is_norm(module) or isinstance(module, nn.PReLU):
         return False
-    return any(_is_matrix(tensor) for tensor in (*module.parameters(), *module.buffers()))
+    return any(is_matrix(tensor) for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _is_matrix(tensor: Tensor) -> bool:
+def is_matrix(tensor: Tensor) -> bool:
+    """Tell whether a weight can mix axes: two of them are longer than 1."""
     return sum(size > 1 for size in tensor.shape) >= 2
 
 

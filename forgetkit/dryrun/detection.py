@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from forgetkit.dryrun import outputs as output_finding
 from forgetkit.dryrun import verification
+from forgetkit.dryrun.broadcasts import broadcast_weight
 from forgetkit.dryrun.capture import sources
 from forgetkit.dryrun.compaction import compact
 from forgetkit.dryrun.examples import Example, batch_size, call, first_rows, one_more, with_fresh
@@ -148,7 +149,7 @@ def _split(
     _check_batch_first(found, shapes, recording.batch)
     packed = [compaction.shape] if compaction else [shape[1:] for shape in shapes]
     program = Program(found, logits.device, logits.dtype)
-    return Split(
+    split = Split(
         model,
         pick,
         program,
@@ -156,6 +157,24 @@ def _split(
         Packing(tuple(packed)),
         compaction,
         wish.head,
+    )
+    if not wish.head:
+        _check_nothing_mixes_after(split)
+    return split
+
+
+def _check_nothing_mixes_after(split: Split) -> None:
+    """Refuse a cut at a hidden layer: a product with weights follows that broadcasting hides."""
+    weight = broadcast_weight(split.program.slice)
+    # Sums of a class's own scores are written so as well; those leave the classes apart.
+    if weight is None or split.separable:
+        return
+    raise refusal(
+        "features-not-logits",
+        f"the last layer found, {split.head_name}, should make the class scores, but its output is "
+        f"compared with the rows of {weight} by broadcasting, so that it is a hidden layer. "
+        f"Use a method that trains the whole network, or build the model with {weight} and the "
+        "calls that read it in a module of their own, or with torch.cdist or a matrix product.",
     )
 
 

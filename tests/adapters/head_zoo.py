@@ -223,6 +223,25 @@ class BatchInteger(nn.Module):
         return scores.view(x.shape[0] * 2, -1).view(x.shape[0], 2, -1).mean(1)
 
 
+class Mixed(nn.Module):
+    """Several scores a class, weighted by a matrix of their shape or gathered by a fixed one."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.body, self.head = Body(), nn.Linear(WIDTH, 2 * CLASSES)
+        self.mixing = nn.Parameter(torch.rand(2, CLASSES) + 0.5)
+        belongs = torch.eye(CLASSES).repeat_interleave(2, dim=1)
+        self.register_buffer("belongs", belongs)
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.body(x))
+        if self.how == "gathered":
+            return (scores[:, None] * self.get_buffer("belongs")).sum(-1)
+        mixed: Tensor = scores.unflatten(1, (2, CLASSES)) * self.mixing
+        return mixed.sum(1)
+
+
 class InnerAutocast(nn.Module):
     """Runs its head in bfloat16 whatever the caller does."""
 
@@ -292,6 +311,8 @@ def heads() -> dict[str, nn.Module]:
         "square": Net(Transposed(WIDTH)),
         "flipped": Flipped(),
         "batch_integer": BatchInteger(),
+        "mixed": Mixed("mixed"),
+        "gathered": Mixed("gathered"),
         "autocast": InnerAutocast(),
         "weight_norm": Net(parametrizations.weight_norm(nn.Linear(WIDTH, CLASSES))),
         "spectral_norm": Net(parametrizations.spectral_norm(nn.Linear(WIDTH, CLASSES))),

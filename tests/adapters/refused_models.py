@@ -89,6 +89,28 @@ class BroadcastDistances(nn.Module):
         return -squares
 
 
+class HiddenThenDistances(nn.Module):
+    """The same after a hidden Linear, which looks like a head."""
+
+    def __init__(self, width: int = 8, how: str = "broadcast") -> None:
+        super().__init__()
+        self.net = Net(nn.Linear(WIDTH, width))
+        self.points = nn.Parameter(torch.randn(CLASSES, width))
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        f = self.net(x)
+        if self.how == "loop":
+            one_by_one = [((f - self.points[label]) ** 2).sum(-1) for label in range(CLASSES)]
+            return -torch.stack(one_by_one, dim=1)
+        if self.how == "expanded":
+            copies = f.unsqueeze(1).expand(-1, CLASSES, -1)
+            angles: Tensor = (copies * functional.normalize(self.points)).sum(-1)
+            return angles
+        squares: Tensor = ((f[:, None] - self.points) ** 2).sum(-1)
+        return -squares
+
+
 class BatchNormAfter(nn.Module):
     """Normalises its logits over the batch."""
 
@@ -203,6 +225,10 @@ def refused() -> dict[str, tuple[str, nn.Module]]:
         "features": ("features-not-logits", NoHead()),
         "residual": ("features-not-logits", Residual()),
         "norm_after": ("features-not-logits", BatchNormAfter()),
+        "distances": ("features-not-logits", HiddenThenDistances()),
+        "distances_as_wide": ("features-not-logits", HiddenThenDistances(CLASSES)),
+        "distances_in_a_loop": ("features-not-logits", HiddenThenDistances(how="loop")),
+        "cosines_of_copies": ("features-not-logits", HiddenThenDistances(how="expanded")),
         "windows": ("batch-first", Windows()),
         "batch_square": ("batch-baked", BatchSquare()),
         "batch_centred": ("batch-baked", BatchCentred()),

@@ -28,6 +28,8 @@ EXPECTED = {
     "zero_shot": ("text", (WIDTH,)),
     "lora": ("base+up", (WIDTH,)),
     "concatenated": ("old+new", (WIDTH,)),
+    "mixed": ("head", (WIDTH,)),
+    "gathered": ("head", (WIDTH,)),
     "flipped": ("net.last", (2, WIDTH)),
 }
 DENSE = {"spectral_norm": ["last.bias"], "log_softmax": []}
@@ -36,7 +38,7 @@ LINEAR = {
     "linear", "no_bias", "mlp", "conv", "two_heads", "unequal_heads", "first_token", "mean_token",
     "bare_linear", "bare_cosine", "zero_shot", "lora", "concatenated", "transposed",
     "square", "flipped",
-    "batch_integer", "weight_norm", "spectral_norm", "one_class", "dict",
+    "batch_integer", "mixed", "gathered", "weight_norm", "spectral_norm", "one_class", "dict",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from refused_models import (
     BatchNormAfter,
     BroadcastDistances,
     ChangesItsMind,
+    HiddenThenDistances,
     NoHead,
     refused,
 )
@@ -151,6 +152,13 @@ def test_broadcast_distances_need_the_body_as_a_module() -> None:
     with pytest.raises(CannotSplitModel) as caught:
         adapt(BroadcastDistances(), picture())
     assert any(way in str(caught.value) for way in WAYS_OUT)
+
+
+def test_distances_after_a_hidden_layer_name_the_weights_and_may_be_split_by_name() -> None:
+    model = HiddenThenDistances().eval()
+    with pytest.raises(CannotSplitModel, match=r"net\.last, .* rows of points"):
+        adapt(model, picture())
+    assert adapt(model, picture(), head="net.last").feature_shape == (WIDTH,)
 
 
 @pytest.mark.parametrize(
