@@ -148,7 +148,7 @@ def _split(
     shapes = [graph.values[cut].shape for cut in found.cuts]
     _check_batch_first(found, shapes, recording.batch)
     packed = [compaction.shape] if compaction else [shape[1:] for shape in shapes]
-    program = Program(found, logits.device, logits.dtype)
+    program = Program(found, logits.device)
     split = Split(
         model,
         pick,
@@ -238,10 +238,13 @@ def _holds_multiple(node: Node, batch: int) -> bool:
 
 def _verify(split: Split, example: Example, recorded: Tensor) -> None:
     features, logits = split.features_and_logits(with_fresh(example))
-    verification.check_replay(split.head(features), logits, split.tail)
-    verification.check_rows(split.head(features[1:]), logits[1:], "leaving a sample out")
-    verification.check_rows(split.head(features.flip(0)), logits.flip(0), "another order")
-    verification.check_repeat(logits[:1], recorded[:1])
+    in_head = {logits.dtype, *split.program.precisions()}
+    everywhere = {*in_head, *(weight.dtype for weight in split.model.parameters())}
+    exact = verification.exactness(in_head)
+    verification.check_replay(split.head(features), logits, split.tail, exact)
+    verification.check_rows(split.head(features[1:]), logits[1:], "leaving a sample out", exact)
+    verification.check_rows(split.head(features.flip(0)), logits.flip(0), "another order", exact)
+    verification.check_repeat(logits[:1], recorded[:1], verification.exactness(everywhere))
 
 
 def module_named(model: nn.Module, name: str) -> nn.Module:

@@ -61,6 +61,7 @@ class Value:
         origin: ``call`` (made by ``node``), ``input``, ``unknown`` (not seen being made),
             ``stale`` (changed behind our back through a view).
         shape: its shape.
+        dtype: its type.
         data: whether it depends on the model's input.
         node: number of the call that made it, or -1.
         constant: the tensor itself, kept for small unknown ones.
@@ -68,6 +69,7 @@ class Value:
 
     origin: Literal["call", "input", "unknown", "stale"]
     shape: tuple[int, ...]
+    dtype: torch.dtype
     data: bool
     node: int = -1
     constant: Tensor | None = None

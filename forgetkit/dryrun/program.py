@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeAlias
 
 import torch
@@ -26,12 +27,19 @@ class Program:
     Args:
         slice: the recorded calls.
         device: device of the features when recorded.
-        dtype: their dtype when recorded.
     """
 
     slice: Slice
     device: torch.device
-    dtype: torch.dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the features when recorded, which the logits need not share."""
+        return reduce(torch.promote_types, sorted(self._dtypes, key=str))
+
+    @property
+    def _dtypes(self) -> set[torch.dtype]:
+        return {self.slice.graph.values[cut].dtype for cut in self.slice.cuts}
 
     def run(
         self,
@@ -58,6 +66,13 @@ class Program:
                 watch[number] = values[node.outputs[0][1]]
         return values[self.slice.target]
 
+    def precisions(self) -> set[torch.dtype]:
+        """Return the floating types that a replay computes in."""
+        nodes = [self.slice.graph.nodes[number] for number in self.slice.nodes]
+        states = [state.dtype for node in nodes for state in node.autocast if state.enabled]
+        held = [weight.dtype for weight in self.weights().values()]
+        return {kind for kind in (*self._dtypes, *states, *held) if kind.is_floating_point}
+
     def weights(self) -> dict[str, Tensor]:
         """Return every parameter and buffer that a replay reads, by dotted path."""
         return weights_of([self.slice.graph.nodes[number] for number in self.slice.nodes])
@@ -65,13 +80,12 @@ class Program:
     def _replacement(self, features: Tensor, given: Mapping[int, Tensor]) -> Weights:
         # Features in another precision than recorded take the weights along, so that a head
         # stored in half precision can be run, and trained, in float32.
-        recast = features.dtype != self.dtype and features.is_floating_point()
+        recast = features.is_floating_point()
+        recorded = {dtype for dtype in self._dtypes if recast and dtype.is_floating_point}
 
         def replace(weight: Tensor) -> Tensor:
             weight = given.get(id(weight), weight)
-            if recast and weight.dtype == self.dtype:
-                weight = weight.to(features.dtype)
-            return weight
+            return weight.to(features.dtype) if weight.dtype in recorded else weight
 
         return replace
 

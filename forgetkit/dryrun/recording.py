@@ -70,7 +70,7 @@ class Recorder(TorchFunctionMode):
         self._devices = {tensor.device.type for tensor in listed} | {"cpu"}
         self._outer = self._autocast()
         for tensor in listed:
-            self._know(tensor, Value("input", tuple(tensor.shape), data=True))
+            self._know(tensor, Value("input", tuple(tensor.shape), tensor.dtype, data=True))
 
     def __enter__(self) -> Self:
         try:
@@ -215,11 +215,12 @@ class Recorder(TorchFunctionMode):
         self.graph.nodes.append(node)
         fresh: dict[int, int] = {}
         for item, value in changed.values():
-            fresh[id(item)] = self._know(item, Value("call", tuple(item.shape), data, number))
+            new = Value("call", tuple(item.shape), item.dtype, data, number)
+            fresh[id(item)] = self._know(item, new)
             node.mutated.append((value, fresh[id(item)]))
         for path, tensor in made:
             if id(tensor) not in fresh:
-                new = Value("call", tuple(tensor.shape), data, number)
+                new = Value("call", tuple(tensor.shape), tensor.dtype, data, number)
                 fresh[id(tensor)] = self._know(tensor, new)
             node.outputs.append((path, fresh[id(tensor)]))
 
@@ -231,12 +232,13 @@ class Recorder(TorchFunctionMode):
 
     def _look_up(self, tensor: Tensor) -> int:
         entry = self._known.get(id(tensor))
-        shape = tuple(tensor.shape)
+        shape, dtype = tuple(tensor.shape), tensor.dtype
         if entry is None or entry[0]() is not tensor:
             kept = tensor.detach() if self._is_constant(tensor) else None
-            return self._know(tensor, Value("unknown", shape, data=True, constant=kept))
+            return self._know(tensor, Value("unknown", shape, dtype, data=True, constant=kept))
         if entry[2] != _version(tensor):
-            return self._know(tensor, Value("stale", shape, self.graph.values[entry[1]].data))
+            data = self.graph.values[entry[1]].data
+            return self._know(tensor, Value("stale", shape, dtype, data))
         return entry[1]
 
     def _is_constant(self, tensor: Tensor) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -12,14 +14,29 @@ _HALF = 1e-2
 _LOOSER = 100  # other batch sizes take other kernels, so only rounding level is promised
 
 
-def check_replay(features_logits: Tensor, logits: Tensor, tail: list[str]) -> None:
+def exactness(dtypes: Iterable[torch.dtype]) -> float:
+    """Return the relative error of the least precise floating type.
+
+    Logits that are cast at the end are no more exact than what they were computed from.
+    """
+    floating = (dtype for dtype in dtypes if dtype.is_floating_point)
+    return max((_EXACT.get(dtype, _HALF) for dtype in floating), default=_HALF)
+
+
+def check_replay(features_logits: Tensor, logits: Tensor, tail: list[str], exact: float) -> None:
     """Compare the head on features with the logits of the same forward.
+
+    Args:
+        features_logits: what the head gives, (batch, classes).
+        logits: what the model gives, (batch, classes).
+        tail: what lies between, for the message.
+        exact: relative error that is allowed, see `exactness`.
 
     Raises:
         CannotSplitModel: ``verify``.
     """
     error, scale = difference(features_logits, logits)
-    if error > _EXACT.get(logits.dtype, _HALF) * scale:
+    if error > exact * scale:
         steps = ", ".join(tail) or "nothing"
         raise refusal(
             "verify",
@@ -29,14 +46,20 @@ def check_replay(features_logits: Tensor, logits: Tensor, tail: list[str]) -> No
         )
 
 
-def check_rows(replayed: Tensor, logits: Tensor, what: str) -> None:
+def check_rows(replayed: Tensor, logits: Tensor, what: str, exact: float) -> None:
     """Compare rows replayed in another batch.
+
+    Args:
+        replayed: what the head gives for some rows, (batch, classes).
+        logits: what the model gave for them, (batch, classes).
+        what: how the batch was changed, for the message.
+        exact: relative error of one computation, see `exactness`.
 
     Raises:
         CannotSplitModel: ``batch-baked``.
     """
     error, scale = difference(replayed, logits)
-    if error > min(0.2, _LOOSER * _EXACT.get(logits.dtype, _HALF)) * scale:
+    if error > min(0.2, _LOOSER * exact) * scale:
         raise refusal(
             "batch-baked",
             f"the head should give each sample the same logits in any batch, but {what} changes "
@@ -45,14 +68,19 @@ def check_rows(replayed: Tensor, logits: Tensor, what: str) -> None:
         )
 
 
-def check_repeat(again: Tensor, logits: Tensor) -> None:
+def check_repeat(again: Tensor, logits: Tensor, exact: float) -> None:
     """Compare two forward passes of one sample.
+
+    Args:
+        again: logits of the second, (batch, classes).
+        logits: logits of the first, (batch, classes).
+        exact: relative error of one computation, see `exactness`.
 
     Raises:
         CannotSplitModel: ``random``.
     """
     error, scale = difference(again, logits)
-    if error > min(0.2, 10 * _LOOSER * _EXACT.get(logits.dtype, _HALF)) * scale:
+    if error > min(0.2, 10 * _LOOSER * exact) * scale:
         raise refusal(
             "random",
             f"the model in eval mode should give one sample the same logits each time, but they "

@@ -256,6 +256,18 @@ class InnerAutocast(nn.Module):
         return out.float()
 
 
+class Cast(nn.Module):
+    """Returns its logits in another type than it computes in."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = Net(), dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits.to(self.dtype)
+
+
 class Outputs(nn.Module):
     """Wraps the logits as asked."""
 

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
-from head_zoo import CLASSES, WIDTH, heads, picture
+from head_zoo import CLASSES, WIDTH, Cast, heads, picture
 from torch import Tensor, nn
 
 from forgetkit.adapting import adapt, logits_of
 from forgetkit.dryrun.sweep.checking import trace
+from forgetkit.dryrun.verification import exactness
 from forgetkit.fingerprint import overlap
 from forgetkit.view import ModelView
 
@@ -202,6 +203,29 @@ def test_half_precision_heads_run_in_float32(kind: str) -> None:
     torch.testing.assert_close(wide, logits.float(), rtol=5e-2, atol=5e-2)
     wide.sum().backward()
     assert all(p.grad is not None for p in view.head_parameters().values())
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("cast", [torch.float32, torch.float64])
+def test_logits_may_be_of_another_type_than_the_features(
+    own: torch.dtype, cast: torch.dtype
+) -> None:
+    model = Cast(cast).to(own).eval()
+    view = adapt(model, picture().to(own))
+    assert (view.linear, view.separable, view.program.dtype) == (True, True, own)
+    assert [row.index for row in view.rows(2)] == [(2,), (2,)]
+    with torch.no_grad():
+        features, logits = view.features_and_logits(picture(3).to(own))
+        assert torch.equal(view.head(features), logits)
+        wide = view.head(features.double())
+    torch.testing.assert_close(wide.double(), logits.double(), rtol=5e-2, atol=5e-2)
+
+
+def test_a_check_is_as_exact_as_the_least_precise_type() -> None:
+    assert exactness({torch.float64}) < exactness({torch.float64, torch.float32})
+    assert exactness({torch.float32, torch.bfloat16, torch.int64}) == exactness({torch.float16})
+    view = adapt(heads()["autocast"], picture())
+    assert view.program.precisions() == {torch.float32, torch.bfloat16}
 
 
 @pytest.mark.parametrize("kind", ["linear", "two_heads", "bare_linear"])
