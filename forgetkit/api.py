@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
+from forgetkit.fields import plain
 from forgetkit.goal import Classes, Depoison, Goal, Instances, Relabel
 from forgetkit.method import Method, build
 
@@ -148,7 +149,8 @@ class Request:
         Raises:
             BadHyperparameter: ``accumulate`` is not a positive integer, or ``accelerator`` is none.
         """
-        if not isinstance(accumulate, int) or isinstance(accumulate, bool) or accumulate < 1:
+        parts = plain(accumulate)
+        if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
             raise BadHyperparameter(
                 f"on(accumulate={accumulate!r}): expected a positive integer, found "
                 f"{accumulate!r}; 1 computes each batch whole"
@@ -163,7 +165,7 @@ class Request:
             device=device,
             mixed_precision=mixed_precision,
             accelerator=accelerator,
-            accumulate=accumulate,
+            accumulate=parts,
         )
 
     def head(
@@ -213,12 +215,13 @@ class Request:
         Raises:
             BadHyperparameter: not an integer from 0 to 2^32 - 1.
         """
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+        number = plain(seed)
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < 2**32:
             raise BadHyperparameter(
                 f"seed({seed!r}): expected an integer from 0 to 2^32 - 1, found {seed!r}; "
                 "any such number will do"
             )
-        return replace(self, random_seed=seed)
+        return replace(self, random_seed=number)
 
     def run(self, loader: Loader, *, guard: Guard | str | None = "default") -> Result:
         """Do it, in place.

@@ -11,6 +11,11 @@ _FLOATS = (
     "the images have a type that the model does not take: give floats, scaled and normalised as "
     "for training"
 )
+_MEMORY = (
+    "the device has too little memory: take smaller batches (batch_size= of the loader or of the "
+    "method), cut them into parts with .on(accumulate=...), or compute with "
+    '.on(mixed_precision="bf16")'
+)
 _CURES = {
     "Input type": f"{_FLOATS}, and images before labels",
     "scalar type": f"{_FLOATS}, and images before labels",
@@ -29,12 +34,20 @@ _CURES = {
     "as a buffer, or make it with device=input.device: torch's default device is the CPU in a run",
     "inference tensor": "weights or images were made inside torch.inference_mode, which allows no "
     "gradients: make them outside of it, or under torch.no_grad",
+    "does not require grad": "no gradient reaches the weights: the model's forward switches "
+    "gradients off (torch.no_grad, torch.inference_mode, detach() or .data in it): take that out, "
+    "or use a method that edits the head alone, such as lau",
+    "out of memory": _MEMORY,
+    "not enough memory": _MEMORY,
+    "can't allocate memory": _MEMORY,
 }
 """What to do about the commonest errors of torch, by a part of their text."""
 
 
 def cure_of(error: Exception) -> str:
     """Return what the user can do about an error of the model."""
+    if isinstance(error, MemoryError):  # often without a word
+        return _MEMORY
     known = (cure for sign, cure in _CURES.items() if sign in str(error))
     return next(known, "mend the cause and run again")
 
@@ -50,7 +63,9 @@ def in_one_sentence(call: str) -> Iterator[None]:
         yield
     except ForgetkitError:
         raise
-    except (AssertionError, RuntimeError, TypeError, ValueError, IndexError) as error:
+    except (
+        AssertionError, RuntimeError, TypeError, ValueError, IndexError, MemoryError,
+    ) as error:  # fmt: skip
         raise DataError(
             f"{call}: expected a model and images that go together, found "
             f"{type(error).__name__}: {error}; {cure_of(error)}"

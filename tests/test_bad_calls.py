@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -216,6 +217,15 @@ def test_labels_of_one_class_each_as_vectors_get_their_own_advice(single: bool) 
     with pytest.raises(DataError, match="multi-label") as caught:
         forget(some.model).instances([0, 1]).using("suli").on("cpu").run(loader)
     assert ("labels.argmax(dim=1)" in str(caught.value)) == single
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    request = forget(toy("cnn").model).seed(np.int64(3)).on(accumulate=np.int32(2))
+    assert (request.random_seed, request.accumulate) == (3, 2)
+    assert {type(request.random_seed), type(request.accumulate)} == {int}
+    for no_number in (np.float64(3.0), np.bool_(True)):
+        with pytest.raises(BadHyperparameter, match="expected an integer"):
+            forget(toy("cnn").model).seed(no_number)  # type: ignore[arg-type]
 
 
 def test_auto_is_for_runs() -> None:

@@ -87,6 +87,33 @@ class NoHead(nn.Module):
         return found
 
 
+class Raises(nn.Module):
+    """Breaks once it is trained or read in batches."""
+
+    def __init__(self, body: nn.Module, error: Exception) -> None:
+        super().__init__()
+        self.body, self.error = body, error
+
+    def forward(self, images: Tensor) -> Tensor:
+        if len(images) > 2:  # the dry run takes two
+            raise self.error
+        found: Tensor = self.body(images)
+        return found
+
+
+class WithoutGradients(nn.Module):
+    """Has a forward that is meant for inference only."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.body(images)
+        return found
+
+
 @dataclass(frozen=True)
 class Case:
     """What to do, what to expect, and a word that the message must contain."""
@@ -171,6 +198,40 @@ CASES: dict[str, Case] = {
     ),
     "device that is not there": Case(
         lambda t: start(t).using("lau").on("cuda:99").run(t.loader()), BadHyperparameter, "device"
+    ),
+    "device without numbers": Case(
+        lambda t: start(t).using("lau").on("meta").run(t.loader()), BadHyperparameter, "'cpu'"
+    ),
+    "device as a fraction": Case(
+        lambda t: start(t).using("lau").on(3.5).run(t.loader()),  # type: ignore[arg-type]
+        BadHyperparameter,
+        "found float; pass 'cpu'",
+    ),
+    "model without memory": Case(
+        lambda t: forget(Raises(t.model, MemoryError())).classes([3]).using("lau").run(t.loader()),
+        UnlearningFailed,
+        "batch_size=",
+    ),
+    "model without memory on its device": Case(
+        lambda t: (
+            forget(Raises(t.model, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")))
+            .classes([3])
+            .using("neggrad")
+            .run(t.loader())
+        ),
+        UnlearningFailed,
+        ".on(accumulate=...)",
+    ),
+    "model that switches gradients off": Case(
+        lambda t: (
+            forget(WithoutGradients(t.model))
+            .classes([3])
+            .using("neggrad")
+            .on("cpu")
+            .run(t.loader())
+        ),
+        UnlearningFailed,
+        "switches gradients off",
     ),
     "bad accumulation": Case(
         lambda t: start(t).on("cpu", accumulate=0), BadHyperparameter, "positive"

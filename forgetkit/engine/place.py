@@ -183,9 +183,19 @@ def _device(device: torch.device | str) -> torch.device:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
+    except TypeError as error:
+        raise BadHyperparameter(
+            f"on(device={device!r}): expected the name of a device or a torch.device, found "
+            f"{type(device).__name__}; pass 'cpu' or 'cuda:0', say, or leave it out"
+        ) from error
     except (RuntimeError, AssertionError) as error:
         raise BadHyperparameter(
             f"on(device={str(device)!r}): expected a device that this machine has, found an error "
             f"({error}); pass 'cpu' or a CUDA device, or leave it out"
         ) from error
+    if found.type == "meta":
+        raise BadHyperparameter(
+            "on(device='meta'): expected a device that computes, found the one of shapes without "
+            "numbers; pass 'cpu' or a CUDA device, or leave it out"
+        )
     return found

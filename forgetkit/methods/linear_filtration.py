@@ -62,6 +62,23 @@ def filtration_matrix(
     return solved.T
 
 
+def _derived(affine: Affine) -> str:
+    """Say that a weight is made of others at each call and cannot be written."""
+    sources = [name for name in affine.parameters if not name.endswith("bias")]
+    return (
+        f"linear_filtration: expected a head whose weight is a parameter, found {affine.name} to "
+        f"make its own from {', '.join(sources) or 'other tensors'}; fold that in first "
+        "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
+        "remove_spectral_norm or prune.remove, merge_and_unload() of PEFT), or use a trained method"
+    )
+
+
+def _how_to_give_a_bias(run: Run) -> str:
+    if len(run.view.affines) > 1:
+        return "merge the layers that the head adds up into one (merge_and_unload() of PEFT)"
+    return "rebuild the head with a bias"
+
+
 @register
 @dataclass(frozen=True, kw_only=True)
 class LinearFiltration(Method):
@@ -128,6 +145,8 @@ class LinearFiltration(Method):
 
     def _checked(self, affine: Affine, run: Run) -> tuple[Tensor, Tensor, int]:
         weight, bias = affine.weight, affine.bias
+        if weight is None and run.view.linear:
+            raise ModelError(_derived(affine))
         rows = None if weight is None else weight.shape[affine.class_axis]
         if weight is None or rows != run.num_classes or not run.view.linear:
             raise ModelError(
@@ -138,7 +157,7 @@ class LinearFiltration(Method):
         if bias is None:
             raise ModelError(
                 f"linear_filtration: expected a head with a bias to mask the class with, found "
-                f"none at {affine.name}; use lau, or rebuild the head with a bias"
+                f"none at {affine.name}; use lau, or {_how_to_give_a_bias(run)}"
             )
         free = {id(parameter) for parameter in run.parameters.values()}
         for name, tensor in (("weight", weight), ("bias", bias)):

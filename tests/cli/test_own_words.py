@@ -39,6 +39,9 @@ def test_the_command_line_names_its_own_options(tmp_path: Path) -> None:
     assert "--weights FILE" in found.output
     assert "--download" in found.output
     assert not any(word in found.output for word in ("state_dict", "allow_download", "untrained"))
+    found = CliRunner().invoke(app, ["inspect", "nobody/no-such-model"])
+    assert found.exit_code == 2
+    assert "Pass --download, " in found.output
     weights_alone = tmp_path / "some.pt"
     torch.save({}, weights_alone)
     found = CliRunner().invoke(app, ["inspect", str(weights_alone)])

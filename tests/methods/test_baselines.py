@@ -9,6 +9,7 @@ import torch
 from scipy.stats import chisquare
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import prune
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
@@ -23,6 +24,18 @@ from forgetkit.methods.random_label import wrong_labels
 from forgetkit.methods.retrain import Retrain
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
+
+
+class Added(nn.Module):
+    """A head and another on the same features without a bias."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.second = base, nn.Linear(16, 4, bias=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.base(features) + self.second(features)
+        return logits
 
 
 class Linear(nn.Module):
@@ -434,6 +447,28 @@ def test_linear_filtration_refuses_a_head_that_is_frozen_in_part(name: str) -> N
     before = weights(some.model)
     request = forget(some.model).classes([3]).using("linear_filtration", form="naive").on("cpu")
     with pytest.raises(ModelError, match=rf"found the {name} of fc frozen; .* requires_grad_"):
+        request.run(some.loader(), guard=None)
+    assert changed(before, weights(some.model)) == []
+
+
+@pytest.mark.parametrize("kind", ["weight norm", "old weight norm", "pruned", "added"])
+def test_linear_filtration_says_how_to_fold_in_what_a_weight_is_made_of(kind: str) -> None:
+    some = toy("cnn")
+    head = some.model.get_submodule("fc")
+    says = r"fc to make its own from fc\.[^b].*; fold that in first .*remove_parametrizations"
+    if kind == "weight norm":
+        nn.utils.parametrizations.weight_norm(head)
+    elif kind == "pruned":
+        prune.l1_unstructured(head, "weight", amount=0.3)
+    elif kind == "old weight norm":
+        with pytest.warns(FutureWarning, match="deprecated"):
+            nn.utils.weight_norm(head)
+    else:
+        some.model.fc = Added(head)
+        says = r"found none at fc\.second; use lau, or merge the layers .* \(merge_and_unload"
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("linear_filtration").on("cpu")
+    with pytest.raises(ModelError, match=says):
         request.run(some.loader(), guard=None)
     assert changed(before, weights(some.model)) == []
 
