@@ -20,7 +20,7 @@ from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import DataError
 from forgetkit.goal import Classes, Goal, resolve_classes
 from forgetkit.losses import predictions, unlearning_score
-from forgetkit.types import SampleSet
+from forgetkit.types import Inputs, SampleSet
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def ground_of(
             )
     bare = unwrap(model)
     names = class_names(bare, loader)
-    width = _width(bare, loader)
+    loader, example = peeked(loader)
+    width = _width(bare, example)
     classes: tuple[int, ...] = ()
     if isinstance(goal, Classes):
         classes = resolve_classes(goal, width, names)
@@ -127,8 +128,7 @@ def accuracy_on(model: nn.Module, samples: SampleSet) -> float:
     return right / len(samples)
 
 
-def _width(model: nn.Module, loader: Loader) -> int:
-    _, example = peeked(loader)
+def _width(model: nn.Module, example: Inputs) -> int:
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     if parameter is not None:
         example = moved_inputs(example, parameter.device, parameter.dtype)

@@ -56,8 +56,8 @@ class Source:
 def read_source(loader: Loader, num_classes: int, name: str, wanted: Membership) -> Source:
     """Read a loader once, or not at all where its data set tells its labels.
 
-    Lists of batches and other loaders with a length that can be read again are kept whole; of an
-    iterable data set or an iterator only the wanted samples are kept.
+    Lists of batches and other loaders with a length are kept whole; of an iterable data set or an
+    iterator only the wanted samples are kept.
 
     Raises:
         DataError: the loader holds nothing, or its batches cannot be used.
@@ -66,9 +66,13 @@ def read_source(loader: Loader, num_classes: int, name: str, wanted: Membership)
     if reading is not None:
         samples = _indexed(loader, reading, num_classes, name)
         return Source(samples.labels, samples.positions, samples, complete=True)
+    return _streamed(loader, num_classes, name, None if kept_whole(loader) else wanted)
+
+
+def kept_whole(loader: Loader) -> bool:
+    """Return whether all of a loader without positions is kept: whether it has a length."""
     once = isinstance(getattr(loader, "dataset", loader), IterableDataset)
-    whole = isinstance(loader, Sized) and not isinstance(loader, Iterator) and not once
-    return _streamed(loader, num_classes, name, None if whole else wanted)
+    return isinstance(loader, Sized) and not isinstance(loader, Iterator) and not once
 
 
 def read_all(loader: Loader, num_classes: int, name: str) -> IndexedSet | StoredSet:
@@ -134,7 +138,7 @@ def _streamed(loader: Loader, num_classes: int, name: str, wanted: Membership | 
     kept_inputs: list[Inputs] = []
     kept: list[Tensor] = []
     seen, largest = 0, 0
-    for raw in _iterated(loader, name):
+    for raw in iterated(loader, name):
         inputs, found = reader.read(raw)
         size = batch_size(inputs)
         if size == 0:
@@ -162,7 +166,12 @@ def _streamed(loader: Loader, num_classes: int, name: str, wanted: Membership | 
     return Source(every, torch.arange(seen), samples, complete=wanted is None)
 
 
-def _iterated(loader: Loader, name: str) -> Iterable[object]:
+def iterated(loader: Loader, name: str) -> Iterable[object]:
+    """Return a loader that is known to yield batches, which a data set does not.
+
+    Raises:
+        DataError: it yields none.
+    """
     single = isinstance(loader, (Dataset, str, bytes, dict))
     if single or not isinstance(loader, Iterable):
         raise DataError(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from forgetkit.data.batches import Reader, rows_of
 from forgetkit.data.loaders import Loader
-from forgetkit.data.sources import first_inputs
+from forgetkit.data.sources import first_inputs, iterated, kept_whole
 from forgetkit.errors import DataError
 from forgetkit.types import Inputs
 
@@ -37,15 +37,13 @@ def peeked(loader: Loader, name: str = "loader") -> tuple[Loader, Inputs]:
 def opened(loader: Loader, name: str = "loader") -> tuple[Loader, object]:
     """Return a loader that still yields everything, and its first batch as it came.
 
+    Only sequences and torch's own loaders are known to start anew; of anything else, a progress
+    bar around a generator for one, the same pass is gone on with.
+
     Raises:
         DataError: nothing can be read from the loader.
     """
-    if not isinstance(loader, Iterable):
-        raise DataError(
-            f"{name}: expected an iterable of batches, found {type(loader).__name__}; pass a "
-            "DataLoader, a data set or a list of batches"
-        )
-    stream = iter(loader)
+    stream = iter(iterated(loader, name))
     try:
         first = next(stream)
     except StopIteration:
@@ -53,9 +51,11 @@ def opened(loader: Loader, name: str = "loader") -> tuple[Loader, object]:
             f"{name}: expected batches, found a loader that yields nothing; pass one that "
             "holds samples, or make an exhausted iterator anew"
         ) from None
-    once = isinstance(loader, DataLoader) and isinstance(loader.dataset, IterableDataset)
-    left = _Rest(chain([first], stream)) if stream is loader or once else loader
-    return left, first
+    whole = kept_whole(loader)
+    if whole and isinstance(loader, (Sequence, DataLoader)):
+        return loader, first
+    rest = chain([first], stream)
+    return (_SizedRest(rest, loader) if whole else _Rest(rest)), first
 
 
 class _Rest(Iterator[object]):
@@ -66,3 +66,17 @@ class _Rest(Iterator[object]):
 
     def __next__(self) -> object:
         return next(self._stream)
+
+
+class _SizedRest(Iterable[object]):
+    """A pass that was looked into, of a loader that has a length and so is kept whole."""
+
+    def __init__(self, stream: Iterator[object], loader: Loader) -> None:
+        self._stream = stream
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[object]:
+        return self._stream
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # kept_whole has seen its __len__

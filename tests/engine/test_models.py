@@ -20,7 +20,8 @@ from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.place import Place
-from forgetkit.errors import ModelError
+from forgetkit.engine.preparing import prepare
+from forgetkit.errors import DataError, ModelError
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, photograph, weights
 
@@ -168,6 +169,37 @@ def test_iterators_and_namespaces() -> None:
     result = forget(some.model).classes([3]).using("lau").on("cpu").run(stream)
     assert result.samples == {"forget": 60}
     assert result.after["forget"].accuracy == 0.0
+
+
+class Around:
+    """A progress bar: it starts no new pass of what it is around."""
+
+    def __init__(self, stream: Iterator[object]) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[object]:
+        yield from self._stream
+
+
+class SizedAround(Around):
+    """A progress bar that was told how many batches there are."""
+
+    def __len__(self) -> int:
+        return 8
+
+
+@pytest.mark.parametrize("around", [Around, SizedAround])
+def test_what_can_be_read_only_once_loses_no_batch(around: type[Around]) -> None:
+    some = toy("cnn")
+    x, y = some.train.tensors
+    loader = around(zip(x.split(32), y.split(32), strict=True))
+    request = forget(some.model).instances([0, 1]).using("neggrad", epochs=1).on("cpu")
+    prepared = prepare(request, loader, watched=False)
+    assert torch.equal(next(iter(prepared.sets.forget.batches())).inputs, x[:2])  # type: ignore[arg-type]  # one tensor
+    retain = prepared.sets.retain  # what has a length is kept whole
+    assert (retain is not None and len(retain) == len(x) - 2) == (around is SizedAround)
+    with pytest.raises(DataError, match="yields nothing"):
+        request.run(loader)
 
 
 @pytest.mark.parametrize("method", ["lau", "neggrad"])
