@@ -13,6 +13,7 @@ from forgetkit.data.batches import LABEL_KEYS
 from forgetkit.errors import DataError
 
 _ATTRIBUTES = ("targets", "labels", "_labels", "y")
+_LIBRARIES = ("torch", "torchvision", "datasets", "forgetkit")
 _LISTINGS = ("samples", "imgs", "_samples")  # (path, label) pairs
 
 
@@ -101,6 +102,19 @@ def stored(dataset: object, num_classes: int) -> Tensor | None:
     except DataError:  # an attribute of that name holds something else: read the samples instead
         return None
     return labels if len(labels) == len(dataset) else None
+
+
+def by_library(dataset: object) -> bool:
+    """Return whether a data set is a library's, down to what it is a part of.
+
+    Those return the labels that they list. A class of the user's own may change one of the two,
+    which no look at its first and last sample would tell.
+    """
+    if isinstance(dataset, Subset):
+        return by_library(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return all(by_library(part) for part in dataset.datasets)
+    return type(dataset).__module__.partition(".")[0] in _LIBRARIES
 
 
 def _raw(dataset: object, num_classes: int) -> object | None:

@@ -11,12 +11,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from forgetkit.data.batches import Reader, batch_size, rows_of
-from forgetkit.data.labels import normalised, stored
+from forgetkit.data.labels import by_library, normalised, stored
 from forgetkit.data.loaders import Loader, Reading, covered, reading_of
 from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.sets import IndexedSet, StoredSet, read_chunks
 from forgetkit.errors import DataError
 from forgetkit.types import Inputs
+
+PROBED = 64
+"""Samples that are read to see whether a data set of the user's own returns the labels it lists."""
 
 Membership: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From labels and positions of some samples to a boolean mask of those wanted."""
@@ -111,15 +114,32 @@ def _indexed(loader: Loader, reading: Reading, num_classes: int, name: str) -> I
         raise DataError(
             f"{name}: expected samples, found a sampler that draws none; pass one that does"
         )
-    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
-    known = stored(dataset, num_classes)
-    probed = torch.unique(positions[[0, -1]])  # unlike labels, where samples are sorted by class
-    found = _labels_read(reading, probed, num_classes, name)
-    if known is not None and known.ndim == found.ndim and torch.equal(known[probed], found):
-        labels = known[positions]
-    else:
+    labels = _labels_listed(loader, reading, positions, num_classes, name)
+    if labels is None:
         labels = _labels_read(reading, positions, num_classes, name)
     return IndexedSet(reading, positions, labels, name=name)
+
+
+def _labels_listed(
+    loader: Loader, reading: Reading, positions: Tensor, num_classes: int, name: str
+) -> Tensor | None:
+    """Return the labels that a data set lists if some of its samples, read, have the same."""
+    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    known = stored(dataset, num_classes)
+    if known is None:
+        return None
+    # the two ends have unlike labels, where samples are sorted by class
+    probed = positions[[0, -1]].unique() if by_library(dataset) else _spread(positions)
+    found = _labels_read(reading, probed, num_classes, name)
+    alike = known.ndim == found.ndim and torch.equal(known[probed], found)
+    return known[positions] if alike else None
+
+
+def _spread(positions: Tensor) -> Tensor:
+    """Return one position at random of each of equal parts: no period of the data set hides."""
+    draw = torch.Generator().manual_seed(0)
+    parts = [part for part in positions.tensor_split(PROBED) if len(part)]
+    return torch.cat([part[torch.randint(len(part), (1,), generator=draw)] for part in parts])
 
 
 def _labels_read(reading: Reading, positions: Tensor, num_classes: int, name: str) -> Tensor:

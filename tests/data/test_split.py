@@ -26,6 +26,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from forgetkit.data import sources
 from forgetkit.data.sets import IndexedSet, StoredSet
 from forgetkit.data.sources import first_inputs
 from forgetkit.data.split import split
@@ -343,7 +344,10 @@ def test_loader_and_random_states_are_left_alone() -> None:
         ("imgs", [("path", int(label)) for label in Y]),
     ],
 )
-def test_labels_without_decoding(attribute: str, value: object, wrap: str) -> None:
+def test_labels_without_decoding(
+    attribute: str, value: object, wrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "PROBED", 5)
     inner = Counting()
     setattr(inner, attribute, value)
     dataset: Dataset[object] = inner
@@ -352,7 +356,7 @@ def test_labels_without_decoding(attribute: str, value: object, wrap: str) -> No
     elif wrap == "concat":
         dataset = ConcatDataset([inner, inner])
     sets = _split(DataLoader(dataset, batch_size=4), Classes([3]))
-    assert inner.read == 2
+    assert inner.read == 5
     assert set(sets.forget.labels.tolist()) == {3}
     assert len(sets.forget) == (8 if wrap == "concat" else 4)
 
@@ -378,7 +382,28 @@ def test_stored_labels_that_are_not_the_samples_own_are_not_trusted(kind: str) -
     assert sets.forget.positions.tolist() == (
         [2, 7, 12, 17] if kind == "remapped" else [3, 8, 13, 18]
     )
-    assert dataset.read == 22
+    assert dataset.read == (40 if kind == "remapped" else 20)
+
+
+@pytest.mark.parametrize("wrap", ["none", "subset", "concat"])
+def test_labels_that_were_corrected_in_some_samples_alone_are_read(wrap: str) -> None:
+    inner = Counting()
+    inner.targets = Y.clone()  # type: ignore[attr-defined]  # as torchvision does
+    inner.targets[[3, 8]] = 2  # type: ignore[attr-defined]  # both ends are right
+    dataset: Dataset[object] = inner
+    if wrap == "subset":
+        dataset = Subset(inner, list(range(20)))
+    elif wrap == "concat":
+        dataset = ConcatDataset([inner, DATA])
+    sets = _split(DataLoader(dataset, batch_size=4), Classes([3]))
+    assert sets.forget.positions.tolist()[:4] == [3, 8, 13, 18]
+
+
+def test_data_sets_of_libraries_are_believed_by_two_samples() -> None:
+    known = type("MNIST", (Counting,), {"__module__": "torchvision.datasets.mnist"})()
+    known.targets = Y
+    assert len(_split(DataLoader(Subset(known, range(20)), batch_size=4), Classes([3])).forget) == 4
+    assert known.read == 2
 
 
 def test_image_folder(tmp_path: Path) -> None:
