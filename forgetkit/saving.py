@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from safetensors.torch import save_model as save_tensors
-from torch import Tensor, nn
+from torch import nn
 
 from forgetkit.checkpoint import INDEX_FILES, WEIGHT_FILES, beside, replace_all
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import TensorBits, model_tensors, storage_key
 from forgetkit.loading import RECORD_FILE
 from forgetkit.origin import origin_of
+from forgetkit.same_network import same_network
 from forgetkit.torchvision_models import name_of
 
 RECORD_FORMAT = "forgetkit.model/1"
@@ -219,15 +220,14 @@ def _write_timm(model: nn.Module, folder: Path) -> bool:
     import timm
     from timm.models import save_for_hf
 
-    tensors = {k: t for k, t in model.state_dict().items() if isinstance(t, Tensor)}
     try:
         save_for_hf(model, str(folder), safe_serialization=True)
         with torch.random.fork_rng(devices=[]):  # building draws weights; leave no trace of that
             twin = timm.create_model(f"local-dir:{folder}", pretrained=False)
-        rebuilt = {k: t.shape for k, t in twin.state_dict().items() if type(twin) is type(model)}
+        rebuilt = same_network(model, twin)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, AssertionError):
-        rebuilt = {}
-    if rebuilt == {name: tensor.shape for name, tensor in tensors.items()}:
+        rebuilt = False
+    if rebuilt:
         return True
     for written in folder.iterdir():  # altered by its owner: no architecture name stands for it
         written.unlink()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from forgetkit.errors import ModelError
+from forgetkit.same_network import same_network
 
 _PREFIX = "torchvision.models."
 _SLOW_START = ("googlenet", "inception_v3")  # draw from a truncated normal for minutes
@@ -48,7 +49,7 @@ def name_of(model: nn.Module) -> tuple[str, int] | None:
     """Return architecture and number of classes of an unaltered torchvision classifier.
 
     Every architecture of the same source file is laid out without memory and compared; ``None``
-    when none or more than one has the model's tensors.
+    when none or more than one is the same network.
     """
     home = type(model).__module__
     if not home.startswith(_PREFIX) or home not in sys.modules:
@@ -59,18 +60,13 @@ def name_of(model: nn.Module) -> tuple[str, int] | None:
     convolution = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     names = torchvision.models.list_models(torchvision.models)
     candidates = [n for n in names if builder_of(n).__module__ == home and n not in _SLOW_START]
-    wanted = _outline(model)
     for width in linear[-1:] or convolution[-1:]:
-        fitting = [name for name in candidates if _layout(name, width) == wanted]
+        fitting = [name for name in candidates if same_network(model, _laid_out(name, width))]
         if fitting:
             return (fitting[0], width) if len(fitting) == 1 else None
     return None
 
 
-def _layout(name: str, num_classes: int) -> dict[str, tuple[int, ...]]:
+def _laid_out(name: str, num_classes: int) -> nn.Module:
     with torch.device("meta"):
-        return _outline(build(name, num_classes))
-
-
-def _outline(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+        return build(name, num_classes)

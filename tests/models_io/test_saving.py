@@ -18,6 +18,7 @@ from forgetkit.errors import ModelError
 from forgetkit.fingerprint import model_tensors
 from forgetkit.model_card import model_card
 from forgetkit.saving import push_to_hub, save_model, unwrapped
+from forgetkit.torchvision_models import name_of
 from forgetkit.weights import load_weights
 
 
@@ -79,6 +80,67 @@ def test_torchvision(tmp_path: Path, name: str) -> None:
     record = record_of(tmp_path / "out")
     assert (record["form"], record["name"], record["num_classes"]) == ("torchvision", name, 4)
     assert same_bits(load_model(tmp_path / "out"), model)
+
+
+def without_pool(model: nn.Module) -> nn.Module:
+    model.maxpool = nn.Identity()
+    return model
+
+
+def of_its_own_forward(model: nn.Module) -> nn.Module:
+    model.forward = lambda x: 2 * type(model).forward(model, x)
+    return model
+
+
+def of_other_epsilon(model: nn.Module) -> nn.Module:
+    model.bn1.eps = 0.1  # type: ignore[union-attr]  # its class is known
+    return model
+
+
+ALTERED = {
+    "no pool": lambda: without_pool(torchvision.models.resnet18(num_classes=4)),
+    "no pool in timm": lambda: without_pool(timm.create_model("resnet10t", num_classes=4)),
+    "dilated": lambda: torchvision.models.resnet50(
+        num_classes=4, replace_stride_with_dilation=[False, True, True]
+    ),
+    "forward": lambda: of_its_own_forward(torchvision.models.resnet18(num_classes=4)),
+    "attribute": lambda: of_other_epsilon(timm.create_model("resnet10t", num_classes=4)),
+}
+UNALTERED = {
+    "torchvision": lambda: torchvision.models.mobilenet_v3_small(num_classes=4, dropout=0.5),
+    "timm": lambda: timm.create_model(
+        "test_vit", num_classes=4, drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1
+    ),
+    "torchvision, synchronised": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(
+        torchvision.models.resnet18(num_classes=4)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALTERED)
+def test_a_network_altered_without_new_tensors_is_no_known_one(tmp_path: Path, name: str) -> None:
+    save_model(ALTERED[name](), tmp_path / "out")  # type: ignore[no-untyped-call]  # a table
+    assert record_of(tmp_path / "out")["form"] == "class"
+    with pytest.raises(ModelError, match="says how to build the model"):
+        load_model(tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", UNALTERED)
+def test_what_differs_in_training_alone_may_differ(tmp_path: Path, name: str) -> None:
+    model = UNALTERED[name]().eval()  # type: ignore[no-untyped-call]  # a table
+    save_model(model, tmp_path / "out")
+    assert record_of(tmp_path / "out")["form"] == name.partition(",")[0]
+    x = torch.ones(1, 3, 160, 160)
+    with torch.no_grad():
+        assert torch.equal(load_model(tmp_path / "out")(x), model(x))
+
+
+def test_the_class_count_that_a_model_states_may_be_that_of_an_earlier_head() -> None:
+    with torch.device("meta"):
+        model = torchvision.models.vit_b_16()
+        model.heads.head = nn.Linear(768, 4)
+    assert model.num_classes == 1000
+    assert name_of(model) == ("vit_b_16", 4)
 
 
 def test_a_model_of_ones_own(tmp_path: Path) -> None:
