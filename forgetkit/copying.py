@@ -26,6 +26,8 @@ def independent_copy(model: nn.Module) -> nn.Module:
     """
     members = set(map(id, model.modules()))
     for name, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule":
+            continue  # torch.compile makes the forward of its copy anew, for the module copied
         if any(id(found) in members for found in _held_by(vars(module).get("forward"))):
             where = f"module {name}" if name else "the model"
             raise ModelError(

@@ -254,9 +254,12 @@ class Result:
                 user's own may move them.
         """
         from forgetkit.adapting import unwrap
+        from forgetkit.fingerprint import model_tensors, plain_names
 
         bare = unwrap(self.model)
-        buffers = {name for name, _ in bare.named_buffers()} - set(self.patch.names)
+        plain = plain_names(model_tensors(bare))
+        buffers = {plain[name] for name, _ in bare.named_buffers() if name in plain}
+        buffers -= set(self.patch.names)
         state = self.patch.state_of(bare, leave=() if exactly else buffers)
         if state == ("after" if self.patch.names else "before"):
             return

@@ -24,6 +24,7 @@ from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
 from forgetkit.data.loaders import Loader
 from forgetkit.dryrun.outputs import OutputChoice
+from forgetkit.dryrun.quiet import eager
 from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
 from forgetkit.fingerprint import TensorPrint, digest
@@ -151,15 +152,16 @@ def audit(
         untrained=untrained,
         say=say,
     )
-    with in_one_sentence("audit()"):
-        measured = session.run()
-    found = replace(measured, history=list(history), times=dict(times or {}))
-    if report is not None:
-        from forgetkit.report import write_report
+    with eager():
+        with in_one_sentence("audit()"):
+            measured = session.run()
+        found = replace(measured, history=list(history), times=dict(times or {}))
+        if report is not None:
+            from forgetkit.report import write_report
 
-        page = write_report(found.to_json(), Path(report).parent, session.evidence,
-                            name=Path(report).name)  # fmt: skip
-        say(f"wrote {page}")
+            page = write_report(found.to_json(), Path(report).parent, session.evidence,
+                                name=Path(report).name)  # fmt: skip
+            say(f"wrote {page}")
     return found
 
 

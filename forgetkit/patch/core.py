@@ -143,10 +143,11 @@ class Patch:
 
         Args:
             model: to look at.
-            leave: names of tensors that do not count.
+            leave: names of tensors that do not count, without the marks of wrappers.
         """
-        live = {name: t for name, t in model_tensors(model).items() if name not in leave}
-        found = _shared_bits(live)
+        live = model_tensors(model)
+        plain = plain_names(live)
+        found = _shared_bits({name: t for name, t in live.items() if plain[name] not in leave})
         entries = {name: entry for name, entry in self.entries.items() if name not in leave}
         if place(entries, found, forward=True).fits:
             return "before"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from forgetkit import forget
 from forgetkit.adapting import adapt
+from forgetkit.copying import independent_copy
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
@@ -214,6 +216,41 @@ def test_compiled(method: str) -> None:
     assert result.model is compiled
     assert result.after["forget"].accuracy == 0.0
     assert photograph(some.model).hooks == seen.hooks
+
+
+class Inside(nn.Module):
+    """A model that has one of its modules compiled."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        compiled = torch.compile(inner, backend="eager")
+        assert isinstance(compiled, nn.Module)
+        self.net = compiled
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns about its own internals
+def test_a_compiled_part(tmp_path: Path) -> None:
+    some = toy("cnn")
+    model = Inside(some.model).eval()
+    x = some.train.tensors[0][:4]
+    logits = model(x)
+    twin = independent_copy(model)
+    assert torch.equal(twin(x), logits)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    assert torch.equal(model(x), logits)
+    request = forget(model).classes([3]).using("scrub", epochs=1).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    record = result.audit(some.loader(), metrics=["accuracy"])
+    assert record["accuracy"].value is not None
+    with torch.no_grad():
+        model.train()(some.train.tensors[0])  # moves running statistics alone
+    assert result.save(tmp_path / "out")
 
 
 def test_channels_last_stays() -> None:
