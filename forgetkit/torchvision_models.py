@@ -68,5 +68,8 @@ def name_of(model: nn.Module) -> tuple[str, int] | None:
 
 
 def _laid_out(name: str, num_classes: int) -> nn.Module:
-    with torch.device("meta"):
+    from accelerate import init_empty_weights
+
+    # under torch.device("meta") RegNets could not compute their widths
+    with init_empty_weights(), torch.random.fork_rng(devices=[]):
         return build(name, num_classes)

@@ -73,10 +73,14 @@ def test_a_timm_model_that_was_altered_is_no_timm_model(tmp_path: Path) -> None:
         load_model(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "regnet_x_400mf"]
+)
 def test_torchvision(tmp_path: Path, name: str) -> None:
     model = spread(torchvision.models.get_model(name, num_classes=4))
+    state = torch.get_rng_state()
     save_model(model, tmp_path / "out")
+    assert torch.equal(torch.get_rng_state(), state)
     record = record_of(tmp_path / "out")
     assert (record["form"], record["name"], record["num_classes"]) == ("torchvision", name, 4)
     assert same_bits(load_model(tmp_path / "out"), model)
