@@ -12,17 +12,19 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit.api import forget
 from forgetkit.comparing import Comparison, RunRecord, compare
 from forgetkit.comparing.grid import title_of
 from forgetkit.comparing.written import HEADER, write_whole
+from forgetkit.data.loaders import Loader
 from forgetkit.engine.place import Place
 from forgetkit.errors import BadHyperparameter, BadTarget, DataError, UnknownMethod
 from forgetkit.goal import Depoison, Instances
+from forgetkit.importance_reading import importance_of
 from forgetkit.losses import unlearning_score
-from forgetkit.method import build
+from forgetkit.method import Method, build
 from forgetkit.testing.toys import Toy, toy
 
 QUICK = build("lau", {"epochs": 2, "attack_steps": 2})
@@ -120,6 +122,41 @@ def test_other_settings_data_or_words_are_other_runs(tmp_path: Path) -> None:
         problem.model, fewer, [3], [QUICK], 1, out=tmp_path, device="cpu", setting={"size": "8"}
     )
     assert files() == 7
+
+
+def how_read(problem: Toy, out: Path, method: Method, validate: Loader | None = None) -> list[str]:
+    """Compare one method with the model as it is; return what was said of both runs."""
+    said: list[str] = []
+    compare(
+        problem.model, problem.loader(), [3], [method], 1, out=out, device="cpu",
+        say=lambda line: said.append(line.rpartition(": ")[2]), validate=validate,
+    )  # fmt: skip
+    return said
+
+
+def test_other_validation_labels_are_other_runs(tmp_path: Path) -> None:
+    problem = toy("cnn")
+    method = build("neggrad", {"epochs": 1})
+    images, labels = problem.test.tensors
+    other = DataLoader(TensorDataset(images, (labels + 1) % 4), batch_size=64)
+    assert "read" not in how_read(problem, tmp_path, method, validate=held_out(problem))
+    assert how_read(problem, tmp_path, method, validate=held_out(problem)) == ["read", "read"]
+    assert "read" not in how_read(problem, tmp_path, method, validate=other)
+    assert "read" not in how_read(problem, tmp_path, method)
+    with pytest.raises(DataError, match=r"validate: expected a loader that can be read again"):
+        how_read(problem, tmp_path, method, validate=iter(held_out(problem)))
+
+
+def test_a_file_that_changed_makes_another_run(tmp_path: Path) -> None:
+    problem, file = toy("cnn"), tmp_path / "importance.safetensors"
+    method = build("ssd", {"importance_file": str(file)})
+    importance_of(problem.model, problem.loader()).save(file)
+    assert "read" not in how_read(problem, tmp_path / "out", method)
+    assert how_read(problem, tmp_path / "out", method) == ["read", "read"]
+    importance_of(problem.model, problem.forget_loader()).save(file)
+    first, second = how_read(problem, tmp_path / "out", method)
+    assert first == "read"  # the model as it is reads no file
+    assert second != "read"
 
 
 def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ from forgetkit.adapting import logits_of, unwrap, width_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
 from forgetkit.data.randomness import random_state_kept
+from forgetkit.data.sources import read_all
 from forgetkit.data.split import split
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
@@ -39,11 +41,7 @@ class Ground:
 
     def digest(self) -> str:
         """Return one SHA-256 of labels and positions; pixels are not read."""
-        listed = [
-            (name, samples.positions.tolist(), samples.labels.tolist())
-            for name, samples in sorted(self.sets.items())
-        ]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        return _digest(self.sets)
 
     def accuracies(self, model: nn.Module) -> dict[str, float]:
         """Return the accuracy in percent on each set; the model's mode is given back."""
@@ -73,12 +71,7 @@ def ground_of(
         DataError: a loader cannot be read twice, or the labels are multi-label.
     """
     for name, given in (("loader", loader), ("retain", retain), ("test", test)):
-        if given is not None and getattr(given, "__next__", None) is not None:
-            raise DataError(
-                f"{name}: expected a loader that can be read again for every run, found an "
-                f"iterator of type {type(given).__name__}; pass the DataLoader, the data set or a "
-                "list of batches"
-            )
+        _refuse_iterator(name, given)
     bare = unwrap(model)
     names = class_names(bare, loader)
     loader, example = peeked(loader)
@@ -106,6 +99,22 @@ def ground_of(
     )
 
 
+def validation_digest(model: nn.Module, loader: Loader, validate: Loader) -> str:
+    """Return one SHA-256 of the labels and positions of validation data.
+
+    Args:
+        model: to count classes with.
+        loader: the training data, to try the model on.
+        validate: data that methods may stop on.
+
+    Raises:
+        DataError: ``validate`` cannot be read, or not twice.
+    """
+    _refuse_iterator("validate", validate)
+    with random_state_kept():
+        return _digest({"validate": read_all(validate, _width(unwrap(model), loader), "validate")})
+
+
 def score_of(found: dict[str, float]) -> float | None:
     """Return US from test accuracies in percent, or ``None`` where one of the two is missing."""
     if "D_tr" not in found or "D_tf" not in found:
@@ -126,6 +135,23 @@ def accuracy_on(model: nn.Module, samples: SampleSet) -> float:
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
             right += int((predictions(logits_of(output)).cpu() == batch.labels.cpu()).sum())
     return right / len(samples)
+
+
+def _digest(sets: Mapping[str, SampleSet]) -> str:
+    listed = [
+        (name, samples.positions.tolist(), samples.labels.tolist())
+        for name, samples in sorted(sets.items())
+    ]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
+def _refuse_iterator(name: str, given: Loader | None) -> None:
+    if given is not None and getattr(given, "__next__", None) is not None:
+        raise DataError(
+            f"{name}: expected a loader that can be read again for every run, found an "
+            f"iterator of type {type(given).__name__}; pass the DataLoader, the data set or a "
+            "list of batches"
+        )
 
 
 def _width(model: nn.Module, example: Inputs) -> int:

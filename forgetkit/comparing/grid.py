@@ -17,7 +17,8 @@ from forgetkit import __version__
 from forgetkit.adapting import unwrap
 from forgetkit.api import forget
 from forgetkit.auditing.inputs import prints_of
-from forgetkit.comparing.accuracies import Ground, ground_of, score_of
+from forgetkit.choosing import artefacts
+from forgetkit.comparing.accuracies import Ground, ground_of, score_of, validation_digest
 from forgetkit.comparing.sharing import Task, finish
 from forgetkit.comparing.table import Comparison
 from forgetkit.comparing.written import RunFolder, RunRecord
@@ -59,8 +60,9 @@ def compare(
     The runs have no guard: the table shows what a method does, not what a guard would put back.
     With ``out``, each finished run is a file there; the same call later reads it instead of
     running again, however the first call ended. A run is the same when the model's weights, the
-    labels of the data, the method with all its settings, the target, the seed, the kind of
-    device, ``setting`` and the version of forgetkit are; pixels are not compared.
+    labels of the data (those of ``validate`` too), the method with all its settings, the target,
+    the seed, the kind of device, ``setting`` and the version of forgetkit are; pixels are not
+    compared. A file that a setting names is the same while its size and its time of change are.
 
     Under ``accelerate launch`` each process makes whole runs on its own device and takes the next
     one that nobody has begun, so every run is made once; the first process writes the tables. Calls
@@ -113,7 +115,7 @@ def compare(
         )
     print_of_model = model_digest(prints_of(bare))
     folder = RunFolder(None if out is None else Path(out), print_of_model)
-    shared = {
+    shared: dict[str, object] = {
         "model": print_of_model,
         "setting": {
             "device": place.device.type,
@@ -124,6 +126,8 @@ def compare(
         },
         "version": __version__,
     }
+    if validate is not None:
+        shared["validation"] = validation_digest(bare, loader, validate)
     tasks = _tasks(grounds, entries, numbers, shared)
     if retry:
         _drop_failed(tasks, folder, place)
@@ -158,9 +162,23 @@ def _tasks(
     for seed, (ground, record), (title, method) in itertools.product(
         seeds, zip(grounds, records, strict=True), entries.items()
     ):
-        identity = {**record, "method": method.to_json(), "seed": seed}
+        identity = {**record, "method": method.to_json(), "seed": seed, **_files_of(method)}
         found.append(Task(ground, title, method, seed, identity))
     return found
+
+
+def _files_of(method: Method) -> dict[str, object]:
+    """Return what tells whether the files that settings name have changed, if there are any."""
+    named = {name: getattr(method, name) for name in artefacts(type(method))}
+    found = {name: _stamps(Path(path)) for name, path in named.items() if path is not None}
+    return {"files": found} if found else {}
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Return path, size and time of change of a file, or of every file in a folder."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = {file.relative_to(path).as_posix(): file.stat() for file in files if file.is_file()}
+    return [(name, found.st_size, found.st_mtime_ns) for name, found in stats.items()]
 
 
 def _drop_failed(tasks: Sequence[Task], folder: RunFolder, place: Place) -> None:
