@@ -75,11 +75,6 @@ def differences(model: Tensor, reference: Tensor, norm: str) -> Tensor:
     return gap.norm(dim=1) if norm == "l2" else gap.abs().sum(dim=1)
 
 
-def root_mean_square(values: Tensor) -> Tensor:
-    """Return the root of the mean square over the last axis."""
-    return values.square().mean(dim=-1).sqrt()
-
-
 def restricted(log_probs: Tensor, classes: tuple[int, ...]) -> Tensor:
     """Return log-probabilities over some of the classes, made to sum to 1 again.
 

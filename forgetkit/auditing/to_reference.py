@@ -20,7 +20,6 @@ from forgetkit.metric import Finding, Metric, Verdict
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """From log-probabilities of the reference and of a model to one number per sample."""
-Summary = Callable[[Tensor], Tensor]
 
 
 def distance_finding(
@@ -29,7 +28,7 @@ def distance_finding(
     distance: Distance,
     *,
     splits: Sequence[str] = ("forget", "test_forget", "test_retain"),
-    summary: Summary = lambda each: each.mean(dim=-1),
+    shown: Callable[[float], float] = float,
 ) -> Finding:
     """Return how far every model at hand is from the first retrained one, on the first split.
 
@@ -42,7 +41,8 @@ def distance_finding(
         evidence: must have a retrained model.
         distance: of log-probabilities (samples, classes), reference first, to (samples,).
         splits: the first one gives the headline, the others stand in the details.
-        summary: of the numbers of the samples.
+        shown: what is printed of a mean over samples; must rise with it, so that the interval of
+            the mean gives that of what is printed.
 
     Raises:
         Missing: no retrained model or not the first set is at hand.
@@ -56,13 +56,14 @@ def distance_finding(
     first = tables[splits[0]]
     own, second = first["unlearned"], first.get("retrained")
     means = {
-        split: {role: float(summary(each)) for role, each in table.items()}
+        split: {role: shown(float(each.mean())) for role, each in table.items()}
         for split, table in tables.items()
     }
+    ends = mean_interval(own, seed=evidence.seed)
     return metric.finding(
         means[splits[0]]["unlearned"],
         samples=len(own),
-        interval=mean_interval(own, seed=evidence.seed),
+        interval=None if ends is None else (shown(ends[0]), shown(ends[1])),
         controls={role: v for role, v in means[splits[0]].items() if role != "unlearned"},
         details={
             "sets": means,

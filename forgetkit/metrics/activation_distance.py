@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from forgetkit.auditing.divergence import differences, root_mean_square
+from forgetkit.auditing.divergence import differences
 from forgetkit.auditing.evidence import Evidence
 from forgetkit.auditing.to_reference import distance_finding
 from forgetkit.fields import choice
@@ -58,8 +59,12 @@ class ActivationDistance(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Summarise over samples; on test sets in the details."""
         if self.norm == "rms":
-            return distance_finding(self, evidence, self._distance, summary=root_mean_square)
+            return distance_finding(self, evidence, _squares, shown=math.sqrt)
         return distance_finding(self, evidence, self._distance)
 
     def _distance(self, reference: Tensor, model: Tensor) -> Tensor:
-        return differences(model, reference, "l1" if self.norm == "l1" else "l2")
+        return differences(model, reference, self.norm)
+
+
+def _squares(reference: Tensor, model: Tensor) -> Tensor:
+    return differences(model, reference, "l2").square()
