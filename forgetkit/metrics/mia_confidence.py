@@ -20,6 +20,7 @@ from forgetkit.auditing.excess import roles_with, unlike_retrain
 from forgetkit.auditing.intervals import wilson
 from forgetkit.auditing.members import log_probs_of
 from forgetkit.auditing.readings import joined, single_label, tests_given
+from forgetkit.auditing.relearning import few_rows
 from forgetkit.fields import bounded, choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
@@ -50,7 +51,8 @@ class MiaConfidence(Metric):
     Source: bad teaching (Chundawat et al., AAAI 2023; ``classifier="svc"`` on entropy), SSD (Foster
         et al., AAAI 2024; logistic regression on entropy), SalUn (Fan et al., ICLR 2024).
 
-    Differences: both groups are cut to equal size; SalUn's modified entropy is computed by row.
+    Differences: both groups are cut at random to equal size; SalUn's modified entropy is computed
+        by row.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -92,7 +94,9 @@ class MiaConfidence(Metric):
                 "needs the probability of the forgotten class, but its output is masked; use "
                 "feature='entropy', which looks at the kept classes"
             )
-        rows = [part[: self.most] for part in balanced_rows(sizes[0], sizes[1], evidence.seed)]
+        balanced = balanced_rows(sizes[0], sizes[1], evidence.seed)
+        chosen = few_rows(len(balanced[0]), self.most, evidence.seed + 1)
+        rows = [part[chosen] for part in balanced]
         called: dict[str, Tensor] = {}
         unseen: dict[str, float] = {}
         for role in roles:

@@ -12,7 +12,7 @@ import torch
 import toy_evidence as toys
 from torch import Generator, Tensor, nn
 
-from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Subject
 from forgetkit.auditing.shadows import Shadows, load_shadows, save_shadows
 from forgetkit.errors import DataError
 from forgetkit.metric import Metric, find_metric
@@ -170,6 +170,31 @@ def test_each_confidence_attack_runs(feature: str, classifier: str) -> None:
     assert isinstance(efficacy, dict)
     assert found.value is not None
     assert efficacy["unlearned"] == pytest.approx(1 - found.value)
+
+
+def test_the_confidence_attack_learns_from_samples_of_every_part_of_a_sorted_file() -> None:
+    def answers(labels: Tensor, seed: int) -> Outputs:
+        sharp = torch.nn.functional.one_hot(labels, K) * (1 + 3.0 * labels[:, None])
+        noise = torch.randn(len(labels), K, generator=Generator().manual_seed(seed))
+        return toys.outputs(sharp + noise, labels)
+
+    train, test = (torch.arange(K).repeat_interleave(count) for count in (600, 50))
+    splits = {"forget": answers(LABELS, 1), "test_forget": answers(LABELS, 2),
+              "retain": answers(train, 3), "test_retain": answers(test, 4)}  # fmt: skip
+    given = Evidence(
+        {"unlearned": Subject(nn.Identity(), splits, None)}, {}, "classes", (), K
+    )  # fmt: skip
+    learnt: list[list[int]] = []
+
+    class Watched(MiaConfidence):
+        def _feature(self, evidence: Evidence, outputs: Outputs) -> Tensor:
+            learnt.append(outputs.labels.bincount(minlength=K).tolist())
+            return super()._feature(evidence, outputs)
+
+    found = Watched(most=100, resamples=50).measure(given)
+    members, others = learnt[:2]
+    assert sum(members) == sum(others) == found.details["learnt_from"] == 100
+    assert min(members + others) > 10
 
 
 def test_what_is_missing_is_said() -> None:
