@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from forgetkit.auditing.evidence import Evidence, NotApplicable
-from forgetkit.auditing.intervals import percentile_interval, resampled_means
+from forgetkit.auditing.intervals import FEWEST, percentile_interval, resampled_means, wilson
 from forgetkit.auditing.readings import hidden_note, hits, outputs, roles_with, single_label
 from forgetkit.losses import unlearning_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
@@ -30,7 +31,9 @@ class UnlearningScore(Metric):
 
     Source: Kim, Lee, Woo, "Layer Attack Unlearning", AAAI 2024, arXiv:2312.16823, Eq. 8.
 
-    Differences: accuracies as fractions.
+    Differences: accuracies as fractions. The interval resamples both test sets; where one accuracy
+        is 0 or 1, which resampling cannot change, it is from the worst to the best score within
+        the Wilson intervals of both. None with fewer than ten samples of either kind.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -49,7 +52,7 @@ class UnlearningScore(Metric):
     )
 
     def measure(self, evidence: Evidence) -> Finding:
-        """Score every model at hand; the interval resamples both test sets."""
+        """Score every model at hand; the interval is of both test sets together."""
         if evidence.goal != "classes":
             raise NotApplicable(
                 "is defined for whole classes: for single samples even a retrained model is right "
@@ -62,19 +65,32 @@ class UnlearningScore(Metric):
             role: _score(*(hits(outputs(evidence, role, split)) for split in splits))
             for role in roles_with(evidence, *splits)
         }
-        drawn = zip(
-            resampled_means(kept, seed=evidence.seed).tolist(),
-            resampled_means(gone, seed=evidence.seed + 1).tolist(),
-            strict=True,
-        )
         return self.finding(
             scores["unlearned"],
             samples=len(kept) + len(gone),
-            interval=percentile_interval(Tensor([unlearning_score(a, b) for a, b in drawn])),
+            interval=_interval(kept, gone, evidence.seed),
             controls={role: score for role, score in scores.items() if role != "unlearned"},
             details={"test_retain": float(kept.mean()), "test_forget": float(gone.mean())},
             note=hidden_note(evidence),
         )
+
+
+def _interval(kept: Tensor, gone: Tensor, seed: int) -> tuple[float, float] | None:
+    """Return an interval of the score, or ``None`` for fewer than ten samples of either kind."""
+    if min(len(kept), len(gone)) < FEWEST:
+        return None
+    if any(float(one.mean()) in (0.0, 1.0) for one in (kept, gone)):
+        (kept_low, kept_high), (gone_low, gone_high) = (
+            wilson(float(one.sum()), len(one)) for one in (kept, gone)
+        )  # the score rises with the one and falls with the other
+        return unlearning_score(kept_low, gone_high), unlearning_score(kept_high, gone_low)
+    drawn = zip(
+        resampled_means(kept, seed=seed).tolist(),
+        resampled_means(gone, seed=seed + 1).tolist(),
+        strict=True,
+    )
+    scores = [unlearning_score(a, b) for a, b in drawn]
+    return percentile_interval(torch.tensor(scores, dtype=torch.float64))
 
 
 def _score(kept: Tensor, gone: Tensor) -> float:
