@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forgetkit.auditing.divergence import distribution
 from forgetkit.auditing.evidence import Evidence, Outputs, Role
+from forgetkit.auditing.intervals import FEWEST
 from forgetkit.auditing.readings import log_probs, masked_note, outputs, roles_with
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
@@ -26,7 +27,8 @@ class Streisand(Metric):
     Verdict: below ``level``, ``residual`` when the model is surer about forgotten than about unseen
         samples, ``over-forgotten`` when it is less sure, and ``not decidable`` when the retrained
         model is below ``level`` too, as then the sets differ by themselves. From ``level`` on
-        ``as retrain``, or ``not decidable`` without a retrained model.
+        ``as retrain``, or ``not decidable`` without a retrained model. Fewer than ten samples of
+        either kind decide nothing.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096,
         for the effect; Kolmogorov and Smirnov for the test.
@@ -56,6 +58,8 @@ class Streisand(Metric):
         """Test every model at hand."""
         own = confidence(evidence, "unlearned", "forget")
         unseen = confidence(evidence, "unlearned", "test_forget")
+        fewest = min(len(own), len(unseen))
+        few = f"{fewest} samples are too few to decide" if fewest < FEWEST else ""
         roles = roles_with(evidence, "forget", "test_forget")
         values = {
             role: _p_value(
@@ -72,8 +76,8 @@ class Streisand(Metric):
                 "mean_confidence": {"forget": float(own.mean()), "unseen": float(unseen.mean())},
                 "largest_share": self._largest_share(evidence),
             },
-            verdict=self._verdict(values, own, unseen),
-            note=masked_note(evidence),
+            verdict="not decidable" if few else self._verdict(values, own, unseen),
+            note="; ".join(filter(None, [masked_note(evidence), few])),
         )
 
     def _verdict(self, values: dict[Role, float], own: Tensor, unseen: Tensor) -> Verdict:

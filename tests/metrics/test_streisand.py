@@ -20,9 +20,9 @@ def test_as_scipy() -> None:
     assert found.value == pytest.approx(float(ks_2samp(*pair).pvalue), abs=1e-9)
 
 
-def answers(sharpness: float, seed: int) -> Outputs:
-    logits = torch.randn(200, 4, generator=Generator().manual_seed(seed))
-    return toys.outputs(sharpness * logits, torch.zeros(200, dtype=torch.int64))
+def answers(sharpness: float, seed: int, samples: int = 200) -> Outputs:
+    logits = torch.randn(samples, 4, generator=Generator().manual_seed(seed))
+    return toys.outputs(sharpness * logits, torch.zeros(samples, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,20 @@ def test_verdict(forget: float, retrained: float, verdict: Verdict) -> None:
     assert found.verdict == verdict
     assert found.value is not None
     assert (found.value < 0.01) == (verdict != "as retrain")
+
+
+@pytest.mark.parametrize("sharpness", [1.0, 50.0])
+@pytest.mark.parametrize(
+    ("forget", "unseen", "decided"), [(9, 200, False), (200, 9, False), (10, 10, True)]
+)
+def test_few_samples_decide_nothing(
+    forget: int, unseen: int, decided: bool, sharpness: float
+) -> None:
+    def subject(own: float) -> Subject:
+        splits = {"forget": answers(own, 1, forget), "test_forget": answers(0.1, 2, unseen)}
+        return Subject(toys.original().model, splits, None)
+
+    subjects = {"unlearned": subject(sharpness), "retrained": subject(0.1)}
+    found = Streisand().measure(Evidence(subjects, {}, "instances", (0,), 4))  # type: ignore[arg-type]  # roles
+    assert (found.verdict != "not decidable") == decided
+    assert ("too few to decide" in found.note) != decided
