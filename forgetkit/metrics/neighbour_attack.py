@@ -22,6 +22,8 @@ from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from forgetkit.auditing.evidence import Evidence, Role, Subject
@@ -40,7 +42,8 @@ class NeighbourAttack(Metric):
 
     Verdict: ``residual`` when the interval lies above 0.5 and above those of all further retrained
         models against the first; ``not decidable`` when it lies above 0.5 and there is no second
-        one; otherwise ``as retrain``.
+        one; otherwise ``as retrain``, but ``not decidable`` unless that of the original lies above
+        0.5, which shows that the attack finds anything.
 
     Source: Ebrahimpour-Boroojeny, Wang, Sundaram, class membership inference attack, ICML 2026,
         arXiv:2506.20893.
@@ -104,18 +107,11 @@ class NeighbourAttack(Metric):
             areas[role] = auc(*pair)
             drawn = bootstrap_auc([pair], resamples=self.resamples, seed=evidence.seed)
             ends[role] = interval(drawn[0])
-        low, high = ends["unlearned"]
-        verdict: Verdict = "as retrain"
-        note = ""
-        if low > 0.5 and "retrained" not in ends:
-            verdict = "not decidable"
-            note = "two retrained models differ as well: a second one is needed to judge this"
-        elif low > 0.5 and low > max(ends[role][1] for role in further):
-            verdict = "residual"
+        verdict, note = _judged(ends)
         return self.finding(
             areas["unlearned"],
             samples=len(own),
-            interval=(low, high),
+            interval=ends["unlearned"],
             controls={role: areas[role] for role in ("original", "retrained") if role in areas},
             details={
                 "auc": areas,
@@ -125,3 +121,20 @@ class NeighbourAttack(Metric):
             verdict=verdict,
             note=note,
         )
+
+
+def _judged(ends: Mapping[str, tuple[float, float]]) -> tuple[Verdict, str]:
+    """Return the verdict and what limits it, from intervals of AUCs against the same model."""
+    low, _ = ends["unlearned"]
+    others = [high for role, (_, high) in ends.items() if role.startswith("retrained")]
+    if low > 0.5 and not others:
+        note = "two retrained models differ as well: a second one is needed to judge this"
+        return "not decidable", note
+    if low > max([0.5, *others]):
+        return "residual", ""
+    if "original" not in ends:
+        return "not decidable", "no original to show that the attack finds anything at all"
+    if ends["original"][0] <= 0.5:
+        note = "the attack finds nothing in the original either, so it shows little"
+        return "not decidable", note
+    return "as retrain", ""

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Subject
 from forgetkit.auditing.shadows import Shadows, load_shadows, save_shadows
 from forgetkit.errors import DataError
-from forgetkit.metric import Metric, find_metric
+from forgetkit.metric import Metric, Verdict, find_metric
 from forgetkit.metrics.lira import LiRA
 from forgetkit.metrics.mia_confidence import MiaConfidence
 from forgetkit.metrics.mia_loss import MiaLoss
@@ -74,7 +74,9 @@ def test_attacks_tell_a_residue_from_a_retrained_model(metric: Metric) -> None:
     assert left.interval is not None
     assert clean.value is not None
     assert left.value is not None
-    assert clean.verdict == "as retrain"
+    # all of these models answer the other classes alike, the original too
+    blind = metric.card.slug == "neighbour_attack"
+    assert clean.verdict == ("not decidable" if blind else "as retrain")
     assert left.value > clean.value
     assert find_metric(left.slug) is type(metric)
     if metric.card.slug not in ("mia_confidence", "neighbour_attack"):
@@ -305,6 +307,31 @@ def test_shadows_of_another_set_are_refused(tmp_path: Path) -> None:
         load_shadows(tmp_path / "nothing", LABELS)
     with pytest.raises(DataError, match="expected logits"):
         Shadows(found.seen[:, :5], found.unseen, found.unlearned, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("original", "verdict", "reason"),
+    [
+        ("leans", "as retrain", ""),
+        ("alike", "not decidable", "finds nothing in the original"),
+        ("none", "not decidable", "no original to show"),
+    ],
+)
+def test_the_neighbour_attack_has_to_work_on_the_original(
+    original: str, verdict: Verdict, reason: str
+) -> None:
+    given = evidence(subject(3, 0.0, 4.0))
+    subjects = dict(given.subjects)
+    if original == "none":
+        del subjects["original"]
+    if original == "leans":  # towards class 0, among those that are kept
+        old = subjects["original"].outputs["forget"]
+        lean = replace(old, logits=old.logits + torch.tensor([3.0, 0.0, 0.0, 0.0]))
+        outputs = {**subjects["original"].outputs, "forget": lean}
+        subjects["original"] = replace(subjects["original"], outputs=outputs)
+    found = NeighbourAttack(resamples=200).measure(replace(given, subjects=subjects))
+    assert found.verdict == verdict
+    assert reason in found.note
 
 
 def test_the_neighbour_attack_holds_against_every_further_retrained_model() -> None:
