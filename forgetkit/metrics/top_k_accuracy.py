@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from forgetkit.auditing.evidence import SPLITS, Evidence, Missing, Outputs
@@ -26,7 +27,10 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 class TopKAccuracy(Metric):
     """Share of forget samples whose true class is among the k likeliest ones.
 
-        acc_k = (1 / |D_f|) sum_{(x, y) in D_f} [fewer than k classes have a larger logit than y]
+        acc_k = (1 / |D_f|) sum_{(x, y) in D_f} [fewer than k classes come before y]
+
+    Classes come in the order of falling logits; of equal ones the lower index is first, as it is
+    for the prediction, so that acc_1 is the accuracy.
 
     Verdict: as for ``accuracy``: ``residual`` when surely more than under every retrained model,
         ``over-forgotten`` when surely fewer, none for a masked head.
@@ -83,7 +87,12 @@ class TopKAccuracy(Metric):
 
 
 def top_k_hits(found: Outputs, k: int) -> Tensor:
-    """Return whether the true class is among the k largest logits, (samples,) float64."""
-    logits = single_label(found).logits
-    own = logits.gather(1, found.labels[:, None])
-    return ((logits > own).sum(dim=1) < k).double()
+    """Return whether the true class is among the k largest logits, (samples,) float64.
+
+    Of equal logits the one with the lower index counts as larger, as in ``argmax``.
+    """
+    logits, labels = single_label(found).logits, found.labels[:, None]
+    own = logits.gather(1, labels)
+    lower = torch.arange(logits.shape[1]) < labels
+    before = (logits > own) | ((logits == own) & lower)
+    return (before.sum(dim=1) < k).double()

@@ -34,6 +34,15 @@ def test_all_classes_are_too_many() -> None:
         TopKAccuracy(k=4).measure(toys.evidence())
 
 
-def test_equal_logits_count_as_not_larger() -> None:
+def test_of_equal_logits_the_lower_index_comes_first() -> None:
     equal = toys.outputs(torch.zeros(4, 4), torch.arange(4))
-    assert top_k_hits(equal, 1).tolist() == [1.0] * 4
+    assert top_k_hits(equal, 1).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert top_k_hits(equal, 3).tolist() == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_the_first_guess_is_the_prediction() -> None:
+    draws = Generator().manual_seed(0)
+    logits = torch.randint(3, (200, 5), generator=draws).float()  # many of them equal
+    logits[:20, 2] = -torch.inf
+    found = toys.outputs(logits, torch.randint(5, (200,), generator=draws))
+    assert torch.equal(top_k_hits(found, 1), found.right.double())
