@@ -32,7 +32,9 @@ class Quantisation(Metric):
 
     Verdict: ``residual`` when under one such setting the rise exceeds that of every retrained model
         under the same setting by more than two standard errors, ``as retrain`` otherwise;
-        ``not decidable`` for a masked head, in which nothing can show.
+        ``not decidable`` for a masked head, in which nothing can show, and instead of
+        ``as retrain`` for a model whose accuracy as it is exceeds that of every retrained model
+        by as much: what was never gone cannot come back.
 
     Source: quantisation restores forgotten knowledge: Zhang et al., ICLR 2025, arXiv:2410.16454
         (language models).
@@ -103,6 +105,11 @@ class Quantisation(Metric):
         if "not decidable" in found and len(found) == 1:
             verdict = "not decidable"
         note = "" if others else "no retrained model to compare with"
+        as_is = {name: found["as is"]["test_forget"] for name, found in right.items()}
+        known = surely_above([as_is["unlearned"] - as_is[other] for other in others])
+        if verdict == "as retrain" and known == "residual":
+            verdict = "not decidable"
+            note = "the model as it is still knows the forgotten classes, so little can come back"
         if evidence.head_masked:
             verdict = "not decidable"
             note = "the outputs of the forgotten classes are masked, so nothing can show in them"

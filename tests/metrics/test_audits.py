@@ -266,6 +266,14 @@ def test_rounding_that_undoes_an_edit_is_found() -> None:
     assert found.details["setting"] == "bfloat16"
 
 
+def test_what_was_never_gone_cannot_come_back() -> None:
+    found = Quantisation().measure(toys.evidence(toys.original(), references=3))
+    assert found.verdict == "not decidable"
+    assert "still knows the forgotten classes" in found.note
+    passed = Quantisation().measure(toys.evidence(toys.retrained()[1], references=3))
+    assert (passed.verdict, passed.note) == ("as retrain", "")
+
+
 def test_rounding_cannot_show_anything_behind_a_mask() -> None:
     found = Quantisation().measure(toys.evidence(toys.masked(), head_masked=True))
     assert found.verdict == "not decidable"
