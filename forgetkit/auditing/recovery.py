@@ -10,7 +10,7 @@ from torch import Tensor
 
 from forgetkit.auditing.evidence import ROLES, Evidence, Missing, Role, Subject
 from forgetkit.auditing.excess import excess, needs_classes, references, standard_error
-from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.intervals import FEWEST, wilson
 from forgetkit.auditing.probes import few_shot_rows, standardiser
 from forgetkit.metric import Verdict
 
@@ -91,7 +91,8 @@ class Recovered:
         error: its standard error, or ``None``.
         verdict: by the rule of ``forgetkit.auditing.excess.excess``. Features that are bit for bit
             those of the original were not unlearned: then any excess is ``residual``, and without
-            a retrained model any accuracy that is surely above chance.
+            a retrained model any accuracy that is surely above chance. Fewer than ten samples
+            decide nothing either way.
         samples: number of test samples.
         same: whether all features are those of the original.
     """
@@ -116,11 +117,12 @@ class Recovered:
 
     def note(self) -> str:
         """Say what limits the verdict, or nothing."""
-        text = "" if self.references else "no retrained model to compare with"
-        if self.same:
-            same = "the features are bit for bit those of the original"
-            text = f"{text}; {same}" if text else same
-        return text
+        parts = {
+            "no retrained model to compare with": not self.references,
+            "the features are bit for bit those of the original": self.same,
+            f"{self.samples} samples are too few to decide": self.samples < FEWEST,
+        }
+        return "; ".join(text for text, holds in parts.items() if holds)
 
     def details(self) -> dict[str, object]:
         """Return the numbers of a report."""
@@ -213,7 +215,8 @@ class Recovery:
         )  # fmt: skip
         # Whether features changed at all is known without any sampling error.
         above = found.interval()[0] > self.chance if value is None else value > 0
-        return replace(found, verdict="residual") if self.same and above else found
+        left = self.same and above and found.samples >= FEWEST
+        return replace(found, verdict="residual") if left else found
 
 
 def _right(attack: Attack, bank: Bank, chosen: Sequence[Tensor]) -> tuple[Tensor, float | None]:

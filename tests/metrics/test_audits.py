@@ -9,12 +9,12 @@ import pytest
 import torch
 import toy_evidence as toys
 
-from forgetkit.auditing.evidence import Missing, collect
+from forgetkit.auditing.evidence import Missing, Role, Subject, collect
 from forgetkit.auditing.inputs import view_of
 from forgetkit.auditing.neighbourhood import answer_of, images, logits_over, towards, value_range
 from forgetkit.auditing.relearning import lesson, relearn, reset_rows
 from forgetkit.engine.modes import evaluating
-from forgetkit.metric import Metric, find_metric
+from forgetkit.metric import Metric, Verdict, find_metric
 from forgetkit.metrics.adversarial_recovery import AdversarialRecovery
 from forgetkit.metrics.knowledge_retention import KnowledgeRetention
 from forgetkit.metrics.linear_probe import LinearProbe
@@ -126,6 +126,25 @@ def test_features_give_a_head_only_edit_away(metric: Metric) -> None:
     assert found.verdict == "residual"
     assert found.value is not None
     assert found.value > 0.95
+
+
+@pytest.mark.parametrize("references", [0, 1])
+@pytest.mark.parametrize("metric", FEATURES, ids=slug)
+@pytest.mark.parametrize(("samples", "verdict"), [(9, "not decidable"), (10, "residual")])
+def test_few_samples_decide_nothing_about_the_same_features(
+    metric: Metric, references: int, samples: int, verdict: Verdict
+) -> None:
+    def few(one: Subject) -> Subject:
+        tests = one.outputs["test_forget"].take(torch.arange(samples))
+        return replace(one, outputs={**one.outputs, "test_forget": tests})
+
+    roles: tuple[Role, ...] = ("original", "retrained")
+    given = toys.evidence(roles=roles[: 1 + references])
+    subjects = {role: few(one) for role, one in given.subjects.items()}
+    found = metric.measure(replace(given, subjects=subjects, references=()))
+    assert "bit for bit" in found.note
+    assert (f"{samples} samples are too few" in found.note) == (verdict == "not decidable")
+    assert found.verdict == verdict
 
 
 @pytest.mark.parametrize("metric", FEATURES, ids=slug)
