@@ -61,11 +61,16 @@ def pooled_deviation(*groups: Tensor, ddof: int = 0) -> Tensor:
 
 
 def gaussians(
-    inside: Tensor, outside: Tensor
+    inside: Tensor, outside: Tensor, *, pooled: bool
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Return mean and deviation of both kinds of models; pooled when either has fewer than 16."""
-    few = min(len(inside), len(outside)) < POOL_BELOW
-    shared = pooled_deviation(inside, outside) if few else None
+    """Return mean and deviation of both kinds of models.
+
+    Args:
+        inside: (models, samples) phi of the "in" models.
+        outside: the same of the "out" models.
+        pooled: whether all samples and both kinds share one deviation.
+    """
+    shared = pooled_deviation(inside, outside) if pooled else None
     return gaussian(inside, shared), gaussian(outside, shared)
 
 

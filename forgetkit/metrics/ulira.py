@@ -10,6 +10,7 @@ import torch
 from forgetkit.auditing.evidence import Missing
 from forgetkit.auditing.intervals import wilson
 from forgetkit.auditing.likelihood import (
+    POOL_BELOW,
     gaussians,
     likelihood_ratio,
     logit_confidence,
@@ -48,8 +49,9 @@ class ULiRA(Metric):
     Source: Hayes et al., "Inexact Unlearning Needs More Careful Evaluations", arXiv:2403.01218;
         Carlini et al., S&P 2022.
 
-    Differences: each "out" model is judged by the others (leave one out); with fewer than 16 models
-        of a kind one deviation is pooled over all samples and both kinds.
+    Differences: each "out" model is judged by the others (leave one out); where fewer than 16
+        models of a kind are left so, one deviation is pooled over all samples and both kinds, for
+        the model under audit as well.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -84,7 +86,7 @@ class ULiRA(Metric):
             evidence, own.logits, own.labels, (found.unlearned, found.unseen, found.seen)
         )
 
-        called = _membership(target, inside, outside)
+        called = _membership(target, inside, outside, pooled=_few(inside, outside))
         rejections = _rejections(inside, outside)
         hits = (called > 0.5).double()
         value = 0.5 * float(hits.mean() + rejections.mean())
@@ -102,7 +104,7 @@ class ULiRA(Metric):
         if ends[0] > 0.5:
             verdict = "residual"
         notes = []
-        if min(sizes) <= 16:
+        if _few(inside, outside):
             notes.append(f"with {min(sizes)} models of each kind, one deviation was pooled")
         if not works:
             notes.append(
@@ -139,9 +141,10 @@ def _control(seen: Tensor, unseen: Tensor) -> tuple[float, float]:
     Returns:
         Balanced accuracy, every model judged by the others, and its standard error over models.
     """
+    few = _few(seen, unseen)
     called = torch.stack(
         [
-            (_membership(one, _without(seen, at), unseen) > 0.5).double().mean()
+            (_membership(one, _without(seen, at), unseen, pooled=few) > 0.5).double().mean()
             for at, one in enumerate(seen)
         ]
     )
@@ -150,14 +153,24 @@ def _control(seen: Tensor, unseen: Tensor) -> tuple[float, float]:
     return 0.5 * float(called.mean() + rejections.mean()), error
 
 
-def _membership(asked: Tensor, inside: Tensor, outside: Tensor) -> Tensor:
+def _few(inside: Tensor, outside: Tensor) -> bool:
+    """Return whether one deviation is pooled: for every model, or left-out ones would differ."""
+    return min(len(inside), len(outside)) - 1 < POOL_BELOW
+
+
+def _membership(asked: Tensor, inside: Tensor, outside: Tensor, *, pooled: bool) -> Tensor:
     """Return the probability of membership of each sample under one model, (samples,)."""
-    return membership_probability(likelihood_ratio(asked, *gaussians(inside, outside)))
+    densities = gaussians(inside, outside, pooled=pooled)
+    return membership_probability(likelihood_ratio(asked, *densities))
 
 
 def _rejections(inside: Tensor, outside: Tensor) -> Tensor:
     """Return for each "out" model, judged by the others, the share of samples not called member."""
-    held = [_membership(one, inside, _without(outside, at)) for at, one in enumerate(outside)]
+    few = _few(inside, outside)
+    held = [
+        _membership(one, inside, _without(outside, at), pooled=few)
+        for at, one in enumerate(outside)
+    ]
     return (torch.stack(held) <= 0.5).double().mean(dim=1)
 
 

@@ -205,7 +205,7 @@ def test_lira_pinned() -> None:
     assert float(membership_probability(one)) == pytest.approx(0.599021, abs=1e-6)
     assert float(one) == pytest.approx(0.401387, abs=1e-6)
     assert float(pooled_deviation(inside, outside)) == pytest.approx(0.749463, abs=1e-6)
-    pooled = likelihood_ratio(target, *gaussians(inside, outside))
+    pooled = likelihood_ratio(target, *gaussians(inside, outside, pooled=True))
     assert float(pooled) == pytest.approx(-2.241968, abs=1e-6)
 
 
@@ -214,7 +214,8 @@ def test_lira_needs_models_and_survives_agreement() -> None:
         gaussian(torch.zeros(1, 3), ddof=1)
     same = torch.zeros(20, 3, dtype=torch.float64)
     assert bool(torch.isfinite(standard_score(double(1, 0, -1), gaussian(same))).all())
-    assert bool(torch.isfinite(likelihood_ratio(double(1, 0, -1), *gaussians(same, same))).all())
+    both = gaussians(same, same, pooled=False)
+    assert bool(torch.isfinite(likelihood_ratio(double(1, 0, -1), *both)).all())
 
 
 def test_confidence_is_finite_for_saturated_logits() -> None:

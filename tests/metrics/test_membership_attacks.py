@@ -13,6 +13,7 @@ import toy_evidence as toys
 from torch import Generator, Tensor, nn
 
 from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Subject
+from forgetkit.auditing.likelihood import pooled_deviation
 from forgetkit.auditing.shadows import Shadows, load_shadows, save_shadows
 from forgetkit.errors import DataError
 from forgetkit.metric import Metric, Verdict, find_metric
@@ -272,6 +273,24 @@ def test_ulira_tells_unlearned_from_never_seen(tmp_path: Path) -> None:
     assert "finds nothing in models that were trained" in blind.note
     with pytest.raises(Missing, match="found 2 and 2"):
         ULiRA(shadows=stored(tmp_path, 5.0, 0.0, 3.0, models=2)).measure(asked(3.0))
+
+
+@pytest.mark.parametrize("models", [16, 17])
+def test_ulira_judges_every_model_with_a_deviation_of_one_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: int
+) -> None:
+    pooled: list[Tensor] = []
+
+    def watched(*groups: Tensor) -> Tensor:
+        pooled.append(pooled_deviation(*groups))
+        return pooled[-1]
+
+    monkeypatch.setattr("forgetkit.auditing.likelihood.pooled_deviation", watched)
+    file = stored(tmp_path, 5.0, 0.0, 3.0, models=models)
+    found = ULiRA(shadows=file).measure(asked(3.0))
+    # the model under audit, and those of the file, each judged by 15 or 16 others of its kind
+    assert len(pooled) == (1 + 3 * models if models == 16 else 0)
+    assert ("pooled" in found.note) == bool(pooled)
 
 
 @pytest.mark.parametrize("booster", ["histogram", "xgboost"])
