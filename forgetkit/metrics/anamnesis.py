@@ -24,8 +24,9 @@ class Anamnesis(Metric):
         AIN = t(model) / t(retrained),  t = min {step: acc(D_f) >= (1 - margin) acc_original(D_f)}
 
     Copies are trained by SGD on batches drawn from D_f and D_r together, the same ones for every
-    model; t is the lower median over ``repeats`` draws. A model that never arrives gives a bound in
-    the note, not a number; 0 steps count as half a step.
+    model; t is the lower median over ``repeats`` draws, both accuracies are of the same forget
+    samples, at most ``samples``. A model that never arrives gives a bound in the note, not a
+    number; 0 steps count as half a step.
 
     Verdict: ``residual`` with fewer steps than every retrained model, ``over-forgotten`` with more
         than twice those of the slowest, ``not decidable`` when neither the model nor the slowest
@@ -64,14 +65,15 @@ class Anamnesis(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Relearn on copies of the model, the retrained and the untrained one."""
-        target = float(hits(outputs(evidence, "original", "forget")).mean()) * (1 - self.margin)
-        if target <= 0.0:
-            raise Missing("needs an original that is right about some forget samples")
+        right = hits(outputs(evidence, "original", "forget"))
         evidence.subject("retrained")
         lessons = self._lessons(evidence)
         order = uniform(evidence.seed, "anamnesis", lessons.forget.positions).argsort()
-        some = lessons.forget.take(order[: self.samples].sort().values)
-        look = mean_over(some, evidence.device, accuracy)
+        rows = order[: self.samples].sort().values
+        target = float(right[rows].mean()) * (1 - self.margin)
+        if target <= 0.0:
+            raise Missing("needs an original that is right about some forget samples")
+        look = mean_over(lessons.forget.take(rows), evidence.device, accuracy)
 
         def run(subject: Subject) -> Runs:
             return Runs(

@@ -107,6 +107,21 @@ def test_the_same_model_has_index_one() -> None:
     assert found.verdict == "as retrain"
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_the_original_itself_has_nothing_to_relearn(seed: int) -> None:
+    half = copy.deepcopy(toys.original().model)
+    logits = toys.original().outputs["forget"].logits.clone()
+    own = logits[:, toys.GONE].clone()
+    logits[:, toys.GONE] = -torch.inf
+    with torch.no_grad():  # right about every second forget sample
+        dict(half.named_parameters())["fc.bias"][toys.GONE] -= (own - logits.amax(dim=1)).median()
+    one = toys.subject(half)
+    given = toys.evidence(one)
+    given = replace(given, subjects={**given.subjects, "original": one}, seed=seed)
+    found = Anamnesis(margin=0.0, samples=7, repeats=1, steps=1).measure(given)
+    assert found.details["steps"] == {"unlearned": 0}
+
+
 def test_the_lower_median_of_several_draws_counts() -> None:
     def took(*steps: int | None) -> int | None:
         return Runs(tuple(Progress(one, ()) for one in steps)).steps
