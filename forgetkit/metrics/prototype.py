@@ -111,7 +111,7 @@ class Prototype(Metric):
             rows = few_shot_rows(bank.labels[: bank.forget_size], self.shots, evidence.seed)
             means, _ = class_means(bank.train[rows], bank.labels[rows], len(weight))
             table: dict[str, object] = {}
-            best = 0.0
+            best: float | None = None  # without test samples of kept classes
             for beta in BETAS:
                 w, b = weight, bias
                 for label in evidence.forget_classes:
@@ -120,7 +120,7 @@ class Prototype(Metric):
                 kept = None
                 if bank.kept is not None and bank.kept_labels is not None:
                     kept = _accuracy(bank.kept, bank.kept_labels, w, b)
-                    best = max(best, harmonic_mean(forgotten, kept))
+                    best = max(best or 0.0, harmonic_mean(forgotten, kept))
                 table[str(beta)] = {"forgotten": forgotten, "kept": kept}
             found[role] = {"beta": table, "best_harmonic_mean": best}
         return found

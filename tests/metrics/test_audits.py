@@ -160,6 +160,14 @@ def test_few_shots_order_the_models() -> None:
     assert found.controls["original"] > found.controls["retrained"] > found.controls["untrained"]
 
 
+def test_a_harmonic_mean_that_was_not_measured_is_none() -> None:
+    given = toys.evidence(roles=("original",))
+    for evidence, known in ((given, True), (toys.without(given, "test_retain"), False)):
+        row = Prototype().measure(evidence).details["row"]
+        assert isinstance(row, dict)
+        assert all((one["best_harmonic_mean"] is not None) == known for one in row.values())
+
+
 def test_relearning_gives_a_head_only_edit_away() -> None:
     for subject in (toys.patched(), toys.masked()):
         found = QUICK.measure(toys.evidence(subject, references=3))
