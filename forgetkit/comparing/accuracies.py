@@ -99,12 +99,11 @@ def ground_of(
     )
 
 
-def validation_digest(model: nn.Module, loader: Loader, validate: Loader) -> str:
+def validation_digest(model: nn.Module, validate: Loader) -> str:
     """Return one SHA-256 of the labels and positions of validation data.
 
     Args:
         model: to count classes with.
-        loader: the training data, to try the model on.
         validate: data that methods may stop on.
 
     Raises:
@@ -112,7 +111,8 @@ def validation_digest(model: nn.Module, loader: Loader, validate: Loader) -> str
     """
     _refuse_iterator("validate", validate)
     with random_state_kept():
-        return _digest({"validate": read_all(validate, _width(unwrap(model), loader), "validate")})
+        validate, example = peeked(validate, "validate")
+        return _digest({"validate": read_all(validate, _width(unwrap(model), example), "validate")})
 
 
 def score_of(found: dict[str, float]) -> float | None:

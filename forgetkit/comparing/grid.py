@@ -127,7 +127,7 @@ def compare(
         "version": __version__,
     }
     if validate is not None:
-        shared["validation"] = validation_digest(bare, loader, validate)
+        shared["validation"] = validation_digest(bare, validate)
     tasks = _tasks(grounds, entries, numbers, shared)
     if retry:
         _drop_failed(tasks, folder, place)
