@@ -51,7 +51,8 @@ class ULiRA(Metric):
 
     Differences: each "out" model is judged by the others (leave one out); where fewer than 16
         models of a kind are left so, one deviation is pooled over all samples and both kinds, for
-        the model under audit as well.
+        the model under audit as well. The interval holds how much single models differ, as much as
+        the "out" models do.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -90,12 +91,7 @@ class ULiRA(Metric):
         rejections = _rejections(inside, outside)
         hits = (called > 0.5).double()
         value = 0.5 * float(hits.mean() + rejections.mean())
-        low, high = wilson(int(hits.sum()), len(hits))
-        spread = 1.96 * float(rejections.std()) / len(rejections) ** 0.5
-        ends = (
-            max(0.0, 0.5 * (low + float(rejections.mean()) - spread)),
-            min(1.0, 0.5 * (high + float(rejections.mean()) + spread)),
-        )
+        ends = _ends(hits, rejections)
         original, works = None, False
         if len(before) > self.fewest:
             original, error = _control(before, outside)
@@ -129,6 +125,22 @@ class ULiRA(Metric):
             verdict=verdict,
             note="; ".join(filter(None, notes)),
         )
+
+
+def _ends(hits: Tensor, rejections: Tensor) -> tuple[float, float]:
+    """Return an interval of the balanced accuracy.
+
+    Args:
+        hits: (samples,) whether each was called a member in the model under audit.
+        rejections: (models,) share not called a member in each "out" model.
+    """
+    share, rejected = float(hits.mean()), float(rejections.mean())
+    # What one training shares among its samples no number of samples averages out.
+    one_model = 1.96 * float(rejections.std())
+    several = one_model / len(rejections) ** 0.5
+    low, high = wilson(int(hits.sum()), len(hits))
+    low, high = min(low, share - one_model), max(high, share + one_model)
+    return max(0.0, 0.5 * (low + rejected - several)), min(1.0, 0.5 * (high + rejected + several))
 
 
 def _control(seen: Tensor, unseen: Tensor) -> tuple[float, float]:

@@ -275,6 +275,29 @@ def test_ulira_tells_unlearned_from_never_seen(tmp_path: Path) -> None:
         ULiRA(shadows=stored(tmp_path, 5.0, 0.0, 3.0, models=2)).measure(asked(3.0))
 
 
+def test_ulira_does_not_take_what_one_training_is_surer_of_for_membership(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    usual = 2 * torch.randn(len(LABELS), generator=draw)
+
+    def trained(models: int, gain: float = 0.0) -> Tensor:
+        """Return logits of models that are each surer or less sure of all samples alike."""
+        noise = torch.randn(models, len(LABELS), generator=draw)
+        shift = torch.randn(models, 1, generator=draw)
+        own = usual + noise + shift + gain
+        return torch.stack([own, *[torch.zeros_like(own)] * (K - 1)], dim=-1).roll(3, dims=-1)
+
+    alarms = 0
+    for number in range(24):
+        file = str(tmp_path / f"{number}.safetensors")
+        save_shadows(Shadows(trained(48, 4.0), trained(48), trained(48), LABELS), file)
+        own = toys.outputs(trained(1)[0], LABELS)
+        null = Evidence(
+            {"unlearned": Subject(nn.Identity(), {"forget": own}, None)}, {}, "classes", (3,), K
+        )
+        alarms += ULiRA(shadows=file).measure(null).verdict == "residual"
+    assert alarms <= 2  # one in forty is what the interval lets pass
+
+
 @pytest.mark.parametrize("models", [16, 17])
 def test_ulira_judges_every_model_with_a_deviation_of_one_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, models: int
