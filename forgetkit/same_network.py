@@ -5,7 +5,12 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_NOT_COMPUTED_WITH = ("training", "grad_checkpointing", "num_classes")
+_NOT_COMPUTED_WITH = frozenset(
+    {
+        "training", "grad_checkpointing", "memory_efficient", "inplace", "momentum", "fused_attn",
+        "num_classes",
+    }
+)  # fmt: skip
 """Names of attributes that change no logits; the head's own shape says how many classes it has."""
 
 
@@ -20,10 +25,15 @@ def same_network(model: nn.Module, twin: nn.Module) -> bool:
         model: the one that was trained.
         twin: the same architecture, newly built, on any device.
     """
-    parts, others = dict(model.named_modules()), dict(twin.named_modules())
+    parts, others = _acting(model), _acting(twin)
     if parts.keys() != others.keys() or _shapes(model) != _shapes(twin):
         return False
     return all(_same_module(part, others[name]) for name, part in parts.items())
+
+
+def _acting(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the modules that do something in evaluation: a rate of 0 may leave dropout out."""
+    return {name: part for name, part in model.named_modules() if _kind(part) is not nn.Identity}
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -35,8 +45,6 @@ def _same_module(part: nn.Module, other: nn.Module) -> bool:
     kind = _kind(part)
     if kind is not _kind(other):
         return False
-    if kind is nn.Identity:
-        return True
     if any(callable(getattr(type(part), name, None)) for name in vars(part).keys() - vars(other)):
         return False  # an attribute of its own stands before a method, ``forward`` for one
     told = (name for name in vars(other) if name[0] != "_" and "drop" not in name)
@@ -60,6 +68,10 @@ def _kind(module: nn.Module) -> type[nn.Module]:
     """Return the class of a module as far as evaluation in one process goes."""
     if "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth":
         return nn.Identity
+    if type(module).__name__ == "SyncBatchNormAct":  # what timm's conversion makes of them
+        from timm.layers.norm_act import BatchNormAct2d
+
+        return BatchNormAct2d
     return _BatchNorm if _is_torch_batch_norm(module) else type(module)
 
 

@@ -44,7 +44,7 @@ def usable(found: Outputs, who: str, split: str) -> Outputs:
     """
     if len(found) == 0:
         raise Missing(f"needs {MEANING.get(split, split)}, and that set is empty")
-    if not _are_numbers(found.logits):
+    if not are_numbers(found):
         raise Missing(f"needs finite predictions, but the {who} model answers NaN or infinity")
     return found
 
@@ -56,14 +56,14 @@ def broken_models(evidence: Evidence) -> str:
         f"the {who} model answers NaN or infinity to {MEANING.get(split, split)}"
         for who, subject in models
         for split, seen in subject.outputs.items()
-        if not _are_numbers(seen.logits)
+        if not are_numbers(seen)
     ]
     return "; ".join(dict.fromkeys(found))
 
 
-def _are_numbers(logits: Tensor) -> bool:
-    """Minus infinity is one: a masked head answers it."""
-    return not bool((torch.isnan(logits) | torch.isposinf(logits)).any())
+def are_numbers(found: Outputs) -> bool:
+    """Return whether a model answers numbers; minus infinity is one: a masked head answers it."""
+    return not bool((found.logits.isnan() | found.logits.isposinf()).any())
 
 
 def single_label(found: Outputs) -> Outputs:

@@ -19,7 +19,7 @@ from torch import nn
 
 from forgetkit.auditing import inputs
 from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Role, Subject, collect
-from forgetkit.auditing.readings import broken_models
+from forgetkit.auditing.readings import are_numbers, broken_models
 from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
 from forgetkit.data.loaders import Loader
@@ -326,6 +326,10 @@ class _Session:
                 if role == "retrained":
                     retrained.append(subject)
                 subjects.setdefault(role, subject)
+        twin = subjects.get("untrained")
+        if twin is not None and not all(map(are_numbers, twin.outputs.values())):
+            del subjects["untrained"]
+            self.missing.append("no untrained twin: it answers NaN or infinity")
         view = subjects["unlearned"].view
         if view is None:
             self.missing.append(

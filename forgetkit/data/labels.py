@@ -13,7 +13,7 @@ from forgetkit.data.batches import LABEL_KEYS
 from forgetkit.errors import DataError
 
 _ATTRIBUTES = ("targets", "labels", "_labels", "y")
-_LIBRARIES = ("torch", "torchvision", "datasets", "forgetkit")
+_LIBRARIES = ("torch", "torchvision", "forgetkit")
 _LISTINGS = ("samples", "imgs", "_samples")  # (path, label) pairs
 
 
@@ -107,8 +107,8 @@ def stored(dataset: object, num_classes: int) -> Tensor | None:
 def by_library(dataset: object) -> bool:
     """Return whether a data set is a library's, down to what it is a part of.
 
-    Those return the labels that they list. A class of the user's own may change one of the two,
-    which no look at its first and last sample would tell.
+    Those return the labels that they list. A class of the user's own may change one of the two, and
+    so may a transform of the datasets library, which no look at two samples would tell.
     """
     if isinstance(dataset, Subset):
         return by_library(dataset.dataset)

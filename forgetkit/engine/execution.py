@@ -279,7 +279,8 @@ class Execution:
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
-            if measured_before["forget"].accuracy == 0.0:
+            right_labels = self._prepared.goal.kind in ("classes", "instances")
+            if measured_before["forget"].accuracy == 0.0 and right_labels:
                 run.log(NOTHING_KNOWN)
             start = self._reading(measured_before)
             target = run.target = self._target(measured_before)

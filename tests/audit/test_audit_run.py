@@ -256,6 +256,28 @@ def test_a_model_that_answers_nan_gets_no_numbers_and_no_all_clear(whose: str) -
     assert not any("behaves as one that was not trained" in line for line in found.verdict)
 
 
+class Scaled(nn.Module):
+    """Divides by a weight that starts at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.scale)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits / self.scale
+
+
+def test_an_untrained_twin_that_answers_no_numbers_is_left_out() -> None:
+    some = toy("cnn")
+    model = nn.Sequential(some.model, Scaled())
+    found = audit(model, forget=some.loader(), classes=[GONE], level="quick", device="cpu")
+    assert any("no untrained twin: it answers NaN or infinity" in line for line in found.missing)
+    assert found["accuracy"].value == pytest.approx(some.accuracy(some.train, [GONE]))
+
+
 def test_ctrl_c_leaves_a_valid_partial_record(tmp_path: Path) -> None:
     some = toy("cnn")
     found = audit(

@@ -167,3 +167,13 @@ def test_a_forget_set_that_the_model_never_knew_is_mentioned(
     request = forget(some.model).classes([3]).using("neggrad", epochs=1).on("cpu")
     result = request.run(DataLoader(shifted, batch_size=64), guard=guard)
     assert (execution.NOTHING_KNOWN in result.notes) == (shift == 1)
+
+
+def test_wrong_labels_that_the_model_never_learnt_are_no_reason_to_look_at_the_labels() -> None:
+    some = toy("cnn")
+    images, labels = some.train.tensors
+    wrong = DataLoader(TensorDataset(images[:8], (labels[:8] + 1) % 4), batch_size=8)
+    request = forget(some.model).using("correct", epochs=1).on("cpu")
+    result = request.relabel(labels[:8].tolist()).run(wrong, guard=None)
+    assert result.before["forget"].accuracy == 0.0
+    assert execution.NOTHING_KNOWN not in result.notes

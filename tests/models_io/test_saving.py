@@ -11,6 +11,7 @@ import torch
 import torchvision
 from peft import LoraConfig, get_peft_model
 from small_models import same_bits, spread, timm_vit, vit
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from forgetkit import load_model
@@ -101,6 +102,15 @@ def of_other_epsilon(model: nn.Module) -> nn.Module:
     return model
 
 
+def for_hooks(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+        elif isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.01
+    return model
+
+
 ALTERED = {
     "no pool": lambda: without_pool(torchvision.models.resnet18(num_classes=4)),
     "no pool in timm": lambda: without_pool(timm.create_model("resnet10t", num_classes=4)),
@@ -114,6 +124,18 @@ UNALTERED = {
     "torchvision": lambda: torchvision.models.mobilenet_v3_small(num_classes=4, dropout=0.5),
     "timm": lambda: timm.create_model(
         "test_vit", num_classes=4, drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1
+    ),
+    "torchvision, made ready for hooks": lambda: for_hooks(
+        torchvision.models.resnet18(num_classes=4)
+    ),
+    "torchvision, with less memory": lambda: torchvision.models.densenet121(
+        num_classes=4, memory_efficient=True
+    ),
+    "timm, with stochastic depth": lambda: timm.create_model(
+        "resnet18", num_classes=4, drop_path_rate=0.1
+    ),
+    "timm, synchronised": lambda: convert_sync_batchnorm(
+        timm.create_model("efficientnet_lite0", num_classes=4)
     ),
     "torchvision, synchronised": lambda: nn.SyncBatchNorm.convert_sync_batchnorm(
         torchvision.models.resnet18(num_classes=4)
