@@ -68,13 +68,11 @@ def _kind(module: nn.Module) -> type[nn.Module]:
     """Return the class of a module as far as evaluation in one process goes."""
     if "Drop" in type(module).__name__ or type(module).__name__ == "StochasticDepth":
         return nn.Identity
-    if type(module).__name__ == "SyncBatchNormAct":  # what timm's conversion makes of them
-        from timm.layers.norm_act import BatchNormAct2d
-
-        return BatchNormAct2d
-    return _BatchNorm if _is_torch_batch_norm(module) else type(module)
+    return _BatchNorm if _is_batch_norm(module) else type(module)
 
 
-def _is_torch_batch_norm(module: nn.Module) -> bool:
-    # convert_sync_batchnorm changes the class of all of them
-    return isinstance(module, _BatchNorm) and type(module).__module__ == _BatchNorm.__module__
+def _is_batch_norm(module: nn.Module) -> bool:
+    # conversions to synchronised ones change the class of all of them, fused with an activation too
+    known = type(module).__module__ == _BatchNorm.__module__
+    fused = type(module).__name__ in ("BatchNormAct2d", "SyncBatchNormAct")
+    return isinstance(module, _BatchNorm) and (known or fused)
