@@ -23,6 +23,7 @@ from forgetkit.data.batches import Reader, batch_size
 from forgetkit.data.loaders import Loader, covered, reading_of
 from forgetkit.data.randomness import LOOKED_AT, random_state_kept, same
 from forgetkit.data.sets import read_chunks
+from forgetkit.dryrun.quiet import eager
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
@@ -493,7 +494,7 @@ def _looking_at(model: nn.Module) -> Iterator[None]:
     with (
         random_state_kept(),
         torch.no_grad(),
-        torch.compiler.set_stance("force_eager"),
+        eager(),
         evaluating(model),
         in_one_sentence("statistics"),
     ):

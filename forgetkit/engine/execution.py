@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 from forgetkit.adapting import logits_of
 from forgetkit.data.loaders import Loader
 from forgetkit.data.workers import end_workers, workers_kept
+from forgetkit.dryrun.quiet import eager
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
@@ -68,7 +69,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(without_autocast())
         stack.enter_context(without_default_device())
-        stack.enter_context(_eager())
+        stack.enter_context(eager())
         stack.enter_context(workers_kept())
         execution: Execution | None = None
         try:
@@ -96,13 +97,6 @@ NOTHING_KNOWN = (
     "before the run the model predicted none of the samples to forget as they are labelled; check "
     "that labels and preprocessing are those of its training, unless it had forgotten them already"
 )
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    """Run compiled modules eagerly: dynamo skips hooks and recompiles for borrowed storage."""
-    with torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _moved(
