@@ -227,6 +227,7 @@ def practise(
         Settings for ``amnesiac``.
     """
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    device = next(model.parameters()).device
     model.train()
     start = 0
     with AmnesiacLog(model, optimizer, folder) as log:
@@ -234,7 +235,8 @@ def practise(
             log.batch(range(start, start + len(labels)))
             start += len(labels)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images), labels).backward()
+            logits = model(images.to(device))
+            nn.functional.cross_entropy(logits, labels.to(device)).backward()
             optimizer.step()
     return {"log": folder}
 
