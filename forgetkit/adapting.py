@@ -57,7 +57,7 @@ def adapt(
         model: any ``nn.Module`` that returns class scores (batch, classes); compiled,
             data-parallel, PEFT and ``accelerate`` wrappers are seen through.
         example_inputs: one batch as the model gets it: a tensor, a tuple (by position) or a
-            mapping (by keyword). The first two samples are used.
+            mapping (by keyword). The first two samples are used, on the model's device.
         head: dotted path(s) of the head's module(s), to overrule detection.
         num_classes: the number of classes that the output must have.
         output: key, index or function that leads to the logits in the model's output.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,11 @@ _MEMORY = (
     "method), cut them into parts with .on(accumulate=...), or compute with "
     '.on(mixed_precision="bf16")'
 )
+_TWO_DEVICES = (
+    "images and weights are on two devices: give the images on that of the model, and let every "
+    "layer and tensor of it be registered (nn.ModuleList, register_buffer), so that it moves along"
+)
+_TWO_TYPES = re.compile(r"Input type \((\S*?)(\w+)\) and weight type \((\S*?)(\w+)\)")
 _CURES = {
     "Input type": f"{_FLOATS}, and images before labels",
     "scalar type": f"{_FLOATS}, and images before labels",
@@ -48,6 +54,9 @@ def cure_of(error: Exception) -> str:
     """Return what the user can do about an error of the model."""
     if isinstance(error, MemoryError):  # often without a word
         return _MEMORY
+    types = _TWO_TYPES.search(str(error))
+    if types is not None and types[1] != types[3]:  # "torch." and "torch.cuda."
+        return _TWO_DEVICES
     known = (cure for sign, cure in _CURES.items() if sign in str(error))
     return next(known, "mend the cause and run again")
 

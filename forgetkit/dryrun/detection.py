@@ -13,7 +13,15 @@ from forgetkit.dryrun import verification
 from forgetkit.dryrun.broadcasts import broadcast_weight
 from forgetkit.dryrun.capture import sources
 from forgetkit.dryrun.compaction import compact
-from forgetkit.dryrun.examples import Example, batch_size, call, first_rows, one_more, with_fresh
+from forgetkit.dryrun.examples import (
+    Example,
+    batch_size,
+    beside,
+    call,
+    first_rows,
+    one_more,
+    with_fresh,
+)
 from forgetkit.dryrun.graph import Node
 from forgetkit.dryrun.nesting import tensors
 from forgetkit.dryrun.outputs import OutputChoice, Pick
@@ -73,7 +81,7 @@ def detect(model: nn.Module, example: Example, wish: Wish, *, verify: bool) -> S
     Raises:
         CannotSplitModel: see ``docs/adapters.md`` for the codes.
     """
-    example = first_rows(example, 2)
+    example = beside(model, first_rows(example, 2))
     held = tensors(example)
     with eval_mode(model), eager(), same_random_state(held), torch.no_grad():
         recording = _record(model, example, wish)

@@ -44,6 +44,15 @@ def first_rows(inputs: Example, rows: int) -> Example:
     return _change(inputs, lambda tensor: tensor[:rows] if _is_batched(tensor, size) else tensor)
 
 
+def beside(model: nn.Module, inputs: Example) -> Example:
+    """Move the tensors to where the model is, when all of it is on one device."""
+    places = {t.device for held in (model.parameters(), model.buffers()) for t in held}
+    if len(places) != 1 or any(tensor.is_meta for tensor in tensors(inputs)):
+        return inputs
+    (place,) = places
+    return _change(inputs, lambda tensor: tensor.to(place))
+
+
 def one_more(inputs: Example) -> Example:
     """Repeat the first sample at the end of the batch."""
     size = batch_size(inputs)

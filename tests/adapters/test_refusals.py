@@ -99,6 +99,12 @@ def test_weights_that_are_not_loaded_are_read_only() -> None:
     assert caught.value.code == "read-only"
 
 
+def test_an_example_goes_to_where_the_model_is() -> None:
+    with torch.device("meta"):
+        model = Net()
+    assert adapt(model, picture()).head_name == "last"
+
+
 def test_tied_head_is_refused_on_request() -> None:
     model = Net()
     twin = nn.Linear(WIDTH, CLASSES)

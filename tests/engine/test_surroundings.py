@@ -59,6 +59,22 @@ def test_a_tensor_that_follows_the_default_device_has_a_cure() -> None:
     assert "device=input.device" in cure_of(error)
 
 
+@pytest.mark.parametrize(
+    ("images", "weights", "cure"),
+    [
+        ("torch.FloatTensor", "torch.cuda.FloatTensor", "on two devices"),
+        ("torch.cuda.FloatTensor", "torch.FloatTensor", "on two devices"),
+        ("torch.cuda.ByteTensor", "torch.cuda.FloatTensor", "give floats"),
+        ("torch.ByteTensor", "torch.FloatTensor", "give floats"),
+    ],
+)
+def test_a_convolution_tells_other_devices_from_other_types(
+    images: str, weights: str, cure: str
+) -> None:
+    error = RuntimeError(f"Input type ({images}) and weight type ({weights}) should be the same")
+    assert cure in cure_of(error)
+
+
 def test_mixed_precision_inside_the_callers_autocast_is_that_of_outside() -> None:
     def trained() -> dict[str, Tensor]:
         some: Any = toy("cnn")
