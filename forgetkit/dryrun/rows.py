@@ -19,11 +19,13 @@ _SEED = 20_240_517
 
 
 def random_features(program: Program, packing: Packing, count: int) -> list[Tensor]:
-    """Draw float features for every cut on the device where the model was recorded."""
+    """Draw float features for every cut, on the device where the head is now."""
     generator = torch.Generator().manual_seed(_SEED)
+    weight = next(iter(program.weights().values()), None)  # a run may have moved the recorded head
+    device = program.device if weight is None else weight.device
     dtype = torch.float64 if program.dtype == torch.float64 else torch.float32
     return [
-        torch.randn(count, *shape, generator=generator).to(program.device, dtype)
+        torch.randn(count, *shape, generator=generator).to(device, dtype)
         for shape in packing.shapes
     ]
 

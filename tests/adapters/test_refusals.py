@@ -99,6 +99,16 @@ def test_weights_that_are_not_loaded_are_read_only() -> None:
     assert caught.value.code == "read-only"
 
 
+def test_rows_are_found_where_the_head_has_been_moved() -> None:
+    with torch.device("meta"):
+        model = Net()
+    view = adapt(model, picture())
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        nn.init.uniform_(parameter)
+    assert {row.name for row in view.rows(0)} == {"last.weight", "last.bias"}
+
+
 def test_an_example_goes_to_where_the_model_is() -> None:
     with torch.device("meta"):
         model = Net()
