@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
+from forgetkit.auditing.cells import Cells
 from forgetkit.auditing.divergence import LN2, distribution, shares_js, spread
 from forgetkit.auditing.evidence import Evidence, Outputs
 from forgetkit.auditing.readings import (
@@ -22,6 +22,9 @@ from forgetkit.auditing.readings import (
 )
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
+WHOLE = 100
+"""More classes than this, and a matrix is nearly all zeros: only its other cells are kept."""
+
 
 @register_metric
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,8 @@ class Confusion(Metric):
 
     K is the number of classes, behind a masked head of the kept ones. The details hold q for every
     model, its Jensen-Shannon divergence in bits from each retrained model's, and the confusion
-    matrix on test samples, rows true, by row share.
+    matrix on test samples, rows true, by row share: with more than 100 classes as lists of the
+    ``cells`` that are not 0.
 
     Verdict: none; ``completeness`` and ``js`` judge sample by sample.
 
@@ -68,8 +72,12 @@ class Confusion(Metric):
         details: dict[str, object] = {
             "predicted": {role: each.tolist() for role, each in shares.items()},
             "classes": list(self._classes(evidence)),
-            "matrix": _matrix(evidence),
         }
+        tested = _tested(evidence)
+        if evidence.num_classes <= WHOLE:
+            details["matrix"] = {role: cells.matrix().tolist() for role, cells in tested.items()}
+        else:
+            details["cells"] = {role: cells.to_json() for role, cells in tested.items()}
         others = [self._shares(evidence, each) for each in retrained_outputs(evidence, "forget")]
         if others:
             details["js_to_retrained"] = [
@@ -90,20 +98,17 @@ class Confusion(Metric):
         return distribution(log_probs(evidence, found).argmax(dim=1), len(self._classes(evidence)))
 
 
-def _matrix(evidence: Evidence) -> dict[str, object]:
-    """Return the confusion matrices on test samples, rows true, columns predicted, by row share."""
+def _tested(evidence: Evidence) -> dict[str, Cells]:
+    """Return the confusion matrix on test samples of every model, none without such samples."""
     if not any(evidence.has("unlearned", split) for split in ("test_forget", "test_retain")):
         return {}
     splits = tests_given(evidence)
     return {
-        role: confusion_matrix(together(evidence, role, splits), evidence.num_classes).tolist()
+        role: confusion_cells(together(evidence, role, splits), evidence.num_classes)
         for role in roles_with(evidence, *splits)
     }
 
 
-def confusion_matrix(found: Outputs, num_classes: int) -> Tensor:
-    """Return shares (true, predicted); a class without samples has a row of zeros."""
-    pairs = single_label(found).labels * num_classes + found.predicted
-    counts = torch.bincount(pairs, minlength=num_classes**2).double()
-    counts = counts.reshape(num_classes, num_classes)
-    return counts / counts.sum(dim=1, keepdim=True).clamp(min=1.0)
+def confusion_cells(found: Outputs, num_classes: int) -> Cells:
+    """Return shares by (true, predicted); a class without samples has a row of zeros."""
+    return Cells.counted(single_label(found).labels, found.predicted, num_classes)

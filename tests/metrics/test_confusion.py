@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import toy_evidence as toys
@@ -8,7 +10,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from forgetkit.auditing.evidence import Evidence, Subject
 from forgetkit.auditing.readings import together
-from forgetkit.metrics.confusion import Confusion, confusion_matrix
+from forgetkit.metrics.confusion import WHOLE, Confusion, confusion_cells
 
 
 def test_spread_pinned() -> None:
@@ -23,7 +25,7 @@ def test_spread_pinned() -> None:
 
 def test_matrix_as_scikit_learn_and_torchmetrics() -> None:
     found = together(toys.evidence(), "unlearned", ("test_forget", "test_retain"))
-    own = confusion_matrix(found, 4)
+    own = confusion_cells(found, 4).matrix()
     expected = scikit_matrix(found.labels, found.predicted, normalize="true")
     assert own.numpy() == pytest.approx(expected, abs=1e-12)
     other = MulticlassConfusionMatrix(num_classes=4, normalize="true")(found.logits, found.labels)
@@ -32,7 +34,7 @@ def test_matrix_as_scikit_learn_and_torchmetrics() -> None:
 
 def test_a_class_without_samples_has_zeros() -> None:
     found = toys.outputs(torch.eye(3)[[0, 1]], torch.tensor([0, 1]))
-    assert confusion_matrix(found, 3)[2].tolist() == [0.0, 0.0, 0.0]
+    assert confusion_cells(found, 3).matrix()[2].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_distance_to_every_retrained_model() -> None:
@@ -47,3 +49,25 @@ def test_distance_to_every_retrained_model() -> None:
 def test_masked_classes_are_left_out() -> None:
     found = Confusion().measure(toys.evidence(toys.masked(), head_masked=True))
     assert found.details["classes"] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("classes", [WHOLE, WHOLE + 1, 21_000])
+def test_a_matrix_of_many_classes_is_written_without_its_zeros(classes: int) -> None:
+    logits = torch.zeros(12, classes)
+    logits[range(12), [0] * 6 + [classes - 1] * 6] = 1.0
+    found = toys.outputs(logits, torch.tensor([0] * 8 + [classes - 1] * 4))
+    subject = Subject(toys.original().model, {"forget": found, "test_retain": found}, None)
+    result = Confusion().measure(Evidence({"unlearned": subject}, {}, "instances", (0,), classes))
+    if classes == WHOLE:
+        assert "cells" not in result.details
+        return
+    assert "matrix" not in result.details
+    assert result.details["cells"] == {
+        "unlearned": {
+            "size": classes,
+            "true": [0, 0, classes - 1],
+            "predicted": [0, classes - 1, classes - 1],
+            "share": [0.75, 0.25, 1.0],
+        }
+    }
+    assert len(json.dumps(result.to_json())) < 40 * classes

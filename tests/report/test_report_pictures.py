@@ -14,7 +14,9 @@ from made import GONE, evidence, record
 from torch.nn import functional
 
 from forgetkit.adapting import logits_of
+from forgetkit.auditing.cells import Cells
 from forgetkit.auditing.evidence import Missing
+from forgetkit.report.drawing import Picture
 from forgetkit.report.pictures import (
     cka,
     class_accuracy,
@@ -110,6 +112,28 @@ def test_forgotten_classes_come_first_in_the_confusion() -> None:
     found = confusion.matrices(read_record(record()), None)
     words = [label.get_text() for label in found.figure.axes[0].get_yticklabels()]
     assert words == ["dog", "ant", "bee", "cat"]
+
+
+def test_a_confusion_written_by_cells_is_drawn_as_one_written_whole() -> None:
+    before = torch.eye(40, dtype=torch.float64)
+    after = before.roll(1, dims=1)
+    after[:12] = before[:12]
+    whole = {"original": before, "unlearned": after}
+
+    def drawn(details: dict[str, object]) -> Picture:
+        finding = {"slug": "confusion", "value": 0.1, "details": details}
+        raw = read_record({"forget_classes": [20], "findings": [finding]})
+        return confusion.matrices(raw, None)
+
+    one = drawn({"matrix": {role: matrix.tolist() for role, matrix in whole.items()}})
+    other = drawn({"cells": {r: Cells.of_matrix(m).to_json() for r, m in whole.items()}})
+    assert other.rows == one.rows
+    assert len(one.rows) == 80
+    for left, right in zip(one.figure.axes, other.figure.axes, strict=True):
+        words = [label.get_text() for label in left.get_yticklabels()]
+        assert [label.get_text() for label in right.get_yticklabels()] == words
+        for own, same in zip(left.get_images(), right.get_images(), strict=True):
+            assert np.array_equal(own.get_array(), same.get_array())  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from forgetkit.auditing.cells import Cells
 from forgetkit.auditing.evidence import Evidence, Missing
 from forgetkit.report.drawing import NAMES, ORDER, Picture, ink_on, sheet, short, style
 from forgetkit.report.record import Record, mapping_in, numbers_in, sequence_in
@@ -125,40 +126,62 @@ def matrices(record: Record, evidence: Evidence | None) -> Picture:
     Raises:
         Missing: neither the record nor the evidence has predictions of test samples.
     """
-    found = mapping_in(details_of(record, evidence, "confusion").get("matrix"))
-    whole = {
-        role: matrix
-        for role in ORDER
-        if role != "untrained" and (matrix := _square(found.get(role))) is not None
-    }
+    details = details_of(record, evidence, "confusion")
+    whole = _cells_by_role(details)
     if "unlearned" not in whole:
         raise Missing("needs predictions of test samples, which were not given")
-    size = len(whole["unlearned"])
-    gone = [c for c in forgotten_classes(record, evidence) if c < size]
-    order = [*gone, *(c for c in range(size) if c not in gone)]
+    after = whole["unlearned"]
+    gone = [c for c in forgotten_classes(record, evidence) if c < after.size]
+    order = list(dict.fromkeys([*gone, *range(after.size)]))
     note = ""
-    if size > MOST:
-        before = whole.get("original", torch.zeros_like(whole["unlearned"]))
-        moved = (whole["unlearned"] - before).abs().sum(dim=1)
-        most = set(moved.topk(SHOWN).indices.tolist())
+    if after.size > MOST:
+        most = set(after.change(whole.get("original")).topk(SHOWN).indices.tolist())
         order = [c for c in order if c in most]
-        note = f" The {SHOWN} classes that changed most of {size}."
-    rows = torch.tensor(order)
-    cells = [
-        (role, true, predicted, float(table[true, predicted]))
-        for role, table in whole.items()
-        for true, predicted in torch.nonzero(table > 0).tolist()
+        note = f" The {SHOWN} classes that changed most of {after.size}."
+    listed = [
+        (role, true, predicted, share)
+        for role, cells in whole.items()
+        for true, predicted, share in zip(
+            cells.true.tolist(), cells.predicted.tolist(), cells.share.tolist(), strict=True
+        )
     ]
     return Picture(
         "confusion", "Confusion of the test samples",
         "Each row sums to 100 per cent; forgotten classes come first." + note,
         f"Confusion matrices of {len(order)} classes: {', '.join(NAMES[r] for r in whole)}",
         confusion_figure(
-            {role: table[rows][:, rows] for role, table in whole.items()},
+            {role: cells.matrix(order) for role, cells in whole.items()},
             [class_name(record, evidence, label) for label in order],
         ),
-        ("model", "true", "predicted", "share"), cells,
+        ("model", "true", "predicted", "share"), listed,
     )  # fmt: skip
+
+
+def _cells_by_role(details: Mapping[str, object]) -> dict[str, Cells]:
+    """Return the matrices of a finding, written whole or cell by cell."""
+    written, listed = mapping_in(details.get("matrix")), mapping_in(details.get("cells"))
+    found: dict[str, Cells] = {}
+    for role in ORDER:
+        table = _square(written.get(role))
+        cells = _listed(mapping_in(listed.get(role))) if table is None else Cells.of_matrix(table)
+        if cells is not None and role != "untrained":
+            found[role] = cells
+    return found
+
+
+def _listed(record: Mapping[str, object]) -> Cells | None:
+    """Return a matrix that was written cell by cell, or ``None`` when this is none."""
+    size = record.get("size")
+    true, predicted, share = (
+        numbers_in(record.get(name)) for name in ("true", "predicted", "share")
+    )
+    whole = len(true) == len(predicted) == len(share)
+    if not isinstance(size, int) or not whole or not true:
+        return None
+    if min(*true, *predicted) < 0 or max(*true, *predicted) >= size:
+        return None
+    places = torch.tensor([true, predicted], dtype=torch.int64)
+    return Cells(size, places[0], places[1], torch.tensor(share, dtype=torch.float64))
 
 
 def _square(rows: object) -> Tensor | None:
