@@ -5,6 +5,7 @@ Everything is float64 on the CPU, and depends on features and labels only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -66,7 +67,10 @@ def probe_predictions(features: Tensor, labels: Tensor, asked: Sequence[Tensor])
         basis = torch.linalg.svd(values, full_matrices=False).Vh.T
         values, others = values @ basis, [one @ basis for one in others]
     head = LogisticRegression(max_iter=2000, C=1.0, class_weight="balanced")
-    head.fit(values.numpy(), labels.numpy())
+    with warnings.catch_warnings():
+        # one sample of each class is what few shots are; scikit-learn takes it for a regression
+        warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+        head.fit(values.numpy(), labels.numpy())
     return [torch.as_tensor(head.predict(one.numpy())) for one in others]
 
 

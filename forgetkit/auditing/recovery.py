@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from forgetkit.auditing.evidence import ROLES, Evidence, Missing, Role, Subject
 from forgetkit.auditing.excess import excess, needs_classes, references, standard_error
@@ -49,6 +49,34 @@ class Bank:
             one(self.train), self.labels, one(self.forgotten), self.forgotten_labels, kept,
             self.kept_labels, self.forget_size,
         )  # fmt: skip
+
+    def among(self, classes: Tensor) -> Bank:
+        """Return the samples of some classes, all forgotten ones among them."""
+        rows = torch.isin(self.labels, classes)
+        kept, labels = self.kept, self.kept_labels
+        if kept is not None and labels is not None:
+            asked = torch.isin(labels, classes)
+            kept, labels = (kept[asked], labels[asked]) if bool(asked.any()) else (None, None)
+        return Bank(
+            self.train[rows], self.labels[rows], self.forgotten, self.forgotten_labels, kept,
+            labels, self.forget_size,
+        )  # fmt: skip
+
+
+def drawn_classes(evidence: Evidence, most: int) -> Tensor | None:
+    """Return the forgotten classes and ``most`` kept ones, drawn with the seed.
+
+    ``None`` when the samples to keep hold no more kept classes than that.
+
+    Raises:
+        Missing: there are no samples to keep, or they came without labels.
+    """
+    kept = evidence.of("unlearned", "retain").labels.unique()
+    if len(kept) <= most:
+        return None
+    generator = Generator().manual_seed(evidence.seed)
+    order = torch.randperm(len(kept), generator=generator)
+    return torch.cat([torch.tensor(evidence.forget_classes), kept[order[:most]]])
 
 
 def bank_of(subject: Subject, role: str) -> Bank:
@@ -95,6 +123,7 @@ class Recovered:
             decide nothing either way.
         samples: number of test samples.
         same: whether all features are those of the original.
+        classes: how many classes took part, forgotten ones included; ``None`` for all.
     """
 
     forgotten: Mapping[str, float]
@@ -106,6 +135,7 @@ class Recovered:
     verdict: Verdict
     samples: int
     same: bool
+    classes: int | None = None
 
     def interval(self) -> tuple[float, float]:
         """Return a 95 % interval of the unlearned model's accuracy, over draws and samples."""
@@ -117,10 +147,12 @@ class Recovered:
 
     def note(self) -> str:
         """Say what limits the verdict, or nothing."""
+        drawn = self.classes is not None
         parts = {
             "no retrained model to compare with": not self.references,
             "the features are bit for bit those of the original": self.same,
             f"{self.samples} samples are too few to decide": self.samples < FEWEST,
+            f"{self.classes} classes took part, the kept ones drawn at random": drawn,
         }
         return "; ".join(text for text, holds in parts.items() if holds)
 
@@ -130,6 +162,7 @@ class Recovered:
             "forgotten": dict(self.forgotten),
             "kept": dict(self.kept),
             "references": list(self.references),
+            "classes": self.classes,
             "excess": self.value,
             "standard_error": self.error,
             "spread_over_draws": {
@@ -145,17 +178,22 @@ class Recovery:
     Args:
         evidence: outputs with features.
         standardised: whether columns get mean 0 and deviation 1 on the samples to keep.
+        most_kept: largest number of kept classes whose samples are used; ``None`` for all.
 
     Raises:
         Missing: a set that is needed, features, or a forgotten class are not at hand.
     """
 
-    def __init__(self, evidence: Evidence, *, standardised: bool) -> None:
+    def __init__(
+        self, evidence: Evidence, *, standardised: bool, most_kept: int | None = None
+    ) -> None:
         needs_classes(evidence)
+        self.classes = None if most_kept is None else drawn_classes(evidence, most_kept)
 
         def made(subject: Subject, role: str) -> Bank:
             bank = bank_of(subject, role)
-            return bank.standardised() if standardised else bank
+            bank = bank.standardised() if standardised else bank
+            return bank if self.classes is None else bank.among(self.classes)
 
         self.banks: dict[Role, Bank] = {
             role: made(evidence.subjects[role], role) for role in ROLES if role in evidence.subjects
@@ -171,7 +209,7 @@ class Recovery:
             torch.equal(left, right)
             for left, right in ((own.train, first.train), (own.forgotten, first.forgotten))
         )
-        self.chance = 1.0 / evidence.num_classes
+        self.chance = 1.0 / (evidence.num_classes if self.classes is None else len(self.classes))
         self.seed = evidence.seed
 
     def run(
@@ -212,6 +250,7 @@ class Recovery:
             {role: float(found.mean()) for role, found in right.items()}, kept,
             [float(other.mean()) for other in others], right, value, error, verdict,
             len(first.forgotten_labels), self.same,
+            None if self.classes is None else len(self.classes),
         )  # fmt: skip
         # Whether features changed at all is known without any sampling error.
         above = found.interval()[0] > self.chance if value is None else value > 0

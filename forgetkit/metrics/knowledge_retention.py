@@ -35,7 +35,8 @@ class KnowledgeRetention(Metric):
 
     Source: Lee et al., "ESC: Erasing Space Concept for Knowledge Deletion", CVPR 2025, section 3.
 
-    Differences: the exact form is the default, as it has one solution.
+    Differences: the exact form is the default, as it has one solution; at most ``kept`` kept
+        classes, the same for every model.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -55,10 +56,11 @@ class KnowledgeRetention(Metric):
 
     form: str = choice("exact", ("exact", "sgd"), "convex solution, or the paper's short training")
     most: int = bounded(200, 2, 100000, "largest number of samples of each class")
+    kept: int = bounded(100, 1, 100_000, "largest number of kept classes, drawn by the seed")
 
     def measure(self, evidence: Evidence) -> Finding:
         """Return the accuracy with all samples, at most ``most`` of each class."""
-        recovery = Recovery(evidence, standardised=self.form == "exact")
+        recovery = Recovery(evidence, standardised=self.form == "exact", most_kept=self.kept)
         classes, seed = evidence.num_classes, evidence.seed
 
         def answered(bank: Bank, _: Tensor) -> tuple[Tensor, Tensor | None]:

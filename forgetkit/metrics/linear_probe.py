@@ -28,7 +28,7 @@ def answered(bank: Bank, rows: Tensor) -> tuple[Tensor, Tensor | None]:
 @register_metric
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Metric):
-    """Fit a new head to frozen features of a few samples of every class.
+    """Fit a new head to frozen features of a few samples of each class.
 
         excess = acc(unlearned) - acc(retrained),  acc of argmax_c (W h + b)_c
 
@@ -45,7 +45,8 @@ class LinearProbe(Metric):
         arXiv:1610.01644; knowledge retention as in ESC, CVPR 2025.
 
     Differences: few samples instead of all, because with many a probe learns the class anew from
-        any features, those of an untrained model included.
+        any features, those of an untrained model included; at most ``kept`` kept classes, the same
+        for every model, because the cost grows with the square of the number of classes.
     """
 
     card: ClassVar[MetricCard] = MetricCard(
@@ -65,10 +66,11 @@ class LinearProbe(Metric):
 
     shots: int = bounded(5, 1, 1000, "samples of each class that the attacker has")
     draws: int = bounded(10, 1, 1000, "repetitions with other samples")
+    kept: int = bounded(100, 1, 100_000, "largest number of kept classes, drawn by the seed")
 
     def measure(self, evidence: Evidence) -> Finding:
         """Return the accuracy with ``shots`` samples a class, and a curve over 1, 5 and 20."""
-        recovery = Recovery(evidence, standardised=True)
+        recovery = Recovery(evidence, standardised=True, most_kept=self.kept)
         curve = {
             shots: recovery.run(answered, shots, self.draws)
             for shots in sorted({*CURVE, self.shots})

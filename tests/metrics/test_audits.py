@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import toy_evidence as toys
+from torch import Tensor
 
 from forgetkit.auditing.evidence import Missing, Role, Subject, collect
 from forgetkit.auditing.inputs import view_of
 from forgetkit.auditing.neighbourhood import answer_of, images, logits_over, towards, value_range
+from forgetkit.auditing.probes import probe_predictions
 from forgetkit.auditing.relearning import lesson, relearn, reset_rows
 from forgetkit.engine.modes import evaluating
 from forgetkit.metric import Metric, Verdict, find_metric
@@ -325,6 +328,32 @@ def test_the_sgd_form_learns_something() -> None:
 def test_an_unlearned_copy_of_the_original_is_residual_without_a_retrained_model() -> None:
     found = LinearProbe(draws=2).measure(toys.evidence(roles=("original",)))
     assert found.verdict == "residual"
+
+
+@pytest.mark.parametrize(
+    "metric", [LinearProbe(kept=1, draws=2), KnowledgeRetention(kept=1)], ids=slug
+)
+def test_of_many_kept_classes_a_probe_learns_some(
+    metric: Metric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: list[tuple[int, ...]] = []
+
+    def fitted(features: Tensor, labels: Tensor, asked: Sequence[Tensor]) -> list[Tensor]:
+        learnt.append(tuple(labels.unique().tolist()))
+        return probe_predictions(features, labels, asked)
+
+    monkeypatch.setattr(f"forgetkit.metrics.{metric.card.slug}.probe_predictions", fitted)
+    found = metric.measure(toys.evidence())
+    assert len(set(learnt)) == 1  # the same for every model
+    assert toys.GONE in learnt[0]
+    assert len(learnt[0]) == 2
+    assert "2 classes took part, the kept ones drawn at random" in found.note
+
+
+def test_a_probe_of_few_kept_classes_takes_all() -> None:
+    few, every = (LinearProbe(kept=kept, draws=2).measure(toys.evidence()) for kept in (3, 100))
+    assert few.details == every.details
+    assert "took part" not in few.note
 
 
 @pytest.mark.slow

@@ -59,6 +59,13 @@ def test_a_probe_of_one_class_gets_a_sentence() -> None:
         probe_predictions(torch.full((2, 2), math.nan), torch.tensor([0, 1]), [])
 
 
+@pytest.mark.filterwarnings("error")
+def test_one_sample_of_each_of_many_classes_is_no_warning() -> None:
+    labels = torch.arange(25)
+    (found,) = probe_predictions(torch.eye(25), labels, [torch.eye(25)])
+    assert torch.equal(found, labels)
+
+
 def test_few_shots_are_the_same_for_every_model() -> None:
     labels = torch.tensor([0, 0, 0, 1, 1, 2])
     rows = few_shot_rows(labels, 2, seed=4)
