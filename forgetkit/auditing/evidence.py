@@ -145,7 +145,8 @@ class Evidence:
     @property
     def kept_classes(self) -> tuple[int, ...]:
         """Class indices that are not forgotten."""
-        return tuple(c for c in range(self.num_classes) if c not in self.forget_classes)
+        gone = set(self.forget_classes)
+        return tuple(c for c in range(self.num_classes) if c not in gone)
 
     def has(self, role: Role, split: str) -> bool:
         """Return whether a model's outputs on a split are at hand."""

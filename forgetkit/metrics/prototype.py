@@ -25,8 +25,54 @@ if TYPE_CHECKING:
 
     from forgetkit.auditing.evidence import Evidence
 
+    _Answer = tuple[Tensor, Tensor]  # largest logits and their classes, (samples,) each
+
 CURVE = (1, 5, 20)
 BETAS = (0.0, 0.25, 0.5, 1.0)
+
+
+class _Means:
+    """The head that answers with the nearest mean, of the classes that occur."""
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        self.classes, own = labels.unique(return_inverse=True)
+        self._head = nearest_mean_head(*class_means(features, own, len(self.classes)))
+
+    def best(self, features: Tensor) -> _Answer:
+        """Return the largest logit of each sample and its class."""
+        logits = torch.nn.functional.linear(features, *self._head)
+        first = logits.argmax(dim=1, keepdim=True)
+        return logits.gather(1, first)[:, 0], self.classes[first[:, 0]]
+
+
+class _NearestMean:
+    """The attack. What the kept classes' means answer is the same in every draw of one model."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[_Answer, _Answer]] = {}
+
+    def __call__(self, bank: Bank, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Answer both test sets; all samples to keep are among the rows."""
+        few = rows[rows < bank.forget_size]
+        means = _Means(bank.train[few], bank.labels[few])
+        forgotten, kept = self._of_kept_classes(bank)
+        return (
+            _nearer(means.best(bank.forgotten), forgotten),
+            None if bank.kept is None else _nearer(means.best(bank.kept), kept),
+        )
+
+    def _of_kept_classes(self, bank: Bank) -> tuple[_Answer, _Answer]:
+        if id(bank) not in self._known:
+            means = _Means(bank.train[bank.forget_size :], bank.labels[bank.forget_size :])
+            kept = bank.forgotten[:0] if bank.kept is None else bank.kept
+            self._known[id(bank)] = means.best(bank.forgotten), means.best(kept)
+        return self._known[id(bank)]
+
+
+def _nearer(one: _Answer, other: _Answer) -> Tensor:
+    """Return the class with the larger logit; of equal ones the first, as ``argmax`` does."""
+    first = (one[0] > other[0]) | ((one[0] == other[0]) & (one[1] < other[1]))
+    return torch.where(first, one[1], other[1])
 
 
 @register_metric
@@ -72,14 +118,7 @@ class Prototype(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Return the accuracy of the nearest-mean head, a curve over 1, 5, 20 and the row form."""
         recovery = Recovery(evidence, standardised=False)
-        classes = evidence.num_classes
-
-        def nearest(bank: Bank, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-            means = class_means(bank.train[rows], bank.labels[rows], classes)
-            weight, bias = nearest_mean_head(*means)
-            kept = None if bank.kept is None else (bank.kept @ weight.T + bias).argmax(dim=1)
-            return (bank.forgotten @ weight.T + bias).argmax(dim=1), kept
-
+        nearest = _NearestMean()
         curve = {
             shots: recovery.run(nearest, shots, self.draws, keep_all=True)
             for shots in sorted({*CURVE, self.shots})

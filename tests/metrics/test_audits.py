@@ -14,7 +14,12 @@ from torch import Tensor
 from forgetkit.auditing.evidence import Missing, Role, Subject, collect
 from forgetkit.auditing.inputs import view_of
 from forgetkit.auditing.neighbourhood import answer_of, images, logits_over, towards, value_range
-from forgetkit.auditing.probes import probe_predictions
+from forgetkit.auditing.probes import (
+    class_means,
+    few_shot_rows,
+    nearest_mean_head,
+    probe_predictions,
+)
 from forgetkit.auditing.relearning import lesson, relearn, reset_rows
 from forgetkit.engine.modes import evaluating
 from forgetkit.metric import Metric, Verdict, find_metric
@@ -323,6 +328,33 @@ def test_the_sgd_form_learns_something() -> None:
     found = KnowledgeRetention(form="sgd").measure(toys.evidence(toys.original()))
     assert found.value == found.controls["original"]
     assert KnowledgeRetention(form="exact").measure(toys.evidence(toys.original())).value == 1.0
+
+
+def test_prototypes_answer_as_a_nearest_mean_head_and_average_kept_samples_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    averaged: list[int] = []
+
+    def counted(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        averaged.append(len(features))
+        return class_means(features, labels, classes)
+
+    monkeypatch.setattr("forgetkit.metrics.prototype.class_means", counted)
+    evidence = toys.evidence()
+    found = Prototype(shots=5, draws=4).measure(evidence)
+    kept = len(evidence.sets["retain"])
+    assert [size for size in averaged if size >= kept] == [kept] * len(evidence.subjects)
+    own = evidence.subject("unlearned").outputs
+    right = []
+    for draw in range(4):
+        rows = few_shot_rows(own["forget"].labels, 5, evidence.seed + draw)
+        features = torch.cat([evidence.features("unlearned", "forget")[rows],
+                              evidence.features("unlearned", "retain")]).double()  # fmt: skip
+        labels = torch.cat([own["forget"].labels[rows], own["retain"].labels])
+        weight, bias = nearest_mean_head(*class_means(features, labels, 4))
+        asked = evidence.features("unlearned", "test_forget").double()
+        right.append((asked @ weight.T + bias).argmax(dim=1) == own["test_forget"].labels)
+    assert found.value == pytest.approx(float(torch.stack(right).double().mean()))
 
 
 def test_an_unlearned_copy_of_the_original_is_residual_without_a_retrained_model() -> None:
