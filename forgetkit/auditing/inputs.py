@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from forgetkit.adapting import adapt, unwrap, width_of
 from forgetkit.auditing.evidence import MEANING
@@ -25,6 +25,7 @@ from forgetkit.data.sources import read_all
 from forgetkit.data.split import split
 from forgetkit.dryrun.outputs import OutputChoice, logits_of
 from forgetkit.engine.checks import check_model
+from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
 from forgetkit.engine.session import borrowed_randomness
@@ -43,6 +44,9 @@ from forgetkit.view import ModelView
 
 MEMORY = 1 << 30
 """Bytes of samples that are kept in memory, so that every model sees the same tensors."""
+OUTPUTS = 4 << 30
+"""Bytes of logits and features of the samples to keep, of all models; a fixed number, so that every
+machine looks at the same samples."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +130,25 @@ def untrained_copy(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:
     return twin.eval(), unknown
 
 
-def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Material:
+def read(
+    model: nn.Module,
+    given: Given,
+    device: torch.device,
+    seed: int,
+    *,
+    models: int | None = None,
+    head: str | Sequence[str] | None = None,
+) -> Material:
     """Read and cut every set; loaders and random states are left as they were.
 
     Args:
         model: a copy on ``device``, to count classes with.
         given: goal and loaders.
         device: where the model is.
-        seed: of random augmentation, when the loaders have any.
+        seed: of random augmentation, when the loaders have any, and of the samples to keep.
+        models: how many models will answer; more samples to keep than there is memory for their
+            answers are cut at random to those. ``None`` when none will answer, and for all samples.
+        head: dotted path(s) of the head, when detection must be overruled.
 
     Raises:
         BadTarget: the goal does not fit the data.
@@ -162,6 +177,10 @@ def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Mat
         forget, retain, test = _cut(given, width, classes, unlabelled)
     classes = classes or (() if "forget" in unlabelled else _present(forget))
     material = Material({}, classes, width, names, unlabelled=unlabelled)
+    if models is not None and retain is not None:
+        with borrowed_randomness(seed):
+            numbers = width + _feature_size(model, retain, device, head)
+        retain = _affordable(retain, 4 * models * numbers, material, seed)
     parts: dict[str, SampleSet | None] = {"forget": forget, "retain": retain}
     parts |= _test_parts(test, classes)
     with borrowed_randomness(seed):
@@ -173,6 +192,35 @@ def read(model: nn.Module, given: Given, device: torch.device, seed: int) -> Mat
         )
     _say_what_is_missing(material, given, test)
     return material
+
+
+def _affordable(retain: SampleSet, each: int, material: Material, seed: int) -> SampleSet:
+    """Cut samples whose outputs take ``each`` bytes to those that find room; a note says so."""
+    most = max(OUTPUTS // each, 1)
+    if len(retain) <= most:
+        return retain
+    material.notes.append(
+        f"retain: {most} of {len(retain)} samples are looked at, drawn by the seed: what the "
+        f"models answer to all of them would take {len(retain) * each / 2**30:.0f} GiB of memory"
+    )
+    rows = torch.randperm(len(retain), generator=Generator().manual_seed(seed))[:most]
+    return retain.take(rows.sort().values)
+
+
+def _feature_size(
+    model: nn.Module,
+    samples: SampleSet,
+    device: torch.device,
+    head: str | Sequence[str] | None,
+) -> int:
+    """Return how many numbers the features of a sample are; 0 where there are none."""
+    view = view_of(model, samples, device, head)
+    if view is None:
+        return 0
+    batch = next(iter(samples.take(torch.arange(1)).batches(1)))
+    with torch.no_grad(), evaluating(model):
+        features = view.features(moved_inputs(batch.inputs, device, floating_type(model)))
+    return features[0].numel()
 
 
 def _labelled(given: Given) -> tuple[Given, set[str]]:

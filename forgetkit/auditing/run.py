@@ -78,7 +78,9 @@ def audit(
         model: the model under audit, or where to load it from.
         forget: training data to forget. With ``classes`` it may hold the whole training set; the
             rest then serves as ``retain``. Without, everything in it was to be forgotten.
-        retain: training data to keep, when ``forget`` does not hold it.
+        retain: training data to keep, when ``forget`` does not hold it. Of more samples than there
+            is memory for what all models answer to them (4 GiB), as many are drawn by the seed, and
+            a note says so.
         test: data that nothing was trained on, of all classes.
         classes: the forgotten classes, when whole classes were to be forgotten.
         goal: another request, as an object of ``forgetkit.goal``; instead of ``classes``.
@@ -213,7 +215,10 @@ class _Session:
     def _prepare(self) -> None:
         with self._clock("read"):
             own = self._copy(self.model)
-            self.material = inputs.read(own, self.given, self.device, self.seed)
+            count = 1 + (self.original is not None) + len(self.references) + self.untrained
+            self.material = inputs.read(
+                own, self.given, self.device, self.seed, models=count, head=self.head
+            )
         models: list[tuple[Role, nn.Module]] = [("unlearned", own)]
         if self.original is not None:
             models.append(("original", self._copy(self.original)))

@@ -23,6 +23,7 @@ from forgetkit import (
     DataError,
     ModelError,
     PatchMismatch,
+    adapt,
     audit,
     forget,
 )
@@ -576,6 +577,34 @@ def test_every_model_sees_the_same_tensors_even_of_a_loader_that_augments(
     )
     assert any("read anew" in note for note in found.notes)
     assert found["answers"].value == 1.0
+
+
+def test_of_more_samples_to_keep_than_fit_some_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[torch.Tensor] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Rows(Metric):
+        card: ClassVar[MetricCard] = card("rows")
+
+        def measure(self, evidence: Evidence) -> Finding:
+            looked_at.append(evidence.samples("retain").positions)
+            return self.finding(0.0)
+
+    some = toy("cnn")
+    view = adapt(some.model, some.train.tensors[0][:2])
+    each = 4 * 2 * (4 + view.feature_dim)  # two models, four classes
+    monkeypatch.setattr(inputs, "OUTPUTS", 25 * each + 1)
+    for seed in (0, 0, 1):
+        found = audit(
+            some.model, forget=some.loader(), test=unseen(), classes=[GONE],
+            device="cpu", metrics=[Rows()], seed=seed,
+        )  # fmt: skip
+    whole = int((some.train.tensors[1] != GONE).sum())
+    assert found.samples["retain"] == 25
+    assert found.samples["forget"] == len(some.train) - whole
+    assert any(f"retain: 25 of {whole} samples are looked at" in note for note in found.notes)
+    assert torch.equal(looked_at[0], looked_at[1])
+    assert not torch.equal(looked_at[0], looked_at[2])
 
 
 def test_the_fingerprint_of_a_set_is_that_of_its_content() -> None:
