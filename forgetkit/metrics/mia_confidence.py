@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
 from forgetkit.auditing.attacks import (
     FEWEST,
     balanced_rows,
@@ -17,7 +15,7 @@ from forgetkit.auditing.attacks import (
 )
 from forgetkit.auditing.evidence import Missing
 from forgetkit.auditing.excess import roles_with, unlike_retrain
-from forgetkit.auditing.intervals import wilson
+from forgetkit.auditing.intervals import resampled_means, wilson
 from forgetkit.auditing.members import log_probs_of
 from forgetkit.auditing.readings import joined, single_label, tests_given
 from forgetkit.auditing.relearning import few_rows
@@ -153,7 +151,7 @@ class MiaConfidence(Metric):
 
     def _drawn(self, called: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
         """Return bootstrap resamples of the share, of the same samples for every model."""
-        generator = torch.Generator().manual_seed(seed)
-        size = len(next(iter(called.values())))
-        rows = torch.randint(size, (self.resamples, size), generator=generator)
-        return {role: found.double()[rows].mean(dim=1) for role, found in called.items()}
+        return {
+            role: resampled_means(found, seed=seed, resamples=self.resamples)
+            for role, found in called.items()
+        }

@@ -175,6 +175,26 @@ def test_each_confidence_attack_runs(feature: str, classifier: str) -> None:
     assert efficacy["unlearned"] == pytest.approx(1 - found.value)
 
 
+def test_resamples_of_the_confidence_attack_are_drawn_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = toys.evidence()
+    size = len(given.sets["forget"])
+    whole = MiaConfidence(resamples=100).measure(given)
+    drawn: list[int] = []
+    randint = torch.randint
+
+    def watched(high: int, shape: tuple[int, ...], *, generator: Generator) -> Tensor:
+        found = randint(high, shape, generator=generator)
+        drawn.append(found.numel())
+        return found
+
+    monkeypatch.setattr(torch, "randint", watched)
+    monkeypatch.setattr("forgetkit.auditing.intervals._AT_ONCE", 7 * size)
+    assert MiaConfidence(resamples=100).measure(given) == whole
+    assert max(drawn) == 7 * size
+
+
 def test_the_confidence_attack_learns_from_samples_of_every_part_of_a_sorted_file() -> None:
     def answers(labels: Tensor, seed: int) -> Outputs:
         sharp = torch.nn.functional.one_hot(labels, K) * (1 + 3.0 * labels[:, None])
