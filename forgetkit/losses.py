@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,7 +48,9 @@ def kl_divergence(target_probs: Tensor, log_probs: Tensor) -> Tensor:
 
 def membership(labels: Tensor, num_classes: int) -> Tensor:
     """Return a (batch, classes) boolean mask of each sample's own class."""
-    return functional.one_hot(labels, num_classes).bool()
+    # one_hot counts in int64: eight times the memory
+    own: Tensor = labels[:, None] == torch.arange(num_classes, device=labels.device)
+    return own
 
 
 def per_sample_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from torch import Tensor
 from forgetkit.errors import BadTarget
 from forgetkit.types import Inputs, SampleSet
 
+_AT_ONCE = 1 << 22  # pairs of sample and class whose counts are in memory at a time
+
 
 def drawn_classes(draws: Tensor, blocked: Tensor) -> Tensor:
     """Return uniformly drawn classes that are not blocked, (samples, draws).
@@ -18,7 +20,13 @@ def drawn_classes(draws: Tensor, blocked: Tensor) -> Tensor:
         draws: (samples, draws) uniform numbers in [0, 1).
         blocked: (samples, classes) boolean; at least one class of each row is not blocked.
     """
-    allowed = (~blocked).long().cumsum(dim=1)
+    rows = max(1, _AT_ONCE // blocked.shape[1])
+    parts = zip(draws.split(rows), blocked.split(rows), strict=True)
+    return torch.cat([_drawn(some, closed) for some, closed in parts])
+
+
+def _drawn(draws: Tensor, blocked: Tensor) -> Tensor:
+    allowed = (~blocked).cumsum(dim=1)
     rank = (draws * allowed[:, -1:]).long()
     return torch.searchsorted(allowed, rank, right=True)
 

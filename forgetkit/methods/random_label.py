@@ -6,31 +6,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
 
 from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Need, Pair, Pass, State, register
 from forgetkit.recipe import FullNetwork, StopsEarly
+from forgetkit.relabelling import drawn_classes
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from forgetkit.engine.run import Run
-
-
-def wrong_labels(draws: Tensor, blocked: Tensor) -> Tensor:
-    """Return one allowed class per sample, uniformly.
-
-    Args:
-        draws: (samples,) uniform numbers in [0, 1).
-        blocked: (samples, classes) boolean; classes that must not be drawn.
-    """
-    allowed = ~blocked
-    rank = (draws * allowed.sum(dim=1)).long()
-    order = allowed.long().cumsum(dim=1) - 1
-    return ((order == rank[:, None]) & allowed).long().argmax(dim=1)
 
 
 @register
@@ -95,7 +82,7 @@ class RandomLabel(FullNetwork, StopsEarly):
         labels = run.forget.labels
         draws = run.uniform("random_label", run.forget.positions)
         blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
-        wrong = wrong_labels(draws, blocked)
+        wrong = drawn_classes(draws[:, None], blocked)[:, 0]
         return {"labels": torch.cat([wrong, run.retain.labels]) if self._mixes else wrong}
 
     @property

@@ -17,11 +17,11 @@ from forgetkit.draws import uniform
 from forgetkit.engine.run import Run
 from forgetkit.errors import DataError, ModelError
 from forgetkit.fresh import reset_weights
-from forgetkit.losses import blocked_classes, bounded_ascent, capped_ascent
+from forgetkit.losses import blocked_classes, bounded_ascent, capped_ascent, membership
 from forgetkit.method import Facts, Method, State, find
 from forgetkit.methods.linear_filtration import filtration_matrix
-from forgetkit.methods.random_label import wrong_labels
 from forgetkit.methods.retrain import Retrain
+from forgetkit.relabelling import drawn_classes
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
 
@@ -136,11 +136,31 @@ def test_the_cap_of_ascent_on_several_labels_is_that_of_two_choices() -> None:
 def test_random_labels_avoid_what_is_blocked_and_are_uniform() -> None:
     labels = torch.full((10000,), 2)
     blocked = blocked_classes(labels, (2, 5), 7)
-    drawn = wrong_labels(uniform(0, "random_label", torch.arange(10000)), blocked)
+    drawn = drawn_classes(uniform(0, "random_label", torch.arange(10000))[:, None], blocked)[:, 0]
     counts = torch.bincount(drawn, minlength=7)
     assert counts[2] == 0
     assert counts[5] == 0
     assert chisquare(counts[counts > 0].numpy()).pvalue > 0.01
+
+
+def test_wrong_labels_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, draws = torch.arange(50) % 7, torch.rand(50, 3, dtype=torch.float64)
+    blocked = membership(labels, 7)
+    assert blocked.dtype == torch.bool
+    assert torch.equal(blocked, torch.nn.functional.one_hot(labels, 7).bool())
+    whole = drawn_classes(draws, blocked)
+    assert not bool((whole == labels[:, None]).any())
+    counted: list[int] = []
+    plain = torch.Tensor.cumsum
+
+    def watched(self: torch.Tensor, dim: int) -> torch.Tensor:
+        counted.append(self.numel())
+        return plain(self, dim)
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", watched)
+    monkeypatch.setattr("forgetkit.relabelling._AT_ONCE", 21)
+    assert torch.equal(drawn_classes(draws, blocked), whole)
+    assert max(counted) == 21
 
 
 def test_random_labels_belong_to_the_sample() -> None:
