@@ -307,8 +307,8 @@ class Loop:
         """Step on the gradients that were added up, averaged over processes."""
         self._set_rate()
         trained = [*self._parameters, *self._extra]
+        self._place.mean_gradients(trained)  # before the look for overflows: all see the same
         self._scaler.unscale_(self._optimizer)
-        self._place.mean_gradients(trained)
         with torch.no_grad():
             self._method.gradients(self._run)
         parameters = self._run.parameters

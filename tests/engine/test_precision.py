@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
 from forgetkit import forget
+from forgetkit.engine import execution
+from forgetkit.engine.place import Place
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import weights
 
@@ -59,3 +65,26 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(accumulate: int) -> 
         outcomes.append(weights(some.model))
     for name, value in outcomes[0].items():
         assert torch.allclose(value, outcomes[1][name], atol=1e-5), name
+
+
+class Beside(Place):
+    """The place of one of two processes; the gradient of the other one overflows."""
+
+    def mean_gradients(self, parameters: Sequence[Tensor]) -> None:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad += torch.inf
+
+
+def test_an_overflow_in_another_process_skips_the_step_here_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def chosen(*_: Any) -> Place:  # noqa: ANN401
+        return Beside(torch.device("cpu"), "fp16")
+
+    monkeypatch.setattr(execution, "choose_place", chosen)
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("finetune", epochs=1, bn="frozen")
+    request.run(some.loader(), guard=None)
+    assert all(torch.equal(value, before[name]) for name, value in weights(some.model).items())
