@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from forgetkit.errors import BadHyperparameter
+from forgetkit.moving import sent
 from forgetkit.types import Batch, Inputs
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Place:
         """Return the batch on this device, floating inputs in ``dtype`` when one is given."""
         return Batch(
             moved_inputs(batch.inputs, self.device, dtype),
-            batch.labels.to(self.device, non_blocking=True),
+            sent(batch.labels, self.device),
             batch.index,
             batch.total,
         )
@@ -93,8 +94,7 @@ def moved_inputs(inputs: Inputs, device: torch.device, dtype: torch.dtype | None
     """Return inputs on a device, floating tensors in ``dtype`` when one is given."""
 
     def one(value: Tensor) -> Tensor:
-        wanted = dtype if dtype is not None and value.is_floating_point() else value.dtype
-        return value.to(device, wanted, non_blocking=True)
+        return sent(value, device, dtype if value.is_floating_point() else None)
 
     if isinstance(inputs, Tensor):
         return one(inputs)

@@ -18,6 +18,7 @@ from forgetkit.engine.run import Run
 from forgetkit.engine.steps import chunks, pairs
 from forgetkit.errors import DataError, UnlearningFailed
 from forgetkit.method import Method, Pair, Pass, Seen
+from forgetkit.moving import sent
 from forgetkit.progress import Bar, progress
 from forgetkit.recipe import FullNetwork, Trained
 from forgetkit.types import Batch, SampleSet
@@ -289,7 +290,7 @@ class Loop:
         """Put labels on the device; inputs follow when the model is called."""
         if batch is None:
             return None
-        labels = batch.labels.to(self._place.device, non_blocking=True)
+        labels = sent(batch.labels, self._place.device)
         return Batch(batch.inputs, labels, batch.index, batch.total)
 
     def _finite(self, terms: Mapping[str, Tensor]) -> None:
