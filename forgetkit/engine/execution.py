@@ -386,6 +386,12 @@ class Execution:
         if outcome.clipped:
             steps = "1 step" if outcome.clipped == 1 else f"{outcome.clipped} steps"
             outcome.stopped_because += f"; the gradient was clipped in {steps}"
+        if outcome.made < run.step:
+            run.log(
+                f"{method.card.slug}: {run.step - outcome.made} of {run.step} steps moved nothing, "
+                "because a gradient overflowed in fp16; train longer, or take "
+                '.on(mixed_precision="bf16") or "no"'
+            )
         return outcome
 
     def _choose_parameters(self, run: Run) -> None:

@@ -37,11 +37,13 @@ class Outcome:
         stopped_because: one sentence.
         history: one record an epoch, plain numbers.
         clipped: steps whose gradient norm was scaled down.
+        made: steps of the optimiser; fewer than were tried where gradients overflow in fp16.
     """
 
     stopped_because: str = ""
     history: list[dict[str, float]] = field(default_factory=list)
     clipped: int = 0
+    made: int = 0
 
 
 class Loop:
@@ -319,7 +321,7 @@ class Loop:
                 grad.mul_(mask)
         if self._method.max_norm is not None:  # of what moves: the mask comes first
             norm = nn.utils.clip_grad_norm_(trained, self._method.max_norm)
-            self._outcome.clipped += int(norm > self._method.max_norm)
+            self._outcome.clipped += int((norm > self._method.max_norm) & norm.isfinite())
         kept = {name: parameters[name].detach().clone() for name in self._masks}
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -331,7 +333,12 @@ class Loop:
         groups: list[dict[str, Any]] = [{"params": self._parameters}]
         if self._extra:
             groups.append({"params": self._extra, "weight_decay": 0.0})
-        return _optimizer(self._method, groups)
+        optimizer = _optimizer(self._method, groups)
+        optimizer.register_step_post_hook(self._made)
+        return optimizer
+
+    def _made(self, *_: object) -> None:
+        self._outcome.made += 1
 
 
 def _never_empty(batch: Batch | None, samples: SampleSet | None) -> Batch | None:

@@ -76,8 +76,9 @@ class Beside(Place):
                 parameter.grad += torch.inf
 
 
+@pytest.mark.parametrize("method", ["finetune", "neggrad"])  # the second one clips gradients
 def test_an_overflow_in_another_process_skips_the_step_here_too(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     def chosen(*_: Any) -> Place:  # noqa: ANN401
         return Beside(torch.device("cpu"), "fp16")
@@ -85,6 +86,16 @@ def test_an_overflow_in_another_process_skips_the_step_here_too(
     monkeypatch.setattr(execution, "choose_place", chosen)
     some = toy("cnn")
     before = weights(some.model)
-    request = forget(some.model).classes([3]).using("finetune", epochs=1, bn="frozen")
-    request.run(some.loader(), guard=None)
+    request = forget(some.model).classes([3]).using(method, epochs=1, bn="frozen", batch_size=32)
+    result = request.run(some.loader(), guard=None)
     assert all(torch.equal(value, before[name]) for name, value in weights(some.model).items())
+    steps = int(result.history[-1]["steps"])
+    assert result.notes[-1].startswith(f"{method}: {steps} of {steps} steps moved nothing")
+    assert "clipped" not in result.stopped_because
+
+
+def test_a_run_whose_steps_all_move_something_says_nothing_of_it() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("neggrad", epochs=2)
+    result = request.on("cpu", mixed_precision="bf16").run(some.loader(), guard=None)
+    assert not any("moved nothing" in note for note in result.notes)
