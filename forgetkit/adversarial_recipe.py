@@ -14,6 +14,7 @@ from forgetkit.batch_count import batches_in
 from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Facts, Pair, Pass, State
+from forgetkit.moving import sent
 from forgetkit.pixels import gathered, packed, pixel_range, pixels_of, unpacked
 from forgetkit.recipe import Ascends, FullNetwork, StopsEarly
 from forgetkit.relabelling import reject_contradictions
@@ -140,7 +141,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         if wanted is None:
             return self.ascent(forget, run)
         logits = run.logits(forget)
-        return cross_entropy(logits, wanted[forget.index.cpu()].to(logits.device))
+        return cross_entropy(logits, sent(wanted[forget.index.cpu()], logits.device))
 
 
 def _announce_cost(run: Run, cost: int) -> None:

@@ -63,9 +63,9 @@ def escape(logits: Tensor, labels: Tensor, blocked: Tensor | None = None) -> Ten
         blocked: (batch, classes) boolean; classes that must not be reached, the own one at least;
             ``None`` is the own one alone.
     """
-    own = functional.one_hot(labels, logits.shape[1]).bool()
-    closed = own if blocked is None else blocked
-    return logits.masked_fill(closed, -torch.inf).logsumexp(dim=1) - logits[own]
+    closed = functional.one_hot(labels, logits.shape[1]).bool() if blocked is None else blocked
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return logits.masked_fill(closed, -torch.inf).logsumexp(dim=1) - own
 
 
 def sign_attack(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from forgetkit.errors import DataError
 from forgetkit.losses import cross_entropy
+from forgetkit.moving import sent
 from forgetkit.per_sample import (
     MEMORY,
     Gradients,
@@ -196,7 +197,7 @@ def _batch_gradients(
     frozen = detached(parameters)
     for batch in batches:
         targets = batch.labels if labels is None else labels[batch.index.cpu()]
-        inputs, targets = on_device(batch.inputs, frozen), targets.to(device_of(frozen))
+        inputs, targets = on_device(batch.inputs, frozen), sent(targets, device_of(frozen))
         yield gradients(logits_of, frozen, inputs, targets, loss), len(batch)
 
 

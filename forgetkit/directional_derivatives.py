@@ -106,11 +106,11 @@ def _pulled(
             return 0.0
         found = torch.autograd.grad(logits, list(leaves.values()), dual, allow_unused=True)
     wide = wide_type(dual.device)
-    return sum(
-        float((gradient.to(wide) * vector[name].to(wide)).sum())
-        for name, gradient in zip(leaves, found, strict=True)
-        if gradient is not None
-    )
+    total = torch.zeros((), dtype=wide, device=dual.device)
+    for name, gradient in zip(leaves, found, strict=True):
+        if gradient is not None:
+            total += (gradient.to(wide) * vector[name].to(wide)).sum()
+    return float(total)
 
 
 def by_double_backward(

@@ -25,7 +25,9 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float) -> Tensor
     return temperature**2 * divergences(teacher, student, temperature).mean()
 
 
-def bounded_departure(teacher: Tensor, student: Tensor, temperature: float) -> tuple[Tensor, int]:
+def bounded_departure(
+    teacher: Tensor, student: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """Return minus ``distillation`` over samples below the cap, and how many are beyond it.
 
     Ascent on a divergence is unbounded; a sample that is more than 2 log K + 5 nats away from its
@@ -33,4 +35,4 @@ def bounded_departure(teacher: Tensor, student: Tensor, temperature: float) -> t
     """
     each = divergences(teacher, student, temperature)
     within = each.detach() <= 2 * math.log(student.shape[1]) + 5
-    return -(temperature**2) * (each * within).mean(), int((~within).sum())
+    return -(temperature**2) * (each * within).mean(), (~within).sum()

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from forgetkit.moving import sent
+
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy for class indices (batch,), in nats.
@@ -31,14 +33,14 @@ def bounded_ascent(logits: Tensor, labels: Tensor) -> Tensor:
     return capped_ascent(logits, labels)[0]
 
 
-def capped_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+def capped_ascent(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``bounded_ascent`` and how many samples were beyond the cap."""
     if len(labels) == 0:
-        return logits.sum() * 0.0, 0
+        return logits.sum() * 0.0, labels.new_zeros(())
     each = per_sample_loss(logits, labels)
     choices = 2 if labels.ndim == 2 else logits.shape[1]
     within = each.detach() <= 2 * math.log(choices) + 5
-    return -(each * within).mean(), len(labels) - int(within.sum())
+    return -(each * within).mean(), (~within).sum()
 
 
 def kl_divergence(target_probs: Tensor, log_probs: Tensor) -> Tensor:
@@ -102,5 +104,5 @@ def blocked_classes(labels: Tensor, forget_classes: tuple[int, ...], num_classes
     With several forgotten classes a target among them would pour one into the other.
     """
     blocked = membership(labels, num_classes)
-    blocked[:, list(forget_classes)] = True
-    return blocked
+    gone = sent(torch.tensor(forget_classes, dtype=torch.int64), blocked.device)
+    return blocked.index_fill_(1, gone, True)

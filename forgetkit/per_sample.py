@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from forgetkit.errors import ModelError
 from forgetkit.losses import cross_entropy
+from forgetkit.moving import sent
 from forgetkit.types import Batch, Inputs
 
 logger = logging.getLogger("forgetkit")
@@ -127,7 +128,7 @@ def seen(
 ) -> tuple[Inputs, Tensor]:
     """Return inputs and targets of a batch where the parameters are."""
     targets = batch.labels if labels is None else labels[batch.index.cpu()]
-    return on_device(batch.inputs, parameters), targets.to(device_of(parameters))
+    return on_device(batch.inputs, parameters), sent(targets, device_of(parameters))
 
 
 def _vmapped(
@@ -208,7 +209,7 @@ def detached(parameters: Parameters) -> dict[str, Tensor]:
 def on_device(inputs: Inputs, parameters: Parameters) -> Inputs:
     """Return inputs on the parameters' device, as tensors that gradients can be taken by."""
     device = device_of(parameters)
-    return _mapped(inputs, lambda value: _ordinary(value.to(device)))
+    return _mapped(inputs, lambda value: _ordinary(sent(value, device)))
 
 
 def _ordinary(value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from forgetkit.errors import DataError
+from forgetkit.moving import sent
 from forgetkit.types import Inputs, PixelBounds
 
 LogitsFunction = Callable[[Tensor], Tensor]
@@ -41,7 +42,7 @@ class PixelRange:
     def from_unit(self, unit: Tensor) -> Tensor:
         """Return inputs from unit space, (batch, ...), clamped to the range."""
         low, width = self._on(unit)
-        return torch.minimum(torch.maximum(low + unit * width, low), self.high.to(unit.device))
+        return torch.minimum(torch.maximum(low + unit * width, low), sent(self.high, unit.device))
 
     def describe(self) -> str:
         """Say in words what the range is."""
@@ -51,7 +52,7 @@ class PixelRange:
         return f"{', '.join(shown[:4])}{more} ({self.source})"
 
     def _on(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self.low.to(inputs.device), self.high.to(inputs.device)
+        low, high = sent(self.low, inputs.device), sent(self.high, inputs.device)
         return low, high - low
 
 
@@ -134,7 +135,7 @@ def with_pixels(inputs: Inputs, pixels: Tensor, rows: Tensor) -> Inputs:
         return pixels
     own, _ = pixels_of(inputs)
     return {
-        name: pixels if name == own else value[rows.to(value.device)]
+        name: pixels if name == own else value[sent(rows, value.device)]
         for name, value in inputs.items()
     }
 

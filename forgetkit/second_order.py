@@ -15,6 +15,7 @@ from torch import Tensor
 
 from forgetkit.directional_derivatives import DirectionalDerivative, linked
 from forgetkit.losses import cross_entropy
+from forgetkit.moving import sent
 from forgetkit.per_sample import (
     LogitsOf,
     Parameters,
@@ -175,7 +176,7 @@ def _forward(
     """Return leaves that stand for the parameters, logits and labels of a batch."""
     leaves = {name: tensor.requires_grad_() for name, tensor in detached(parameters).items()}
     logits = logits_of(leaves, on_device(batch.inputs, leaves))
-    return leaves, logits, batch.labels.to(logits.device)
+    return leaves, logits, sent(batch.labels, logits.device)
 
 
 def _back(logits: Tensor, leaves: Parameters, cotangents: Tensor) -> Tensor:

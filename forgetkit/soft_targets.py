@@ -11,6 +11,7 @@ from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, membership
 from forgetkit.masked_targets import adjusted_probabilities
 from forgetkit.method import State
+from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.types import Batch
 
@@ -75,7 +76,7 @@ class SoftTargets(FullNetwork, StopsEarly):
         """Return the targets of the original model for a batch of D_f, (batch, classes)."""
         known = run.state.get("targets")
         if known is not None:
-            return known[batch.index.to(known.device)]
+            return known[sent(batch.index, known.device)]
         return self.targets(run.original_logits(batch), batch.labels, run)
 
     def aim(self, run: Run) -> None:

@@ -20,13 +20,13 @@ def loss_weights(losses: Tensor, power: float) -> Tensor:
     return weights / weights.mean()
 
 
-def weighted_ascent(logits: Tensor, labels: Tensor, power: float) -> tuple[Tensor, int]:
+def weighted_ascent(logits: Tensor, labels: Tensor, power: float) -> tuple[Tensor, Tensor]:
     """Return minus the weighted mean cross-entropy, and how many samples were beyond the cap.
 
     A loss above 2 log K + 5 nats no longer counts.
     """
     if len(labels) == 0:
-        return logits.sum() * 0.0, 0
+        return logits.sum() * 0.0, labels.new_zeros(())
     each = functional.cross_entropy(logits.float(), labels, reduction="none")
     below = each.detach() <= 2 * math.log(logits.shape[1]) + 5
-    return -(loss_weights(each, power) * each * below).mean(), len(labels) - int(below.sum())
+    return -(loss_weights(each, power) * each * below).mean(), (~below).sum()

@@ -132,7 +132,7 @@ def test_the_engine_names_no_method(name: str) -> None:
 
 MATHEMATICS = {
     "types", "losses", "errors", "per_sample", "curvature", "attacks", "sample_sums",
-    "parameter_uses", "convolution_cuts",
+    "parameter_uses", "convolution_cuts", "moving",
 }  # fmt: skip
 """Files that know torch and each other only."""
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forgetkit.errors import DataError
 from forgetkit.listed import shortened
+from forgetkit.moving import sent
 from forgetkit.types import Inputs
 
 IMAGE_KEYS = ("pixel_values", "image", "img", "images", "x", "input", "inputs")
@@ -179,9 +180,13 @@ def batch_size(inputs: Inputs) -> int:
 
 def rows_of(inputs: Inputs, rows: Tensor | slice) -> Inputs:
     """Return some samples of a batch of inputs."""
+
+    def of(value: Tensor) -> Tensor:
+        return value[sent(rows, value.device) if isinstance(rows, Tensor) else rows]
+
     if isinstance(inputs, Tensor):
-        return inputs[rows]
-    return {name: value[rows] for name, value in inputs.items()}
+        return of(inputs)
+    return {name: of(value) for name, value in inputs.items()}
 
 
 def is_picture(value: object) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from forgetkit.engine.run import Run
 from forgetkit.losses import cross_entropy
+from forgetkit.moving import sent
 from forgetkit.recipe import Trained
 from forgetkit.saliency import saliency_masks
 
@@ -39,7 +40,7 @@ def forget_gradients(run: Run) -> Mapping[str, Tensor]:
     sums = {name: torch.zeros_like(p) for name, p in trained.items()}
     for batch in run.forget.batches():
         with torch.enable_grad():
-            labels = batch.labels.to(run.device)
+            labels = sent(batch.labels, run.device)
             loss = cross_entropy(run.logits(batch), labels) * (len(labels) / len(run.forget))
             found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
         for total, gradient in zip(sums.values(), found, strict=True):

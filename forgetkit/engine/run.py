@@ -90,8 +90,8 @@ class Run:
         self.target: float | None = None
         self.random_inputs = random_inputs
         self.notes: list[str] = []
-        self.counts: dict[str, float] = {}
-        self.tallies: dict[str, float] = {}
+        self.counts: dict[str, float | Tensor] = {}
+        self.tallies: dict[str, float | Tensor] = {}
         self._measure = measure
         self._validation = validation
         self._initial = initial
@@ -316,13 +316,16 @@ class Run:
         self.notes.append(message)
         logger.info(message)
 
-    def tally(self, name: str, number: float) -> None:
-        """Add to a number of the epoch, summed over processes; call it in every step of a run."""
-        self.tallies[name] = self.tallies.get(name, 0.0) + float(number)
+    def tally(self, name: str, number: float | Tensor) -> None:
+        """Add to a number of the epoch, summed over processes; call it in every step of a run.
 
-    def count(self, name: str, number: float) -> None:
-        """Note a number; it stands in the next record of the history."""
-        self.counts[name] = float(number)
+        A scalar tensor is read when the epoch ends: ``float`` in a step would wait for the device.
+        """
+        self.tallies[name] = self.tallies.get(name, 0.0) + _noted(number)
+
+    def count(self, name: str, number: float | Tensor) -> None:
+        """Note a number; it stands in the next record of the history. Tensors as in ``tally``."""
+        self.counts[name] = _noted(number)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -363,6 +366,10 @@ class Run:
     def _head_dtype(self) -> torch.dtype:
         """Return the head's type: float32 masters while it trains, its own while it is measured."""
         return next((p.dtype for p in self._editable.values()), torch.float32)
+
+
+def _noted(number: float | Tensor) -> float | Tensor:
+    return number.detach().clone() if isinstance(number, Tensor) else float(number)
 
 
 def _call(model: nn.Module, inputs: Inputs) -> object:

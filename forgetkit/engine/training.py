@@ -87,6 +87,7 @@ class Loop:
         self._rate = 0.0
         self._masks: Mapping[str, Tensor] = {}
         self._outcome = Outcome()
+        self._clipped: int | Tensor = 0  # read at the end: a step does not wait for it
         self._reading: tuple[SampleSet, SampleSet | None] = (run.forget, None)
 
     def train(self) -> Outcome:
@@ -97,14 +98,19 @@ class Loop:
             for name, mask in element_masks(method, run).items()
         }
         with progress(method.card.slug) as bar:
-            for epoch in range(method.epochs):
-                run.epoch = epoch
-                why = self._epoch(bar)
-                if why is not None:
-                    self._outcome.stopped_because = why
-                    return self._outcome
-        self._outcome.stopped_because = f"all {method.epochs} epochs done ({run.step} steps)"
+            self._outcome.stopped_because = self._epochs(bar)
+        self._outcome.clipped = int(self._clipped)
         return self._outcome
+
+    def _epochs(self, bar: Bar) -> str:
+        """Train epoch by epoch; return why that ended."""
+        method, run = self._method, self._run
+        for epoch in range(method.epochs):
+            run.epoch = epoch
+            why = self._epoch(bar)
+            if why is not None:
+                return why
+        return f"all {method.epochs} epochs done ({run.step} steps)"
 
     def _epoch(self, bar: Bar) -> str | None:
         """Train one epoch and record it; return why the run ends here, if it does."""
@@ -135,7 +141,7 @@ class Loop:
             row["bn_train"] = float(method.bn == "train")
         row["seconds"] = time.perf_counter() - start
         row |= self._watch()
-        row |= run.counts
+        row |= {name: float(number) for name, number in run.counts.items()}
         row |= self._summed(run.tallies)
         run.counts, run.tallies = {}, {}
         self._outcome.history.append(row)
@@ -173,10 +179,10 @@ class Loop:
                 return why
         return None
 
-    def _summed(self, tallies: Mapping[str, float]) -> dict[str, float]:
+    def _summed(self, tallies: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Return tallies of the epoch, summed over processes, which all have the same names."""
         names = sorted(tallies)
-        own = torch.tensor([tallies[name] for name in names], device=self._place.device)
+        own = torch.tensor([float(tallies[name]) for name in names], device=self._place.device)
         return dict(zip(names, self._place.total(own).tolist(), strict=True)) if names else {}
 
     def _stepped(self, bar: Bar) -> str | None:
@@ -321,7 +327,7 @@ class Loop:
                 grad.mul_(mask)
         if self._method.max_norm is not None:  # of what moves: the mask comes first
             norm = nn.utils.clip_grad_norm_(trained, self._method.max_norm)
-            self._outcome.clipped += int((norm > self._method.max_norm) & norm.isfinite())
+            self._clipped = self._clipped + ((norm > self._method.max_norm) & norm.isfinite())
         kept = {name: parameters[name].detach().clone() for name in self._masks}
         self._scaler.step(self._optimizer)
         self._scaler.update()

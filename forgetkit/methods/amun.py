@@ -14,6 +14,7 @@ from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.l2_attacks import nearest_escape
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Need, Pair, Pass, State, register
+from forgetkit.moving import sent
 from forgetkit.pixels import (
     PixelRange,
     gathered,
@@ -120,7 +121,7 @@ class Amun(FullNetwork):
 
     def neighbours(self, batch: Batch, run: Run, span: PixelRange) -> Batch:
         """Return the neighbours found for a batch, on the host, with the model's labels."""
-        pixels = pixels_of(batch.inputs)[1].to(run.device).float()
+        pixels = sent(pixels_of(batch.inputs)[1], run.device).float()
         weights = {name: parameter.detach() for name, parameter in run.parameters.items()}
 
         def logits_of(unit: Tensor, rows: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from forgetkit.distillation import divergences
 from forgetkit.fields import bounded, choice
 from forgetkit.method import Card, Pair, Pass, State, register
+from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork
 from forgetkit.types import Terms
 
@@ -82,5 +83,5 @@ class BadTeaching(FullNetwork):
         if both is None:
             raise TypeError("bad_teaching steps over both sets joined to one")
         teacher = run.state["teachers"]
-        wanted = teacher[both.index.to(teacher.device)].to(both.labels.device)
+        wanted = teacher[sent(both.index, teacher.device)]
         return {"forget": divergences(wanted, run.logits(both), self.temperature).mean()}

@@ -12,6 +12,7 @@ from forgetkit.attacks import projection, sign_attack
 from forgetkit.fields import bounded, pixel_interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Pair, State, register
+from forgetkit.moving import sent
 from forgetkit.pixels import PixelRange, pixel_range, pixels_of, with_pixels
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.types import Batch, PixelBounds, Terms
@@ -100,9 +101,9 @@ class BoundaryShrink(FullNetwork, StopsEarly):
 
     def crossed(self, batch: Batch, run: Run, span: PixelRange) -> tuple[Tensor, Tensor]:
         """Return the labels across the boundary and where the attack failed, both (batch,)."""
-        labels = batch.labels.to(run.device)
+        labels = sent(batch.labels, run.device)
         blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
-        start = span.to_unit(pixels_of(batch.inputs)[1].to(run.device).float())
+        start = span.to_unit(sent(pixels_of(batch.inputs)[1], run.device).float())
         every = torch.arange(len(labels))
         weights = {name: parameter.detach() for name, parameter in run.parameters.items()}
 
@@ -136,5 +137,5 @@ class BoundaryShrink(FullNetwork, StopsEarly):
         if forget is None:
             raise TypeError("boundary_shrink steps over the forget set")
         logits = run.logits(forget)
-        labels = run.state["labels"][forget.index.cpu()].to(logits.device)
+        labels = sent(run.state["labels"][forget.index.cpu()], logits.device)
         return {"forget": cross_entropy(logits, labels)}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from forgetkit.fields import bounded
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Pair, State, register
+from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.relabelling import drawn_classes, reject_contradictions
 from forgetkit.types import Terms
@@ -91,5 +92,5 @@ class Correct(FullNetwork, StopsEarly):
         if forget is None:
             raise TypeError("correct steps over the forget set")
         logits = run.logits(forget)
-        wanted = run.state["wanted"][forget.index.cpu()].to(logits.device)
+        wanted = sent(run.state["wanted"][forget.index.cpu()], logits.device)
         return {"forget": cross_entropy(logits, wanted)}

@@ -15,6 +15,7 @@ from forgetkit.guided import DISTANCES, guided_images, objective, ramp, widened
 from forgetkit.losses import accuracy, cross_entropy, per_sample_loss
 from forgetkit.membership import FEWEST, final_score, forgetting_score
 from forgetkit.method import Card, Pair, Pass, Seen, State, register
+from forgetkit.moving import sent
 from forgetkit.pixels import pixel_range, pixels_of, with_pixels
 from forgetkit.recipe import FullNetwork
 from forgetkit.types import PixelBounds, SampleSet, Terms
@@ -134,7 +135,7 @@ class GuidedLossIncreasing(FullNetwork):
             raise TypeError("gli steps over pairs of forget and retain batches")
         rows = torch.arange(len(retain))
         images = pixels_of(retain.inputs)[1]
-        images = images.to(run.device, torch.promote_types(images.dtype, torch.float32))
+        images = sent(images, run.device, torch.promote_types(images.dtype, torch.float32))
         low, high = run.state["low"], run.state["high"]
         if self.bounds is None:
             low, high = widened(low, high, images)
@@ -146,7 +147,8 @@ class GuidedLossIncreasing(FullNetwork):
         weight = ramp(number, self._batches(run), self.weight_start, self.weight_end)
         with run.eval_mode():
             with torch.no_grad():
-                others = run.logits(forget)[rows % len(forget)]
+                others = run.logits(forget)
+                others = others[sent(rows % len(forget), others.device)]
             guided = guided_images(
                 images, retain.labels, others, logits_of, weight=weight, distance=self.distance,
                 steps=self.noise_steps, step=self.noise_step * (high - low), low=low, high=high,
@@ -155,8 +157,8 @@ class GuidedLossIncreasing(FullNetwork):
         parts = objective(
             logits.detach(), retain.labels, others, weight=weight, distance=self.distance
         )
-        run.count("distance", float(parts[0]))
-        run.count("weighted_task", -float(parts[1]))
+        run.count("distance", parts[0])
+        run.count("weighted_task", -parts[1])
         return {"retain": cross_entropy(logits, retain.labels)}
 
     def check_interval(self, run: Run) -> int | None:

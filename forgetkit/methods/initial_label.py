@@ -11,6 +11,7 @@ from torch import Tensor
 from forgetkit.fields import bounded
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Pair, State, register
+from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.types import Terms
 
@@ -88,5 +89,5 @@ class InitialLabel(FullNetwork, StopsEarly):
         forget = batch.forget
         if forget is None:
             raise TypeError("initial_label steps over the forget set")
-        wanted = run.state["labels"][forget.index].to(forget.labels.device)
+        wanted = sent(run.state["labels"][forget.index], forget.labels.device)
         return {"forget": cross_entropy(run.logits(forget), wanted)}

@@ -15,6 +15,7 @@ from forgetkit.attacks import affine_sign_attack, projection, sign_attack
 from forgetkit.fields import bounded, choice, flag, interval
 from forgetkit.losses import blocked_classes, kl_divergence
 from forgetkit.method import Card, Pair, Seen, State, register
+from forgetkit.moving import sent
 from forgetkit.recipe import StopsEarly
 from forgetkit.types import Terms
 from forgetkit.view import effective_affine
@@ -131,10 +132,10 @@ class LAU(StopsEarly):
     def start_epoch(self, run: Run) -> State:
         """Attack the whole bank with the head as it stands; return the teacher's logits, (N, K)."""
         attacked = self._attack_images(run) if self.attack == "full" else self._attack_features(run)
-        labels = run.forget.labels.to(attacked.device)
+        labels = sent(run.forget.labels, attacked.device)
         blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
         failed = blocked.gather(1, attacked.argmax(dim=1, keepdim=True))
-        run.count("failed_attacks", float(failed.float().mean()))
+        run.count("failed_attacks", failed.float().mean())
         return {"teacher": attacked}
 
     def loss(self, batch: Pair, run: Run) -> Terms:
@@ -144,7 +145,8 @@ class LAU(StopsEarly):
             raise TypeError("LAU steps over the forget set")
         student = run.logits(rows)
         own = student.detach()
-        teacher = run.state["teacher"][rows.index].to(student.device)
+        teacher = run.state["teacher"]
+        teacher = teacher[sent(rows.index, teacher.device)]
         blocked = blocked_classes(rows.labels, run.forget_classes, run.num_classes)
         predicted = own.argmax(dim=1)
         remembered = blocked.gather(1, predicted[:, None])[:, 0]
@@ -198,7 +200,7 @@ class LAU(StopsEarly):
             features = rows.inputs
             if not isinstance(features, Tensor):
                 raise TypeError("features are one tensor")
-            features, labels = features.to(run.device), rows.labels.to(run.device)
+            features, labels = sent(features, run.device), sent(rows.labels, run.device)
             blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
             if affine is not None:
                 features = features.to(affine[0].dtype)
@@ -223,7 +225,7 @@ class LAU(StopsEarly):
         for rows in run.images.forget.batches():
             if not isinstance(rows.inputs, Tensor):
                 raise TypeError("attack='full' needs images as one tensor; use attack='partial'")
-            images, labels = rows.inputs.to(run.device), rows.labels.to(run.device)
+            images, labels = sent(rows.inputs, run.device), sent(rows.labels, run.device)
             blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
             attacked = self._through_autograd(images, run.logits_from_inputs, labels, blocked)
             logits.append(run.logits_from_inputs(attacked).float())

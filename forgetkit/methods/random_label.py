@@ -10,6 +10,7 @@ import torch
 from forgetkit.fields import bounded, choice
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Need, Pair, Pass, State, register
+from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.relabelling import drawn_classes
 from forgetkit.types import Terms
@@ -99,5 +100,5 @@ class RandomLabel(FullNetwork, StopsEarly):
         forget = batch.forget
         if forget is None:
             raise TypeError("random_label steps over the forget set")
-        wanted = run.state["labels"][forget.index].to(forget.labels.device)
+        wanted = sent(run.state["labels"][forget.index], forget.labels.device)
         return {"forget": cross_entropy(run.logits(forget), wanted)}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from forgetkit.fields import bounded
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Pair, Pass, State, register
+from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork
 from forgetkit.relabelling import drawn_classes
 from forgetkit.types import Terms
@@ -74,7 +75,7 @@ class SalUn(FullNetwork):
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return the cross-entropy to the drawn labels, or on retained samples to their own."""
         if batch.forget is not None:
-            wrong = run.state["labels"][batch.forget.index].to(batch.forget.labels.device)
+            wrong = sent(run.state["labels"][batch.forget.index], batch.forget.labels.device)
             return {"forget": cross_entropy(run.logits(batch.forget), wrong)}
         if batch.retain is None:
             raise TypeError("salun steps over the forget set, then over the retain set")

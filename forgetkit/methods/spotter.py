@@ -15,6 +15,7 @@ from forgetkit.fields import bounded, pixel_interval
 from forgetkit.losses import blocked_classes
 from forgetkit.masked_targets import evenly_mixed, likeness, target_divergence
 from forgetkit.method import Card, Facts, Pair, Pass, Seen, State, register
+from forgetkit.moving import sent
 from forgetkit.pixels import PixelRange, pixel_range, pixels_of, with_pixels
 from forgetkit.soft_targets import SoftTargets
 from forgetkit.types import Batch, PixelBounds, Terms
@@ -142,7 +143,7 @@ class Spotter(SoftTargets):
         blocked = blocked_classes(batch.labels, run.forget_classes, run.num_classes)
         runner_up = run.original_logits(batch).masked_fill(blocked, -torch.inf).argmax(dim=1)
         limits = PixelRange(run.state["low"], run.state["high"], "setup")
-        start = limits.to_unit(pixels_of(batch.inputs)[1].to(run.device).float())
+        start = limits.to_unit(sent(pixels_of(batch.inputs)[1], run.device).float())
         rows = torch.arange(len(batch))
 
         def moved(unit: Tensor) -> Batch:

@@ -14,6 +14,7 @@ from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import accuracy as hits
 from forgetkit.masked_targets import current_divergence, entropy, in_layers, target_divergence
 from forgetkit.method import Card, Facts, Pair, Pass, Seen, State, register
+from forgetkit.moving import sent
 from forgetkit.soft_targets import SoftTargets
 from forgetkit.types import Terms
 
@@ -169,7 +170,7 @@ class SULI(SoftTargets):
             # steps that follow; the divergence from them has a closed form.
             own = logits.detach()
             targets = run.state["targets"]
-            targets[forget.index.to(targets.device)] = self.targets(own, forget.labels, run)
+            targets[sent(forget.index, targets.device)] = self.targets(own, forget.labels, run)
             blocked = self.blocked(own, forget.labels, run)
             own_loss = current_divergence(
                 logits, blocked, epsilon=self.epsilon, temperature=self.temperature

@@ -1,0 +1,80 @@
+"""A training step reads one number back from the device: whether its loss is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from forgetkit.attacks import escape
+from forgetkit.engine.run import Run
+from forgetkit.engine.training import Loop
+from forgetkit.method import find
+from forgetkit.testing import toy
+from forgetkit.testing.contract import quick, request
+
+READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what an accelerator would have to be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+        masks = args[1] if func is torch.ops.aten.index.Tensor else ()
+        masked = any(one is not None and one.dtype == torch.bool for one in masks)
+        self.count += int(func in READS or masked)
+        return func(*args, **(kwargs or {}))
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Return what torch returns, which looks at the labels on the CPU alone."""
+    empty = torch.zeros(len(labels), num_classes, dtype=torch.int64)
+    return empty.scatter_(1, labels[:, None], 1)
+
+
+def counted(call: Callable[..., Any], waits: Waits) -> Callable[..., Any]:
+    def inside(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        with waits:
+            return call(*args, **kwargs)
+
+    return inside
+
+
+@pytest.mark.parametrize(
+    "slug", ["finetune", "neggrad", "scrub", "sfron", "adv", "spotter", "lau", "bad_teaching"]
+)
+def test_a_step_waits_once(monkeypatch: pytest.MonkeyPatch, slug: str) -> None:
+    monkeypatch.setattr(functional, "one_hot", one_hot)
+    waits = Waits()  # type: ignore[no-untyped-call]  # torch gives it none
+    for name in ("_backward", "_apply"):
+        monkeypatch.setattr(Loop, name, counted(getattr(Loop, name), waits))
+    method, some = find(slug), toy("cnn")
+    short = quick(method, "cnn", epochs=1, optimizer="sgd")
+    result = request(short, some.model).run(some.loader(), guard=None)
+    assert waits.count == result.history[-1]["steps"]
+
+
+def test_numbers_for_the_history_may_be_tensors() -> None:
+    run = Run.__new__(Run)
+    run.counts, run.tallies = {}, {}
+    number = torch.tensor(2.0, requires_grad=True)
+    run.count("last", number)
+    for _ in range(2):
+        run.tally("sum", number)
+    with torch.no_grad():
+        number.mul_(10.0)
+    assert (run.counts, run.tallies) == ({"last": 2.0}, {"sum": 4.0})
+
+
+def test_an_escape_reads_the_own_logit_of_each_sample() -> None:
+    logits: Tensor = torch.tensor([[1.0, 2.0, 4.0], [3.0, 0.0, 0.0]])
+    found = escape(logits, torch.tensor([1, 0]))
+    others = [logits[0, [0, 2]].logsumexp(0) - 2.0, logits[1, 1:].logsumexp(0) - 3.0]
+    assert torch.allclose(found, torch.stack(others))
