@@ -12,6 +12,7 @@ from torch import Tensor
 from forgetkit.data.sets import StoredSet
 from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
+from forgetkit.moving import first_false
 from forgetkit.types import Batch, Inputs, SampleSet
 from forgetkit.view import ModelView
 
@@ -62,17 +63,20 @@ class FeatureBank:
         """
         store: Tensor | None = None
         filled = 0
+        finite: dict[int, Tensor] = {}  # looked at in the end: no batch waits for the one before it
         for number, batch in enumerate(samples.batches(shard=self._place.shard)):
             features = self._local_features(samples, batch)
-            if not torch.isfinite(features).all():
-                raise UnlearningFailed(
-                    f"features of the model: expected finite values, found NaN or infinity in "
-                    f"batch {number}; check the images of that batch and the model's weights"
-                )
+            finite[number] = torch.isfinite(features).all()
             if store is None:
                 store = self._allocate(len(samples), features)
             store[filled : filled + len(features)] = features
             filled += len(features)
+        broken = first_false(finite)
+        if broken is not None:
+            raise UnlearningFailed(
+                f"features of the model: expected finite values, found NaN or infinity in batch "
+                f"{broken}; check the images of that batch and the model's weights"
+            )
         if store is None or filled != len(samples):
             raise UnlearningFailed(
                 f"features of the model: expected {len(samples)} rows, found {filled}; the loader "

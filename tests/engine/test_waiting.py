@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader, TensorDataset
 
+from forgetkit import forget
 from forgetkit.attacks import escape
+from forgetkit.data.sets import StoredSet
+from forgetkit.engine.measuring import measure
+from forgetkit.engine.place import Place
 from forgetkit.engine.run import Run
 from forgetkit.engine.training import Loop
+from forgetkit.errors import UnlearningFailed
 from forgetkit.method import find
 from forgetkit.testing import toy
 from forgetkit.testing.contract import quick, request
+from forgetkit.types import Batch
 
 READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
@@ -78,3 +85,44 @@ def test_an_escape_reads_the_own_logit_of_each_sample() -> None:
     found = escape(logits, torch.tensor([1, 0]))
     others = [logits[0, [0, 2]].logsumexp(0) - 2.0, logits[1, 1:].logsumexp(0) - 3.0]
     assert torch.allclose(found, torch.stack(others))
+
+
+class Broken(torch.nn.Module):
+    """Its logits for the images of the third batch are no numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (batch, 2)."""
+        return self.fc(torch.where(images > 40, torch.nan, images))  # type: ignore[no-any-return]
+
+
+IMAGES, LABELS = torch.arange(48.0)[:, None].expand(-1, 2), torch.arange(48) % 2
+
+
+def test_measuring_waits_once_a_set_and_names_the_batch() -> None:
+    place, model = Place(torch.device("cpu")), Broken()
+    samples = StoredSet(IMAGES, LABELS, batch_size=4)
+
+    def logits_of(batch: Batch) -> Tensor:
+        assert isinstance(batch.inputs, Tensor)
+        return model(batch.inputs)  # type: ignore[no-any-return]
+
+    with pytest.raises(UnlearningFailed, match="in batch 10;"):
+        measure(samples, logits_of, 2, place)
+    counts = []
+    for size in (4, 20):
+        some, waits = StoredSet(IMAGES[:40], LABELS[:40], batch_size=size), Waits()  # type: ignore[no-untyped-call]
+        with waits:
+            assert measure(some, logits_of, 2, place).samples == 40
+        counts.append(waits.count)
+    assert counts[0] == counts[1]  # whatever the number of batches
+
+
+def test_features_that_are_not_finite_are_found_with_their_batch() -> None:
+    loader = DataLoader(TensorDataset(IMAGES, LABELS), batch_size=16)
+    asked = forget(Broken()).classes([1]).using("lau").head("fc").on("cpu")
+    with pytest.raises(UnlearningFailed, match="in batch 1;"):
+        asked.run(loader, guard=None)
