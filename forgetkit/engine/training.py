@@ -136,7 +136,7 @@ class Loop:
                     why = method.passed(run)
             if why is not None:
                 break
-        row = {"epoch": float(run.epoch + 1), "steps": float(run.step), **_means(sums)}
+        row = {"epoch": float(run.epoch + 1), "steps": float(run.step), **self._means(sums)}
         if isinstance(method, FullNetwork):
             row["bn_train"] = float(method.bn == "train")
         row["seconds"] = time.perf_counter() - start
@@ -178,6 +178,20 @@ class Loop:
             if why is not None:
                 return why
         return None
+
+    def _means(self, sums: Sums) -> dict[str, float]:
+        """Return the mean of each term over the samples of its set in all processes, and their sum.
+
+        What a process has of a step is weighted already, so that the mean over processes is it.
+        """
+        means = {}
+        for name, steps in sums.items():
+            values, counts = zip(*steps, strict=True)
+            weights = torch.tensor(counts, dtype=torch.float64)
+            total = self._place.total(torch.stack(values)).cpu().double() / self._place.world
+            means[name] = float(total @ weights / weights.sum())
+        terms = {f"loss_{name}": value for name, value in means.items()}
+        return {**terms, "loss": sum(means.values())}
 
     def _summed(self, tallies: Mapping[str, float | Tensor]) -> dict[str, float]:
         """Return tallies of the epoch, summed over processes, which all have the same names."""
@@ -352,16 +366,6 @@ def _never_empty(batch: Batch | None, samples: SampleSet | None) -> Batch | None
     if batch is None or len(batch) > 0 or samples is None:
         return batch
     return next(iter(samples.take(torch.tensor([0])).batches(1)))
-
-
-def _means(sums: Sums) -> dict[str, float]:
-    """Return the mean of each term over the samples of its set, and their sum."""
-    means = {}
-    for name, steps in sums.items():
-        values, counts = zip(*steps, strict=True)
-        weights = torch.tensor(counts, dtype=torch.float64)
-        means[name] = float(torch.stack(values).cpu().double() @ weights / weights.sum())
-    return {**{f"loss_{name}": value for name, value in means.items()}, "loss": sum(means.values())}
 
 
 def _set_of(name: str, pair: Pair) -> Literal["forget", "retain"]:

@@ -8,6 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
+
+from forgetkit import forget
+from forgetkit.engine import execution
+from forgetkit.engine.place import Place
+from forgetkit.testing import toy
 
 SCRIPT = Path(__file__).with_name("unlearn_script.py")
 ROOT = Path(__file__).parents[2]
@@ -45,3 +51,25 @@ def test_two_processes_give_the_weights_of_one(method: str, tmp_path: Path) -> N
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-5), name
+
+
+class BesideIdle(Place):
+    """The first of two processes, which has the whole of each batch."""
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return 0, 1
+
+    def total(self, value: Tensor) -> Tensor:
+        return value
+
+
+def test_losses_of_the_history_are_means_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    losses = []
+    for place in (Place(torch.device("cpu")), BesideIdle(torch.device("cpu"), world=2)):
+        monkeypatch.setattr(execution, "choose_place", lambda *_, place=place: place)
+        some = toy("vit")
+        request = forget(some.model).classes([3]).using("neggrad_plus", epochs=1)
+        (row,) = request.run(some.loader(), guard=None).history
+        losses.append([row["loss"], row["loss_forget"], row["loss_retain"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
