@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def borrowed_randomness(seed: int) -> Iterator[None]:
     """Seed torch, numpy and random for the block, and put the caller's states back."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  the caller's state
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    put_back = accelerator_state()
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  user transforms draw from it
@@ -30,8 +32,18 @@ def borrowed_randomness(seed: int) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
         torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        put_back()
+
+
+def accelerator_state() -> Callable[[], None]:
+    """Return what puts back the random states of the accelerators, whatever their kind."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None:
+        return lambda: None
+    module: Any = torch.get_device_module(kind)
+    of_all = "_all" if hasattr(module, "get_rng_state_all") else ""  # MPS is always one
+    state = getattr(module, f"get_rng_state{of_all}")()
+    return partial(getattr(module, f"set_rng_state{of_all}"), state)
 
 
 @contextmanager

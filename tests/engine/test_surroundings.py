@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import CannotSplitModel, Guard, forget
 from forgetkit.copying import independent_copy
-from forgetkit.engine.session import borrowed_flags
+from forgetkit.engine.session import borrowed_flags, borrowed_randomness
 from forgetkit.errors import ForgetkitError, ModelError, PatchMismatch
 from forgetkit.model_errors import cure_of
 from forgetkit.testing import toy
@@ -400,3 +401,22 @@ def test_a_flag_that_torch_lets_nobody_set_does_not_keep_others_from_coming_back
     with borrowed_flags(model):
         model[1].requires_grad_(requires_grad=False)
     assert [p.requires_grad for p in model.parameters()] == [True] * 4
+
+
+@pytest.mark.parametrize("of_all", ["_all", ""])  # CUDA and XPU have several devices, MPS has one
+def test_the_random_states_of_an_accelerator_come_back(
+    monkeypatch: pytest.MonkeyPatch, of_all: str
+) -> None:
+    held = {"state": "the caller's"}
+    module = SimpleNamespace(
+        **{
+            f"get_rng_state{of_all}": lambda: held["state"],
+            f"set_rng_state{of_all}": lambda state: held.update(state=state),
+        }
+    )
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: module)
+    with borrowed_randomness(0):
+        held["state"] = "the run's"
+    assert held["state"] == "the caller's"
