@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -85,6 +86,34 @@ def check_model(model: nn.Module) -> None:
             )
         if any(hasattr(tensor, mark) for mark in SHARDED):
             raise ModelError(_sharded(model, name))
+
+
+def check_hooks(model: nn.Module, device: torch.device) -> None:
+    """Refuse a model whose layers send their inputs elsewhere than where the run computes.
+
+    The weights are gathered on one device for a run; hooks of Accelerate know nothing of it.
+
+    Raises:
+        ModelError: a hook of ``dispatch_model`` or ``device_map`` is bound to another device.
+    """
+    for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        for one in getattr(hook, "hooks", (hook,)):
+            bound = getattr(one, "execution_device", None)
+            if bound is None or _same_device(torch.device(bound), device):
+                continue
+            raise ModelError(
+                f"model {type(model).__name__}: expected layers that compute on {device}, as the "
+                f"run does, found {name or 'the model itself'} bound to {torch.device(bound)} by a "
+                "hook of Accelerate (device_map); load the model without device_map, or take the "
+                "hooks off with accelerate.hooks.remove_hook_from_submodules, so that it lies on "
+                "one device, and name that device with .on(...)"
+            )
+
+
+def _same_device(one: torch.device, other: torch.device) -> bool:
+    """Return whether two devices are one; without an index it is the current one of its kind."""
+    return one.type == other.type and (one.index == other.index or None in (one.index, other.index))
 
 
 def check_takes_gradients(model: nn.Module) -> None:

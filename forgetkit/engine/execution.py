@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor, nn
 
-from forgetkit.adapting import logits_of
+from forgetkit.adapting import logits_of, unwrap
 from forgetkit.data.loaders import Loader
 from forgetkit.data.workers import end_workers, workers_kept
 from forgetkit.dryrun.quiet import eager
@@ -75,6 +75,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
         try:
             with clock("prepare"):
                 place = choose_place(request.device, request.mixed_precision, request.accelerator)
+                checks.check_hooks(unwrap(request.model), place.device)
                 prepared = prepare(request, loader, watched=guard is not None)
             execution = Execution(request, prepared, place, guard, clock)
             return execution.result()

@@ -299,6 +299,35 @@ def test_an_accelerator_of_the_caller_is_used() -> None:
     assert request.run(some.loader()).after["forget"].accuracy == 0.0
 
 
+@pytest.mark.parametrize("chained", [False, True])
+def test_a_model_spread_over_devices_is_refused(*, chained: bool) -> None:
+    from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
+
+    some = toy("cnn")
+    before = weights(some.model)
+    for name, module in some.model.named_children():
+        if chained:
+            add_hook_to_module(module, ModelHook())
+        hook = AlignDevicesHook("cpu")
+        add_hook_to_module(module, hook, append=chained)
+        if name == "fc":
+            hook.execution_device = "cuda:1"  # where there is one, the weights would be there
+    for method in ("lau", "finetune"):
+        request = forget(some.model).classes([3]).using(method).on("cpu")
+        with pytest.raises(ModelError, match="found fc bound to cuda:1 by a hook of Accelerate"):
+            request.run(some.loader())
+    assert not changed(before, weights(some.model))
+
+
+def test_hooks_for_the_device_of_the_run_are_fine() -> None:
+    from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+
+    some = toy("cnn")
+    add_hook_to_module(some.model.get_submodule("fc"), AlignDevicesHook("cpu"))
+    request = forget(some.model).classes([3]).using("lau").on("cpu")
+    assert request.run(some.loader()).after["forget"].accuracy == 0.0
+
+
 def test_a_large_bank_lives_in_a_file() -> None:
     some = toy("cnn")
     model = some.model.eval()
