@@ -19,6 +19,7 @@ from forgetkit.layer_survey import (
     with_rows,
 )
 from forgetkit.moments import Accumulator, Moments, keys_of
+from forgetkit.statistics import Statistics
 from forgetkit.testing import toy
 
 
@@ -529,3 +530,25 @@ def test_strides_and_padding_of_any_form_are_read(stride: object, padding: objec
     rows = functional.unfold(images, 3, padding=padding, stride=stride)  # type: ignore[arg-type]
     expected = torch.einsum("bip,bjp->ij", rows.double(), rows.double())
     assert torch.allclose(accumulator.moments().sums["weight"][0], expected, atol=1e-9)
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="PyTorch 2.9 has brought it"
+)
+def test_products_where_the_caller_lets_one_backend_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, seen = torch.backends.cuda.matmul, set()
+    multiply = Accumulator._add_blocks
+
+    def noting(self: Accumulator, total: Tensor, rows: Tensor, *, new: bool) -> None:
+        seen.add(settings.fp32_precision)
+        multiply(self, total, rows, new=new)
+
+    monkeypatch.setattr(Accumulator, "_add_blocks", noting)
+    before, some = settings.fp32_precision, toy("cnn")
+    settings.fp32_precision = "tf32"
+    try:
+        Statistics.collect(some.model, some.loader())
+        assert settings.fp32_precision == "tf32"
+    finally:
+        settings.fp32_precision = before
+    assert seen == {"ieee"}
