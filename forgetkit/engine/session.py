@@ -188,12 +188,14 @@ class Storage:
                     tensor.data = tensor.data.to(self._device, dtype)
             yield self
         finally:
-            for name, home in self._home.items():
-                tensor = self._tensors[name]
-                if name in self._edited and not _shares_elements(home):
-                    home.copy_(tensor.data)
-                tensor.data = home
-            self._home.clear()
+            try:
+                for name in self._edited & self._home.keys():
+                    if not _shares_elements(self._home[name]):
+                        self._home[name].copy_(self._tensors[name].data)
+            finally:  # a copy may find no memory, or Ctrl-C: all go home even so
+                for name, home in self._home.items():
+                    self._tensors[name].data = home
+                self._home.clear()
 
     @contextmanager
     def in_own_precision(self) -> Iterator[None]:

@@ -420,3 +420,25 @@ def test_the_random_states_of_an_accelerator_come_back(
     with borrowed_randomness(0):
         held["state"] = "the run's"
     assert held["state"] == "the caller's"
+
+
+def test_every_tensor_goes_home_where_a_copy_finds_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = toy("cnn")
+    some.model.to(torch.bfloat16)
+    before = weights(some.model)
+    copies = iter(range(100))
+    copy_ = Tensor.copy_
+
+    def failing(self: Tensor, source: Tensor) -> Tensor:
+        if self.dtype == torch.bfloat16 and source.dtype == torch.float32 and next(copies) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return copy_(self, source)
+
+    monkeypatch.setattr(Tensor, "copy_", failing)
+    request = forget(some.model).classes([3]).using("finetune", epochs=1).on("cpu")
+    with pytest.raises(ForgetkitError, match="too little memory"):
+        request.run(some.loader(), guard=None)
+    assert all(tensor.dtype == before[name].dtype for name, tensor in weights(some.model).items())
+    assert not changed(before, weights(some.model))
