@@ -15,6 +15,7 @@ from forgetkit.dryrun.hints import (
     class_count_hint,
     example_inputs,
     find_adapter,
+    has_classifier,
     has_identity_classifier,
     head_name_hints,
     unwrap,
@@ -79,6 +80,7 @@ def adapt(
     bare = unwrap(model)
     hint = class_count_hint(bare)
     _refuse_early(bare, hint)
+    hint = hint or None  # the 0 of an encoder that was given a classifier of its owner's
     names = () if head is None else (head,) if isinstance(head, str) else tuple(head)
     wish = Wish(names, num_classes if num_classes is not None else hint, output)
     try:
@@ -137,7 +139,7 @@ def _refuse_early(model: nn.Module, hint: int | None) -> None:
                 f"model should have all its parameters, but {name} has no shape yet; run the model "
                 "once on a batch first.",
             )
-    if hint == 0:
+    if hint == 0 and not has_classifier(model):
         raise _headless(model)
 
 

@@ -87,6 +87,17 @@ def has_identity_classifier(model: nn.Module) -> bool:
     return bool(present) and all(isinstance(module, nn.Identity) for module in present)
 
 
+def has_classifier(model: nn.Module) -> bool:
+    """Tell whether a layer with weights stands where the model's classifier is.
+
+    Whoever puts one on an encoder that was built without leaves its class count at 0.
+    """
+    named = head_name_hints(model)
+    if not named:
+        named = [n for n in _CLASSIFIERS if isinstance(getattr(model, n, None), nn.Module)]
+    return any(p.ndim > 1 for name in named for p in model.get_submodule(name).parameters())
+
+
 @cache
 def _loaders() -> tuple[object, ...]:
     points = sorted(entry_points(group=GROUP), key=lambda point: point.name == "builtin")

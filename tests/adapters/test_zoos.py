@@ -68,6 +68,23 @@ def test_headless_timm_model_is_refused() -> None:
     assert caught.value.code == "headless"
 
 
+@pytest.mark.parametrize("name", ["fc", "head.fc", "head"])
+def test_a_classifier_put_on_an_encoder_is_believed(name: str) -> None:
+    import timm
+
+    model = timm.create_model("resnet10t" if name == "fc" else "test_convnext", num_classes=0)
+    width = model.num_features
+    assert isinstance(width, int)
+    own: nn.Module = nn.Linear(width, 5)
+    if name == "head":  # takes the pooling with it
+        own = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), own)
+    model.set_submodule(name, own)
+    assert class_count_hint(model) == 0
+    view = adapt(model, pictures(2, 3, (64, 64)))
+    assert view.num_classes == 5
+    assert view.head_name.startswith(name)
+
+
 def test_replaced_classifier_does_not_clash_with_the_stale_hint() -> None:
     import timm
 
