@@ -22,6 +22,7 @@ from forgetkit.per_sample import (
     Parameters,
     detached,
     differentiable,
+    mixes_types,
     on_device,
     pieces,
     wide_type,
@@ -60,6 +61,10 @@ class DirectionalDerivative:
         try:
             found = by_forward_mode(*self._model, batch)
         except NotImplementedError:  # torch: an operation, or a custom function, without a rule
+            return False
+        except RuntimeError as error:
+            if not mixes_types(error):
+                raise
             return False
         drawn = torch.randn(found.shape, generator=torch.Generator().manual_seed(0))
         dual = drawn.to(found)

@@ -32,6 +32,15 @@ MEMORY = 2**30
 """Bytes that the gradients of the samples of one chunk may take, by default."""
 
 _NOT_BATCHABLE = ("vmap", "batching rule", "functorch", "functional transform")
+_MIXED_TYPES = ("scalar type", "input type")
+
+
+def mixes_types(error: Exception) -> bool:
+    """Tell whether an operation was given two types, as where a model's forward has an autocast.
+
+    A plain pass takes them; the rules for batching and for forward differentiation do not.
+    """
+    return any(word in str(error).lower() for word in _MIXED_TYPES)
 
 
 @contextmanager
@@ -145,7 +154,7 @@ def _vmapped(
                 dict(parameters), inputs, targets
             )
     except RuntimeError as error:
-        if not any(word in str(error).lower() for word in _NOT_BATCHABLE):
+        if not (mixes_types(error) or any(w in str(error).lower() for w in _NOT_BATCHABLE)):
             raise
         logger.warning(
             "per-sample gradients: this model cannot be batched by torch.func (%s); going through "

@@ -127,6 +127,28 @@ def test_an_operation_that_cannot_be_differentiated_twice_is_no_obstacle() -> No
     assert torch.allclose(found, (ahead - behind) / (2 * step), atol=1e-7)
 
 
+class HalfInside(nn.Module):
+    """Computes in half precision whatever is on outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = toy("cnn").model
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.net(images)
+        return logits.float()
+
+
+def test_an_autocast_in_the_model_is_no_obstacle() -> None:
+    logits_of, parameters = as_function(HalfInside())
+    vector, batch = random_like(parameters), batch_of(toy("cnn").train.tensors[0][:4])
+    with pytest.raises(RuntimeError, match="type"):
+        by_forward_mode(logits_of, parameters, vector, batch)
+    found = DirectionalDerivative(logits_of, parameters, vector)(batch)
+    assert torch.equal(found, by_double_backward(logits_of, parameters, vector, batch))
+
+
 def test_weights_that_the_logits_do_not_use_give_zeros() -> None:
     parameters = {"unused": torch.ones(3)}
 

@@ -328,6 +328,26 @@ def test_hooks_for_the_device_of_the_run_are_fine() -> None:
     assert request.run(some.loader()).after["forget"].accuracy == 0.0
 
 
+class HalfInside(nn.Module):
+    """Computes in half precision, as a model that ``Accelerator.prepare`` left so does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.net = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits: Tensor = self.net(images)
+        return logits.float()
+
+
+def test_gradients_of_samples_of_a_model_that_autocasts_itself() -> None:
+    some = toy("cnn")
+    request = forget(HalfInside(some.model)).classes([3]).using("ssd", threshold=1.0).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert result.after["forget"].accuracy < result.before["forget"].accuracy
+
+
 def test_a_large_bank_lives_in_a_file() -> None:
     some = toy("cnn")
     model = some.model.eval()
