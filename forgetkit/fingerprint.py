@@ -160,7 +160,8 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
         if id(value) not in live:
             raise ModelError(
                 f"model.state_dict()[{name!r}] is expected to be the model's own tensor; found a "
-                "copy made by a state-dict hook. Remove the hook, or unwrap the model."
+                "copy made by a state-dict hook or a quantised layer. Remove the hook, unwrap the "
+                "model, or edit it before quantising."
             )
         tensors[name] = value
     return tensors

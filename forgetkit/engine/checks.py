@@ -116,6 +116,24 @@ def _same_device(one: torch.device, other: torch.device) -> bool:
     return one.type == other.type and (one.index == other.index or None in (one.index, other.index))
 
 
+def check_not_quantised(model: nn.Module) -> None:
+    """Refuse integer weights, which no edit and no patch can be exact on.
+
+    Raises:
+        ModelError: a layer keeps its weights packed, or in a tensor type of its own.
+    """
+    found = [name for name, module in model.named_modules() if hasattr(module, "_packed_params")]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        # a class that wraps tensors, integers and scales in practice, behind one name
+        if tensor.is_quantized or hasattr(tensor, "__tensor_flatten__"):
+            found.append(name)
+    if found:
+        raise ModelError(
+            f"model {type(model).__name__}: expected weights in floating point, found {found[0]} "
+            "quantised; unlearn in the model that it was made from, and quantise that again"
+        )
+
+
 def check_takes_gradients(model: nn.Module) -> None:
     """Refuse weights that torch lets nobody train; audits, which change none, can do with them.
 

@@ -96,6 +96,7 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
         raise BadTarget("run(): expected a goal and a method, found none; set both first")
     model = unwrap(request.model)
     checks.check_model(model)
+    checks.check_not_quantised(model)
     checks.check_takes_gradients(model)
     named = request.method if isinstance(request.method, Method) else None
     if named is not None:

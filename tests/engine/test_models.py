@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from forgetkit import forget
@@ -426,4 +427,19 @@ def test_sharded_weights_are_refused(kind: str, slug: str) -> None:
     else:
         model.get_parameter("fc.weight").ds_id = 0  # type: ignore[attr-defined]  # as ZeRO does
     with pytest.raises(ModelError, match=r"expected whole tensors, found .* sharded"):
+        forget(model).classes([3]).using(slug).on("cpu").run(some.loader())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch calls its own quantisation deprecated
+@pytest.mark.parametrize("kind", ["packed", "wrapped"])
+@pytest.mark.parametrize("slug", ["lau", "finetune"])
+def test_quantised_weights_are_refused(kind: str, slug: str) -> None:
+    some = toy("cnn")
+    model = some.model.eval()
+    if kind == "packed":
+        model = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    else:
+        weight = model.get_parameter("fc.weight").detach()
+        model.get_submodule("fc").weight = nn.Parameter(TwoTensor(weight, weight))
+    with pytest.raises(ModelError, match=r"expected weights in floating point, found fc.* quantis"):
         forget(model).classes([3]).using(slug).on("cpu").run(some.loader())
