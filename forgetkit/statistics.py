@@ -356,8 +356,9 @@ def within(
     layers = {name: layer for name, layer in found.items() if layer.width <= max_dim}
     if not found:
         raise ModelError(
-            "statistics: expected convolutions or linear layers whose weights may change, found "
-            "none; call requires_grad_(True) on those weights, or use another method"
+            "statistics: expected convolutions or linear layers that multiply by parameters which "
+            "may change, found none; unfreeze them with requires_grad_(True), fold weight or "
+            "spectral normalisation, pruning and LoRA into them, or use another method"
         )
     if not layers:
         raise ModelError(

@@ -162,8 +162,14 @@ def editable_parameters(
     """Return the parameters that may change: those that are not frozen.
 
     Raises:
-        ModelError: all of them are frozen.
+        ModelError: there are none, or all of them are frozen.
     """
+    if not candidates:
+        raise ModelError(
+            f"{method.card.slug} edits the head: expected parameters that make the class scores, "
+            "found fixed numbers (a buffer or a plain tensor, such as text features); register "
+            "them as nn.Parameter, or use a method that edits all weights"
+        )
     free = {name: p for name, p in candidates.items() if p.requires_grad}
     if free:
         return free

@@ -238,8 +238,9 @@ class PGU(Trained):
         still = [n for n, p in weights.items() if p.ndim > 1 and n not in moments]
         if still:
             run.log(
-                f"pgu: {len(still)} weights without moments (not called, or with rows longer than "
-                f"max_dim) stay as they are: {still[:4]}"
+                f"pgu: {len(still)} weights without moments (not called, not multiplied by as they "
+                "are, as under weight normalisation or pruning, or with rows longer than max_dim) "
+                f"stay as they are: {still[:4]}"
             )
         return state | dict(self._rule(run))
 

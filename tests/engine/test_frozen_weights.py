@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forgetkit import forget
 from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
@@ -35,6 +35,35 @@ def test_retrain_leaves_frozen_weights_alone() -> None:
     some.model.requires_grad_(requires_grad=False)
     with pytest.raises(ModelError, match="requires_grad"):
         request.run(some.loader(), guard=None)
+
+
+class ZeroShot(nn.Module):
+    """Compares features with fixed vectors, one a class, as of a text encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16))
+        self.register_buffer("text", torch.randn(4, 16))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images) @ self.get_buffer("text").T
+        return logits
+
+
+@pytest.mark.parametrize("slug", ["lau", "linear_filtration"])
+def test_a_head_of_fixed_numbers_is_refused(slug: str) -> None:
+    request = forget(ZeroShot()).classes([3]).using(slug).on("cpu")
+    with pytest.raises(ModelError, match=r"found fixed numbers .*; register them as nn.Parameter"):
+        request.run(toy("cnn").loader())
+
+
+def test_layers_whose_weights_are_made_of_others_are_not_called_frozen() -> None:
+    some = toy("cnn")
+    for module in some.model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.utils.parametrizations.weight_norm(module)
+    with pytest.raises(ModelError, match="fold weight or spectral normalisation"):
+        forget(some.model).classes([3]).using("pgu").on("cpu").run(some.loader())
 
 
 @dataclass(frozen=True, kw_only=True)

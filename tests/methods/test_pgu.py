@@ -475,7 +475,7 @@ def test_a_model_whose_biases_alone_may_change_is_refused(
     start = forget(some.model)
     request = start.classes([3]) if goal == "classes" else start.depoison(range(5))
     request = request.on("cpu").using("pgu", statistics=file if saved else None)
-    with pytest.raises(ModelError, match=r"found none; call requires_grad_\(True\)"):
+    with pytest.raises(ModelError, match=r"found none; .*requires_grad_\(True\)"):
         request.run(some.loader())
 
 
