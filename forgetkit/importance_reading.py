@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from forgetkit.adapting import logits_of
 from forgetkit.data.labels import check_range
@@ -18,6 +17,7 @@ from forgetkit.engine.place import moved_inputs
 from forgetkit.errors import BadHyperparameter
 from forgetkit.importance import FORMS, KINDS, Importance, measured
 from forgetkit.model_errors import in_one_sentence
+from forgetkit.substitution import output_with
 from forgetkit.types import Inputs
 
 
@@ -58,8 +58,7 @@ def importance_of(
 
     def logits(given: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         inputs = moved_inputs(inputs, first.device, first.dtype)
-        args, named = ((inputs,), {}) if isinstance(inputs, Tensor) else ((), dict(inputs))
-        return logits_of(functional_call(model, dict(given), args, named))
+        return logits_of(output_with(model, given, inputs))
 
     with evaluating(model), in_one_sentence("importance_of()"):
         loader, example = peeked(loader, "importance_of(loader)")

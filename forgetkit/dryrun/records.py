@@ -10,6 +10,7 @@ from forgetkit.dryrun.graph import Graph, Node, Use, WeightUse
 from forgetkit.dryrun.program import weights_of
 from forgetkit.dryrun.slicing import Slice
 from forgetkit.fingerprint import overlap
+from forgetkit.substitution import parameter_places
 from forgetkit.view import Affine
 
 _FIRST_AXIS = frozenset({"linear", "conv1d", "conv2d", "conv3d", "bilinear"})
@@ -57,6 +58,7 @@ def tied_names(found: Slice, model: nn.Module) -> list[str]:
     """Name the head's parameters that another part of the model reads or holds as well.
 
     So are tensors of other parts that lie in the same memory: an edit of the head moves them, too.
+    Another name of the head's own module is no other part.
     """
     inside = set(found.nodes)
     weights = head_weights(found)
@@ -64,7 +66,7 @@ def tied_names(found: Slice, model: nn.Module) -> list[str]:
     outside = [node for number, node in enumerate(found.graph.nodes) if number not in inside]
     names = {path for path, tensor in weights_of(outside).items() if id(tensor) in head}
     modules = {found.graph.nodes[number].name for number in inside}
-    for path, parameter in model.named_parameters(remove_duplicate=False):
+    for path, parameter in parameter_places(model):
         elsewhere = path.rpartition(".")[0] not in modules and path != head.get(id(parameter))
         if id(parameter) in head and elsewhere and not _is_within(path, modules):
             names.add(path)

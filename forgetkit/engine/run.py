@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.func import functional_call
 
 from forgetkit import draws
 from forgetkit.copying import independent_copy
@@ -23,6 +22,7 @@ from forgetkit.engine.remembering import Measure
 from forgetkit.errors import DataError
 from forgetkit.fresh import reset_weights
 from forgetkit.goal import Goal
+from forgetkit.substitution import output_with
 from forgetkit.types import Batch, Inputs, SampleSet, Sets
 from forgetkit.view import ModelView
 
@@ -202,10 +202,8 @@ class Run:
             inputs: with a batch dimension.
         """
         placed = self._on_device(inputs)
-        args = (placed,) if isinstance(placed, Tensor) else ()
-        named = {} if isinstance(placed, Tensor) else dict(placed)
         with self._place.autocast(enabled=False):
-            return self._logits_of(functional_call(self._model, dict(parameters), args, named))
+            return self._logits_of(output_with(self._model, parameters, placed))
 
     def logits_of(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of another network of the same kind, (batch, classes)."""
