@@ -78,8 +78,8 @@ class Recorder(TorchFunctionMode):
                 self._add(module, self._watch_hook(name))
             for path, module in atoms(self._model):
                 self._add(module, self._before)
-                handle = module.register_forward_hook(
-                    self._after(path), with_kwargs=True, always_call=True
+                handle = nn.Module.register_forward_hook(
+                    module, self._after(path), with_kwargs=True, always_call=True
                 )
                 self._hooks.callback(handle.remove)
             super().__enter__()  # type: ignore[no-untyped-call]
@@ -124,7 +124,8 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _add(self, module: nn.Module, hook: Callable[..., None]) -> None:
-        handle = module.register_forward_pre_hook(hook, prepend=True, with_kwargs=True)
+        # a scripted part calls such hooks, but refuses them by a method of its own
+        handle = nn.Module.register_forward_pre_hook(module, hook, prepend=True, with_kwargs=True)
         self._hooks.callback(handle.remove)
 
     def _before(

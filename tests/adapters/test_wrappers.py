@@ -85,6 +85,13 @@ def test_peft_saved_heads_are_the_active_copy() -> None:
     check(model, "base_model.model.last.modules_to_save.default")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_a_scripted_part_before_the_head_is_one_step() -> None:
+    model = Net().eval()
+    model.body = torch.jit.script(model.body)
+    check(model, "last")
+
+
 def test_accelerate_offload_splits_but_is_read_only() -> None:
     from accelerate import cpu_offload
 
