@@ -196,7 +196,8 @@ def iterated(loader: Loader, name: str) -> Iterable[object]:
     if single or not isinstance(loader, Iterable):
         raise DataError(
             f"{name}: expected an iterable of batches, found {type(loader).__name__}; pass a "
-            "torch.utils.data.DataLoader over it, or a list of (images, labels) batches"
+            "torch.utils.data.DataLoader over it (with batch_size=None where it yields batches "
+            "already), or a list of (images, labels) batches"
         )
     return loader
 

@@ -163,6 +163,20 @@ def test_streams_serve_methods_that_need_the_forget_set_alone() -> None:
     assert result.after["forget"].accuracy == 0.0
 
 
+class Batches(IterableDataset[list[Tensor]]):
+    """A stream of whole batches, as WebDataset's loader is."""
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        yield from DataLoader(toy("cnn").train, batch_size=16)
+
+
+def test_a_data_set_of_batches_goes_into_a_loader_that_adds_no_axis() -> None:
+    request = forget(toy("cnn").model).classes([3]).using("lau").on("cpu")
+    with pytest.raises(DataError, match="with batch_size=None where it yields batches already"):
+        request.run(Batches())
+    assert request.run(DataLoader(Batches(), batch_size=None)).samples == {"forget": 60}
+
+
 def test_iterators_and_namespaces() -> None:
     some = toy("cnn")
     x, y = some.train.tensors
