@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ from forgetkit.testing.trace import changed, photograph, weights
 
 FORGOTTEN = 3
 KEPT = [0, 1, 2]
+DEVICE = os.environ.get("FORGETKIT_TEST_DEVICE", "cpu")
+"""Where the checks compute; the toy models lie on the CPU and move there for each run."""
 MethodType = type[Method]
 Check = Callable[[MethodType, str], None]
 
@@ -78,7 +81,7 @@ def request(method: Method, model: nn.Module, goal: str | None = None) -> Reques
         start = start.relabel({position: (position + 1) % 4 for position in range(40)})
     else:
         start = start.depoison(range(40))
-    return start.using(method).on("cpu")
+    return start.using(method).on(DEVICE)
 
 
 def check_runs_in_two_types(method: MethodType, kind: str) -> None:
@@ -333,7 +336,7 @@ def check_no_dead_hyperparameter(method: MethodType, kind: str) -> None:
             configured = method(**{**base, declared.name: value})
             asked = request(configured, some.model)
             if several is not None:
-                asked = forget(some.model).classes(several).using(configured).on("cpu")
+                asked = forget(some.model).classes(several).using(configured).on(DEVICE)
             if validate:
                 asked = asked.validate(DataLoader(some.test, batch_size=64))
             asked.run(some.loader(), guard=None)
