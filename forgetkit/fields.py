@@ -180,7 +180,9 @@ def check(owner: str, declared: Field[Any], value: object) -> None:
     """Raise ``BadHyperparameter`` unless the field accepts the value."""
     bounds = bounds_of(declared)
     if not bounds.accepts(value):
+        unsaved = bounds.kind == "artefact" and hasattr(value, "save")
+        cure = "call its save(path) and pass that path, or " if unsaved else ""
         raise BadHyperparameter(
-            f"{owner}: {declared.name} must be {bounds.describe()}, found {value!r}; it is "
-            f"{bounds.about}; leave it out to use the default {declared.default!r}"
+            f"{owner}: {declared.name} must be {bounds.describe()}, found {value!r}; it means: "
+            f"{bounds.about}; {cure}leave it out to use the default {declared.default!r}"
         )

@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from forgetkit import Statistics
 from forgetkit.cli.arguments import parse_settings
 from forgetkit.errors import BadHyperparameter
 from forgetkit.method import build, from_json
+from forgetkit.testing import toy
 
 BY_LAYER = {"fc": 0.5, "default": 0.9}
 
@@ -46,6 +48,15 @@ def test_other_dicts_are_refused(wrong: object) -> None:
 def test_a_plain_number_takes_no_dict() -> None:
     with pytest.raises(BadHyperparameter, match="epsilon"):
         build("pgu", {"epsilon": {"fc": 0.5}})
+
+
+def test_an_artefact_that_is_not_saved_yet_says_how() -> None:
+    statistics = Statistics.collect(toy("cnn").model, toy("cnn").loader())
+    with pytest.raises(BadHyperparameter, match=r"call its save\(path\) and pass that path"):
+        build("pgu", {"statistics": statistics})
+    with pytest.raises(BadHyperparameter) as caught:
+        build("pgu", {"statistics": 3})
+    assert "save(path)" not in str(caught.value)
 
 
 def test_the_command_line_writes_it_in_one_word() -> None:
