@@ -45,11 +45,16 @@ def first_rows(inputs: Example, rows: int) -> Example:
 
 
 def beside(model: nn.Module, inputs: Example) -> Example:
-    """Move the tensors to where the model is, when all of it is on one device."""
+    """Move the tensors to where the model is, when all of it is on one device.
+
+    Where a hook of Accelerate brings offloaded weights in, it brings the inputs along.
+    """
     places = {t.device for held in (model.parameters(), model.buffers()) for t in held}
     if len(places) != 1 or any(tensor.is_meta for tensor in tensors(inputs)):
         return inputs
     (place,) = places
+    if place.type == "meta" and any(hasattr(module, "_hf_hook") for module in model.modules()):
+        return inputs
     return _change(inputs, lambda tensor: tensor.to(place))
 
 

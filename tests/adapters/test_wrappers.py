@@ -107,6 +107,15 @@ def test_accelerate_offload_splits_but_is_read_only() -> None:
         view.rows(0)
 
 
+def test_inputs_stay_where_they_are_when_all_weights_are_offloaded() -> None:
+    from accelerate import cpu_offload
+
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(12, 8), nn.Linear(8, 4))
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert {tensor.device.type for tensor in model.state_dict().values()} == {"meta"}
+    assert adapt(model, picture()).num_classes == 4
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", ["linear", "conv", "two_heads", "squeeze"])
 def test_half_types_are_exact(kind: str, dtype: torch.dtype) -> None:
