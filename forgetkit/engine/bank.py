@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from forgetkit.data.sets import StoredSet
+from forgetkit.engine.finite import Finite
 from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
-from forgetkit.moving import first_false
 from forgetkit.types import Batch, Inputs, SampleSet
 from forgetkit.view import ModelView
 
@@ -63,20 +63,15 @@ class FeatureBank:
         """
         store: Tensor | None = None
         filled = 0
-        finite: dict[int, Tensor] = {}  # looked at in the end: no batch waits for the one before it
+        finite = Finite("features of the model: expected finite values")
         for number, batch in enumerate(samples.batches(shard=self._place.shard)):
             features = self._local_features(samples, batch)
-            finite[number] = torch.isfinite(features).all()
+            finite.add(number, features)
             if store is None:
                 store = self._allocate(len(samples), features)
             store[filled : filled + len(features)] = features
             filled += len(features)
-        broken = first_false(finite)
-        if broken is not None:
-            raise UnlearningFailed(
-                f"features of the model: expected finite values, found NaN or infinity in batch "
-                f"{broken}; check the images of that batch and the model's weights"
-            )
+        finite.check()
         if store is None or filled != len(samples):
             raise UnlearningFailed(
                 f"features of the model: expected {len(samples)} rows, found {filled}; the loader "

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forgetkit.engine.finite import Finite
 from forgetkit.engine.place import Place
-from forgetkit.errors import UnlearningFailed
 from forgetkit.losses import accuracy, label_hits, per_sample_loss
-from forgetkit.moving import first_false, sent
+from forgetkit.moving import sent
 from forgetkit.per_sample import wide_type
 from forgetkit.types import Batch, SampleSet
 
@@ -74,12 +74,12 @@ def measure(
     wide = wide_type(place.device)
     right = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
     count = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
-    finite: dict[int, Tensor] = {}  # looked at in the end: no batch waits for the one before it
+    finite = Finite("measuring: expected finite logits")
     for number, batch in enumerate(samples.batches(samples.at_once, shard=place.shard)):
         if len(batch) == 0:
             continue
         logits = logits_of(batch).float()
-        finite[number] = torch.isfinite(logits).all()
+        finite.add(number, logits)
         wanted = sent(batch.labels if labels is None else labels[batch.index], logits.device)
         hits = accuracy(logits, wanted).to(right)
         if wanted.ndim == 1:
@@ -91,12 +91,7 @@ def measure(
         right[-2] += hits.sum()
         count[-2] += len(batch)
         right[-1] += per_sample_loss(logits, wanted).to(right).sum()
-    broken = first_false(finite)
-    if broken is not None:
-        raise UnlearningFailed(
-            f"measuring: expected finite logits, found NaN or infinity in batch {broken}; "
-            "check the images of that batch and the model's weights"
-        )
+    finite.check()
     right, count = place.total(right).cpu(), place.total(count).cpu()
     shares = {
         label: (float(right[label] / count[label]), int(count[label]))

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import forget
 from forgetkit.attacks import escape
 from forgetkit.data.sets import StoredSet
+from forgetkit.engine.finite import TOGETHER
 from forgetkit.engine.measuring import measure
 from forgetkit.engine.place import Place
 from forgetkit.engine.run import Run
@@ -119,6 +120,19 @@ def test_measuring_waits_once_a_set_and_names_the_batch() -> None:
             assert measure(some, logits_of, 2, place).samples == 40
         counts.append(waits.count)
     assert counts[0] == counts[1]  # whatever the number of batches
+
+
+def test_a_broken_model_is_not_asked_about_every_batch_first() -> None:
+    place, asked = Place(torch.device("cpu")), []
+    samples = StoredSet(torch.zeros(400, 2), torch.zeros(400, dtype=torch.int64), batch_size=1)
+
+    def logits_of(batch: Batch) -> Tensor:
+        asked.append(len(batch))
+        return torch.full((len(batch), 2), torch.nan)
+
+    with pytest.raises(UnlearningFailed, match="in batch 0;"):
+        measure(samples, logits_of, 2, place)
+    assert len(asked) == TOGETHER < len(samples)
 
 
 def test_features_that_are_not_finite_are_found_with_their_batch() -> None:

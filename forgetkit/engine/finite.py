@@ -1,0 +1,49 @@
+"""Looking whether what a model answers to many batches is finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from forgetkit.errors import UnlearningFailed
+from forgetkit.moving import first_false
+
+TOGETHER = 64
+"""Batches whose answers are looked at together: no batch waits for the one before it, and a model
+that is broken is not asked about all the others first."""
+
+
+class Finite:
+    """Refuses what is not finite, and names the batch that it is in.
+
+    Args:
+        expected: the beginning of the message, such as ``"measuring: expected finite logits"``.
+    """
+
+    def __init__(self, expected: str) -> None:
+        self._expected = expected
+        self._answers: dict[int, Tensor] = {}
+
+    def add(self, number: int, values: Tensor) -> None:
+        """Note whether the values of a batch are finite.
+
+        Raises:
+            UnlearningFailed: those of this batch, or of one of the last before it, are not.
+        """
+        self._answers[number] = torch.isfinite(values).all()
+        if len(self._answers) == TOGETHER:
+            self.check()
+
+    def check(self) -> None:
+        """Look at all that was noted; call it after the last batch.
+
+        Raises:
+            UnlearningFailed: values of a batch are not finite.
+        """
+        broken = first_false(self._answers)
+        self._answers = {}
+        if broken is not None:
+            raise UnlearningFailed(
+                f"{self._expected}, found NaN or infinity in batch {broken}; check the images of "
+                "that batch and the model's weights"
+            )
