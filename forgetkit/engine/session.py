@@ -189,9 +189,9 @@ class Storage:
             yield self
         finally:
             try:
-                for name in self._edited & self._home.keys():
-                    if not _shares_elements(self._home[name]):
-                        self._home[name].copy_(self._tensors[name].data)
+                for name, home in self._home.items():  # in order: homes may overlap
+                    if name in self._edited and not _shares_elements(home):
+                        home.copy_(self._tensors[name].data)
             finally:  # a copy may find no memory, or Ctrl-C: all go home even so
                 for name, home in self._home.items():
                     self._tensors[name].data = home

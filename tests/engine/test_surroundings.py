@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import CannotSplitModel, Guard, forget
 from forgetkit.copying import independent_copy
-from forgetkit.engine.session import borrowed_flags, borrowed_randomness
+from forgetkit.engine.session import Storage, borrowed_flags, borrowed_randomness
 from forgetkit.errors import ForgetkitError, ModelError, PatchMismatch
 from forgetkit.model_errors import cure_of
 from forgetkit.testing import toy
@@ -442,3 +442,16 @@ def test_every_tensor_goes_home_where_a_copy_finds_no_memory(
         request.run(some.loader(), guard=None)
     assert all(tensor.dtype == before[name].dtype for name, tensor in weights(some.model).items())
     assert not changed(before, weights(some.model))
+
+
+def test_of_tensors_in_one_memory_the_last_goes_home_last() -> None:
+    for turn in range(4):  # other names each time: a set has no order of its own
+        home = torch.zeros(2, dtype=torch.bfloat16)
+        names = [f"{turn}.{number}" for number in range(32)]
+        tensors = {name: torch.empty(0, dtype=torch.bfloat16) for name in names}
+        for tensor in tensors.values():
+            tensor.data = home
+        with Storage(tensors, set(names), torch.device("cpu")).borrowed():
+            for number, tensor in enumerate(tensors.values()):
+                tensor.data.fill_(float(number))
+        assert home.tolist() == [31.0, 31.0]
