@@ -217,10 +217,15 @@ def _feature_size(
     view = view_of(model, samples, device, head)
     if view is None:
         return 0
-    batch = next(iter(samples.take(torch.arange(1)).batches(1)))
     with torch.no_grad(), evaluating(model):
-        features = view.features(moved_inputs(batch.inputs, device, floating_type(model)))
+        features = view.features(_two_of(samples, model, device))
     return features[0].numel()
+
+
+def _two_of(samples: SampleSet, model: nn.Module, device: torch.device) -> Inputs:
+    """Return two samples where the model is, for some models take no batch of one."""
+    batch = next(iter(samples.take(torch.arange(min(2, len(samples)))).batches(2)))
+    return moved_inputs(rows_of(batch.inputs, slice(0, 2)), device, floating_type(model))
 
 
 def _labelled(given: Given) -> tuple[Given, set[str]]:
@@ -407,8 +412,7 @@ def view_of(
     Raises:
         CannotSplitModel: it cannot be split and ``must`` be.
     """
-    batch = next(iter(samples.take(torch.arange(min(2, len(samples)))).batches(2)))
-    inputs = moved_inputs(rows_of(batch.inputs, slice(0, 2)), device, floating_type(model))
+    inputs = _two_of(samples, model, device)
     try:
         return adapt(model, inputs, head=head)
     except CannotSplitModel:

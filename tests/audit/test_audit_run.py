@@ -821,3 +821,24 @@ def test_an_iterator_is_read_once() -> None:
     found = ask(forget=streamed())
     assert found.samples["forget"] == 60
     assert found["answers"].value == 1.0
+
+
+def test_features_that_lose_their_batch_of_one_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Squeezing(nn.Module):
+        """Of a single sample it makes features without a batch dimension."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(1, 16, 8)
+            self.fc = nn.Linear(16, 4)
+
+        def forward(self, images: Tensor) -> Tensor:
+            """Return logits (batch, 4)."""
+            logits: Tensor = self.fc(self.body(images).squeeze())
+            return logits
+
+    monkeypatch.setattr(inputs, "OUTPUTS", 25 * 4 * 2 * (4 + 16))  # two models
+    found = audit(
+        Squeezing(), forget=toy("cnn").loader(), classes=[GONE], device="cpu", metrics=["accuracy"]
+    )
+    assert found.samples["retain"] == 25
