@@ -144,7 +144,7 @@ class SFRon(FullNetwork):
             if parameter.grad is not None:
                 parameter.grad.mul_(mask.to(parameter.device))
         norm = nn.utils.clip_grad_norm_([parameter for parameter, _ in moved], self.ascent_norm)
-        run.tally("clipped_ascents", norm > self.ascent_norm)
+        run.tally("clipped_ascents", (norm > self.ascent_norm) & norm.isfinite())
 
     def _rows(self, run: Run, samples: SampleSet, name: str, first: int, end: int) -> SampleSet:
         """Return the samples of batches ``first`` to ``end``: one random order after another.

@@ -76,7 +76,7 @@ class Beside(Place):
                 parameter.grad += torch.inf
 
 
-@pytest.mark.parametrize("method", ["finetune", "neggrad"])  # the second one clips gradients
+@pytest.mark.parametrize("method", ["finetune", "neggrad", "sfron"])  # two of them clip gradients
 def test_an_overflow_in_another_process_skips_the_step_here_too(
     monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
@@ -92,6 +92,7 @@ def test_an_overflow_in_another_process_skips_the_step_here_too(
     steps = int(result.history[-1]["steps"])
     assert result.notes[-1].startswith(f"{method}: {steps} of {steps} steps moved nothing")
     assert "clipped" not in result.stopped_because
+    assert result.history[-1].get("clipped_ascents", 0.0) == 0.0
 
 
 def test_a_run_whose_steps_all_move_something_says_nothing_of_it() -> None:
