@@ -23,6 +23,7 @@ from forgetkit.comparing.accuracies import ground_of, score_of
 from forgetkit.comparing.grid import changed_settings
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
+from forgetkit.data.sources import labels_kept
 from forgetkit.engine.place import choose_place
 from forgetkit.errors import (
     BadHyperparameter,
@@ -153,6 +154,7 @@ def search(
     ).best  # fmt: skip
 
 
+@labels_kept()
 def explore(
     model: nn.Module,
     method: str | Method,

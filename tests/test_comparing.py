@@ -12,7 +12,8 @@ from statistics import mean, stdev
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from forgetkit.api import forget
 from forgetkit.comparing import Comparison, RunRecord, compare
@@ -66,6 +67,35 @@ def test_scores_are_those_of_a_single_run_and_the_model_stays_as_it_is() -> None
     assert run.scores["D_f"] < original.scores["D_f"]
     assert run.seed == 5
     assert run.method["attack_steps"] == 3
+
+
+class Counted(Dataset[tuple[Tensor, int]]):
+    """Counts the samples that are read; lists its labels only where it is asked to."""
+
+    def __init__(self, data: TensorDataset, *, listed: bool) -> None:
+        self.data = data
+        self.read = 0
+        if listed:
+            self.targets = data.tensors[1]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        self.read += 1
+        image, label = self.data[index]
+        return image, int(label)
+
+
+def test_labels_that_are_not_listed_are_read_once_for_all_runs() -> None:
+    problem = toy("cnn")
+    read = {}
+    for listed in (False, True):
+        data = Counted(problem.train, listed=listed)
+        loader = DataLoader(data, batch_size=64)
+        compare(problem.model, loader, [3, 2], [QUICK], 2, validate=loader, device="cpu")
+        read[listed] = data.read
+    assert 0 < read[False] - read[True] <= len(problem.train)
 
 
 def test_every_target_method_and_seed_has_its_run_in_the_tables_order() -> None:

@@ -10,9 +10,11 @@ from typing import cast
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit.api import forget
+from forgetkit.data.loaders import Reading
 from forgetkit.errors import BadHyperparameter, BadTarget, DataError, UnlearningFailed
 from forgetkit.goal import Depoison, Instances
 from forgetkit.losses import unlearning_score
@@ -47,6 +49,23 @@ def test_it_finds_settings_that_work_where_those_given_do_not() -> None:
     assert found.default is not None
     assert found.value > found.default + 0.1
     assert found.value == max(run.value for run in found.runs if run.value is not None)
+
+
+def test_labels_that_are_not_listed_are_read_once_for_all_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = toy("cnn")
+    read = list[int]()
+
+    def labels_read(reading: Reading, positions: Tensor, *_: object) -> Tensor:
+        read.append(len(positions))
+        assert isinstance(reading.dataset, TensorDataset)
+        return reading.dataset.tensors[1]
+
+    monkeypatch.setattr("forgetkit.data.sources.stored", lambda *_: None)
+    monkeypatch.setattr("forgetkit.data.sources._labels_read", labels_read)
+    weak_search(problem, runs=3)
+    assert read == [len(problem.train), len(problem.test)]
 
 
 def test_the_value_is_us_on_validation_data_of_a_run_with_the_best_settings() -> None:

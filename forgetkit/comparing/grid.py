@@ -24,6 +24,7 @@ from forgetkit.comparing.table import Comparison
 from forgetkit.comparing.written import RunFolder, RunRecord
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
+from forgetkit.data.sources import labels_kept
 from forgetkit.engine.place import Place, alone, choose_place
 from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, ModelError
 from forgetkit.fingerprint import digest as model_digest
@@ -37,6 +38,7 @@ Target: TypeAlias = int | str | Sequence[int | str] | Goal
 """A class, classes that are forgotten together, or a goal."""
 
 
+@labels_kept()
 def compare(
     model: nn.Module,
     loader: Loader,
@@ -58,6 +60,7 @@ def compare(
     """Run methods x seeds x targets on copies of a model and return one table.
 
     The runs have no guard: the table shows what a method does, not what a guard would put back.
+    Labels that a data set does not list are found once, before the first run, by reading it whole.
     With ``out``, each finished run is a file there; the same call later reads it instead of
     running again, however the first call ended. A run is the same when the model's weights, the
     labels of the data (those of ``validate`` too), the method with all its settings, the target,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -23,6 +25,26 @@ PROBED = 64
 
 Membership: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """From labels and positions of some samples to a boolean mask of those wanted."""
+
+_Found: TypeAlias = tuple[object, Tensor, Tensor]  # loader, positions, labels
+
+_kept: ContextVar[dict[tuple[int, int], _Found] | None] = ContextVar(
+    "forgetkit_labels", default=None
+)
+
+
+@contextmanager
+def labels_kept() -> Iterator[None]:
+    """Find the labels of a loader with positions once inside the block, however often it is split.
+
+    For many runs on the same data: where a data set does not list its labels, finding them reads
+    every sample. Each batch that a run reads is held against them all the same.
+    """
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
 
 
 @dataclass(frozen=True)
@@ -109,6 +131,20 @@ def first_inputs(loader: Loader, name: str, count: int = 2) -> Inputs | None:
 
 
 def _indexed(loader: Loader, reading: Reading, num_classes: int, name: str) -> IndexedSet:
+    kept, key = _kept.get(), (id(loader), num_classes)
+    found = None if kept is None else kept.get(key)
+    if found is None:
+        # with the loader itself: no other object can have its id meanwhile
+        found = (loader, *_positions_and_labels(loader, reading, num_classes, name))
+        if kept is not None:
+            kept[key] = found
+    _, positions, labels = found
+    return IndexedSet(reading, positions, labels, name=name)
+
+
+def _positions_and_labels(
+    loader: Loader, reading: Reading, num_classes: int, name: str
+) -> tuple[Tensor, Tensor]:
     positions = covered(loader, name)
     if len(positions) == 0:
         raise DataError(
@@ -117,7 +153,7 @@ def _indexed(loader: Loader, reading: Reading, num_classes: int, name: str) -> I
     labels = _labels_listed(loader, reading, positions, num_classes, name)
     if labels is None:
         labels = _labels_read(reading, positions, num_classes, name)
-    return IndexedSet(reading, positions, labels, name=name)
+    return positions, labels
 
 
 def _labels_listed(
