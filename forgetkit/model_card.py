@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from forgetkit.listed import shortened
+
 _TAGS = ("machine-unlearning", "image-classification")
 _ONE = "accuracy"  # the single figure of a set that is given as a number
+LONGEST_LIST = 100
+"""Entries of a list that are printed; of a longer one the first few, and how many more."""
 
 
 def model_card(
@@ -20,7 +24,8 @@ def model_card(
     """Return the text of a ``README.md``.
 
     Args:
-        request: what was asked for: goal, method, hyper-parameters, seed, versions.
+        request: what was asked for: goal, method, hyper-parameters, seed, versions. Of lists with
+            more than 100 entries the card has the first few and the number of the others.
         before: accuracies, fractions in [0, 1], by set; a set is a number, or a mapping that holds
             numbers by name, one level of mappings by class among them.
         after: the same after the edit.
@@ -111,7 +116,17 @@ def _figure(value: float | None) -> str:
 
 
 def _text(value: object) -> str:
-    return (value if isinstance(value, str) else json.dumps(value, default=str)).replace("|", "\\|")
+    text = value if isinstance(value, str) else json.dumps(_brief(value), default=str)
+    return text.replace("|", "\\|")
+
+
+def _brief(value: object) -> object:
+    """Return a value whose lists a person can read; the patch has a record of all of it."""
+    if isinstance(value, Mapping):
+        return {str(key): _brief(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and len(value) > LONGEST_LIST:
+        return shortened(value)
+    return value
 
 
 def _cell(text: str) -> str:

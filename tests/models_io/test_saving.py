@@ -328,6 +328,9 @@ def test_model_card() -> None:
     assert "| test | accuracy | 0.7500 | not measured |" in card
     assert "### forget, by class\n\n| class | before | after |\n| --- | --- | --- |\n| 3 |" in card
     assert card.endswith("## Limits\n\nNo membership inference was run.\n")
+    positions = {"goal": "instances", "positions": list(range(100_000))}
+    many = model_card({"goal": positions}, {}, {}, "Nothing was tested.")
+    assert '"positions": "0, 1, 2, 3, 4, 5, 6, 7 and 99992 more"' in many
     assert "No accuracy was measured." in model_card({}, {}, {}, "Nothing was tested.")
     with pytest.raises(ValueError, match="limits is expected"):
         model_card({}, {}, {}, " ")
