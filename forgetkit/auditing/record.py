@@ -52,7 +52,8 @@ class Audit:
         beyond: slugs of the metrics of higher levels, which were not asked for.
         seconds: wall time by phase.
         metric_seconds: wall time by metric.
-        estimated_seconds: what the audit was thought to take before it started.
+        estimated_seconds: what the audit was thought to take before it started, without fitting
+            heads to many classes.
         seed: of every random choice.
         device: where it was computed.
         versions: of Python and of the libraries.

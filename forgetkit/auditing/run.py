@@ -43,6 +43,8 @@ PASSES = {"quick": 0, "standard": 20_000, "full": 200_000}
 """Rough number of sample forwards that one metric of a level makes, for the estimate alone."""
 SECONDS = {"quick": 0.5, "standard": 1.0, "full": 2.0}
 """Rough time of one metric beside its forwards, for the estimate alone."""
+MANY_CLASSES = 50
+"""With more, fitting heads to features can take longer than all that the estimate counts."""
 
 
 def audit(
@@ -301,8 +303,16 @@ class _Session:
         self.estimated = each * passes + beside
         self.say(
             f"{len(self.metrics)} checks ({self.level}) on {models} models and {total} samples: "
-            f"about {_spoken(self.estimated)}"
+            f"about {_spoken(self.estimated)}{self._not_estimated()}"
         )
+
+    def _not_estimated(self) -> str:
+        """Say what the estimate leaves out; how long a fit takes shows only while it is made."""
+        classes = 0 if self.material is None else self.material.num_classes
+        fits = any(metric.card.group == "audit" for metric in self.metrics)
+        if classes <= MANY_CLASSES or not fits:
+            return ""
+        return f", and up to minutes more where new heads are fitted to {classes} classes"
 
     def _collect(self, models: Sequence[tuple[Role, nn.Module]]) -> None:
         if self.material is None:

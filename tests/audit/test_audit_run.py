@@ -812,6 +812,18 @@ def test_progress_is_told_with_an_estimate_before_it_starts() -> None:
     assert lines[1:] == ["1/2 Answers", "2/2 Infinite"]
 
 
+def test_the_estimate_says_that_heads_of_many_classes_are_not_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("forgetkit.auditing.run.MANY_CLASSES", 3)
+    lines: list[str] = []
+    ask(say=lines.append, metrics=["prototype"])
+    assert lines[0].endswith(", and up to minutes more where new heads are fitted to 4 classes")
+    ask(say=lines.append, metrics=["accuracy"])
+    assert lines[2].startswith("1 checks")
+    assert "heads" not in lines[2]
+
+
 def streamed() -> Iterator[tuple[Tensor, Tensor]]:
     images, labels = toy("cnn").train.tensors
     yield from zip(images.split(50), labels.split(50), strict=True)
