@@ -205,7 +205,9 @@ def _drawn(sampler: object, name: str) -> Tensor:
     positions: set[int] = set()
     # a sampler may draw for ever; its length says what an epoch is
     for rows in itertools.islice(sampler, len(sampler)):
-        positions.update(torch.as_tensor(rows).flatten().tolist())
+        # a tensor for each of a million whole numbers would take ten seconds
+        one = (rows,) if isinstance(rows, int) else torch.as_tensor(rows).flatten().tolist()
+        positions.update(one)
     if state is not None and isinstance(generator, torch.Generator):
         generator.set_state(state)
     return torch.as_tensor(sorted(positions), dtype=torch.int64)
