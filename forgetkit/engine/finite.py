@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from forgetkit.errors import UnlearningFailed
-from forgetkit.moving import first_false
 
 TOGETHER = 64
 """Batches whose answers are looked at together: no batch waits for the one before it, and a model
@@ -40,10 +41,21 @@ class Finite:
         Raises:
             UnlearningFailed: values of a batch are not finite.
         """
-        broken = first_false(self._answers)
+        broken = _first_false(self._answers)
         self._answers = {}
         if broken is not None:
             raise UnlearningFailed(
                 f"{self._expected}, found NaN or infinity in batch {broken}; check the images of "
                 "that batch and the model's weights"
             )
+
+
+def _first_false(answers: Mapping[int, Tensor]) -> int | None:
+    """Return the first number whose answer, a boolean scalar on a device, is false, if one is.
+
+    All of them are asked together: ``bool`` of one after the other waits for the device each time.
+    """
+    if not answers:
+        return None
+    every = torch.stack(list(answers.values())).tolist()
+    return next((number for number, holds in zip(answers, every, strict=True) if not holds), None)
