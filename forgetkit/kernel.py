@@ -7,20 +7,31 @@ that fit the residuals r of n samples are w = J^T (J J^T + n lambda I)^-1 r.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from forgetkit.errors import BadHyperparameter
+from forgetkit.errors import BadHyperparameter, UnlearningFailed
 from forgetkit.per_sample import LogitsOf, Parameters, device_of, wide_type
 from forgetkit.second_order import jacobian, pull_back, push_forward
 from forgetkit.solvers import Solution, conjugate_gradient
 from forgetkit.types import Batch
 
 BUDGET = 4 * 2**30
-"""Bytes that the stored Jacobian and kernel may take."""
+"""Bytes that solving with the kernel may take, and the kernel with a block of the Jacobian."""
 
-COLUMNS = 65536
+COPIES = 3
+"""Kernels at once in a solution: as it is, with its penalty, and its factor."""
+
+PRODUCTS = 1e13
+"""Multiplications that a kernel may take to be called cheap: some ten minutes of one core."""
+
+COLUMNS = 4096
+"""Columns of J in one product, which keeps sums in the precision of the weights short."""
+
+TILE = 2048
+"""Rows of the kernel in one product: what lies above the diagonal is left out."""
 
 
 def removal_by_products(
@@ -91,51 +102,111 @@ def removal_by_kernel(
     penalty: float,
     budget: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return w(D_r) - w(D) and w(D_r), (P,) each, from the stored kernel by Cholesky in float64.
+    """Return w(D_r) - w(D) and w(D_r), (P,) each, from the kernel by Cholesky in float64.
 
     Args:
         logits_of: the model as a function.
         parameters: tensors that move, by name.
-        forget: D_f.
-        retain: D_r.
+        forget: D_f, a list: it is read once for each block of columns of the Jacobian.
+        retain: D_r, a list.
         residuals: target minus prediction, (samples, classes), of D_f and D_r.
         penalty: lambda.
-        budget: bytes for the Jacobian and the kernel; default 4 GiB.
+        budget: bytes for the kernel three times, or once with a block of the Jacobian; default
+            4 GiB.
 
     Raises:
-        BadHyperparameter: they would not fit.
+        BadHyperparameter: the kernel would not fit.
+        UnlearningFailed: the kernel with the penalty is not positive within rounding.
     """
     own, kept = residuals
-    classes = own.shape[1]
-    rows = (len(own) + len(kept)) * classes
-    count = sum(p.numel() for p in parameters.values())
-    size = max(p.element_size() for p in parameters.values())
-    wide = wide_type(device_of(parameters))
+    everything = [*forget, *retain]
+    rows = (len(own) + len(kept)) * own.shape[1]
     allowed = BUDGET if budget is None else budget
-    needed = rows * count * size + 2 * rows * rows * 8
+    needed = kernel_size(rows)
     if needed > allowed:
         raise BadHyperparameter(
-            f"ntk: expected a kernel of at most {allowed / 2**30:.1f} GiB for solver='cholesky', "
-            f"found {needed / 2**30:.1f} GiB for {rows} rows (samples times classes) and {count} "
-            "weights; pass solver='cg', which stores neither, or lower retain_samples"
+            f"ntk: expected a kernel that is solved in {allowed / 2**30:.1f} GiB for "
+            f"solver='cholesky', found {needed / 2**30:.1f} GiB for {rows} rows (samples times "
+            "classes); pass solver='cg', which stores none, or lower retain_samples"
         )
-    slopes = jacobian(logits_of, parameters, [*forget, *retain], classes=classes)
-    gram = torch.zeros(rows, rows, dtype=wide, device=slopes.device)
-    for columns in slopes.split(COLUMNS, dim=1):
-        some = columns.to(wide)
-        gram += some @ some.T
-    lost = len(own) * classes
+    gram = lower_kernel(
+        logits_of, parameters, everything, rows=rows, classes=own.shape[1],
+        space=allowed - needed // COPIES,
+    )  # fmt: skip
+    lost = own.numel()
+    alone = torch.zeros(rows, dtype=gram.dtype, device=gram.device)
+    alone[lost:] = _dual(gram[lost:, lost:], kept, len(kept) * penalty)
+    both = _dual(gram, torch.cat([own, kept]), (len(own) + len(kept)) * penalty)
+    weights = pull_back(logits_of, parameters, everything, alone.view(-1, own.shape[1]))
+    delta = pull_back(logits_of, parameters, everything, (alone - both).view(-1, own.shape[1]))
+    return delta, weights
 
-    def fitted(start: int, right: Tensor) -> Tensor:
-        """Return J^T (K + n lambda I)^-1 r for the rows from ``start``."""
-        block = gram[start:, start:].clone()
-        block.diagonal().add_(len(right) * penalty)
-        dual = torch.cholesky_solve(right.to(gram).reshape(-1, 1), torch.linalg.cholesky(block))
-        pieces = slopes[start:].split(COLUMNS, dim=1)
-        return torch.cat([piece.T.to(wide) @ dual[:, 0] for piece in pieces])
 
-    weights = fitted(lost, kept)
-    return weights - fitted(0, torch.cat([own, kept])), weights
+def kernel_is_cheap(parameters: Parameters, rows: int) -> bool:
+    """Return whether the kernel fits and takes no more multiplications than ``PRODUCTS``."""
+    count = sum(p.numel() for p in parameters.values())
+    return kernel_size(rows) <= BUDGET and rows * rows * count / 2 <= PRODUCTS
+
+
+def kernel_size(rows: int) -> int:
+    """Return the bytes that solving with a kernel of so many rows takes."""
+    return COPIES * rows * rows * 8
+
+
+def lower_kernel(
+    logits_of: LogitsOf,
+    parameters: Parameters,
+    batches: Sequence[Batch],
+    *,
+    rows: int,
+    classes: int,
+    space: int,
+) -> Tensor:
+    """Return J J^T, (rows, rows), in float64; above the diagonal only tiles are filled.
+
+    The Jacobian is made in blocks of columns that fit into ``space``. A few thousand columns are
+    multiplied at a time at the precision of the weights (at least float32), which is what the
+    Jacobian is known to, and the products are summed in float64.
+
+    Args:
+        logits_of: the model as a function.
+        parameters: tensors to differentiate by, by name.
+        batches: read once a block.
+        rows: samples times classes.
+        classes: number of logits.
+        space: bytes for a block.
+    """
+    device = device_of(parameters)
+    gram = torch.zeros(rows, rows, dtype=wide_type(device), device=device)
+    types = (tensor.dtype for tensor in parameters.values())
+    precision = reduce(torch.promote_types, types, torch.float32)
+    count = sum(p.numel() for p in parameters.values())
+    width = max(1, space // (max(1, rows) * precision.itemsize))
+    for start in range(0, count, width):
+        columns = start, min(start + width, count)
+        block = torch.empty(rows, columns[1] - start, dtype=precision, device=device)
+        filled = 0
+        for some in jacobian(logits_of, parameters, batches, classes=classes, columns=columns):
+            block[filled : filled + len(some)] = some
+            filled += len(some)
+        for part in block.split(COLUMNS, dim=1):
+            for tile in range(0, rows, TILE):
+                end = tile + TILE
+                gram[tile:end, :end] += part[tile:end] @ part[:end].T
+    return gram
+
+
+def _dual(gram: Tensor, right: Tensor, damping: float) -> Tensor:
+    """Return (K + damping I)^-1 r, (rows,), reading K below its diagonal only."""
+    block = gram.clone()
+    block.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(block)
+    if bool(failed):
+        raise UnlearningFailed(
+            f"ntk: expected a kernel that is positive with its penalty of {damping:.3g}, found "
+            f"that rounding is larger than that at row {int(failed)} of {len(gram)}; raise penalty"
+        )
+    return torch.cholesky_solve(right.to(gram).reshape(-1, 1), factor)[:, 0]
 
 
 def removal_scale(delta: Tensor, error: Tensor) -> float:

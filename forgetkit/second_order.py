@@ -8,7 +8,7 @@ time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from forgetkit.per_sample import (
     per_sample_gradients,
     wide_type,
 )
-from forgetkit.types import Batch
+from forgetkit.types import Batch, Inputs
 
 
 def flat(tensors: Parameters) -> Tensor:
@@ -149,18 +149,53 @@ def push_forward(
 
 
 def jacobian(
-    logits_of: LogitsOf, parameters: Parameters, batches: Iterable[Batch], *, classes: int
-) -> Tensor:
-    """Return J, (samples x classes, P): a sample's classes stand together."""
+    logits_of: LogitsOf,
+    parameters: Parameters,
+    batches: Iterable[Batch],
+    *,
+    classes: int,
+    columns: tuple[int, int] | None = None,
+) -> Iterator[Tensor]:
+    """Yield rows of J, (samples x classes, columns), by chunk: a sample's classes stand together.
+
+    Args:
+        logits_of: the model as a function.
+        parameters: tensors to differentiate by, by name.
+        batches: what to read.
+        classes: number of logits.
+        columns: first column and the one after the last, of the P of J; default all. Tensors with
+            no column among them are not differentiated by.
+    """
     losses = [_one_logit(label) for label in range(classes)]
-    pieces: list[Tensor] = []
+    inside, cut = _within(parameters, columns)
+
+    def partly(some: Parameters, inputs: Inputs) -> Tensor:
+        return logits_of({**parameters, **some}, inputs)
+
     group: list[Tensor] = []
-    for found in per_sample_gradients(logits_of, parameters, batches, losses=losses):
-        group.append(torch.cat([found[name].flatten(1) for name in parameters], dim=1))
+    for found in per_sample_gradients(partly, inside, batches, losses=losses):
+        group.append(torch.cat([found[name].flatten(1) for name in inside], dim=1)[:, cut])
         if len(group) == classes:
-            pieces.append(torch.stack(group, dim=1).flatten(0, 1))
+            yield torch.stack(group, dim=1).flatten(0, 1)
             group = []
-    return torch.cat(pieces)
+
+
+def _within(
+    parameters: Parameters, columns: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], slice]:
+    """Return the tensors that have some of the columns, and where these are among theirs."""
+    if columns is None:
+        return dict(parameters), slice(None)
+    inside: dict[str, Tensor] = {}
+    position = first = 0
+    start, stop = columns
+    for name, tensor in parameters.items():
+        end = position + tensor.numel()
+        if position < stop and end > start:
+            first = first if inside else position
+            inside[name] = tensor
+        position = end
+    return inside, slice(start - first, stop - first)
 
 
 def _one_logit(label: int) -> SampleLoss:

@@ -25,7 +25,7 @@ _BACK = "back"
 
 def begin_gap(run: Run) -> State:
     """Return the state of ``validation_gap`` before training."""
-    unseen = _unseen_accuracy(run)
+    unseen = unseen_accuracy(run)
     kept, gap = _kept_accuracy(run), unseen - run.forget_accuracy()
     return {
         "kept": _exact(kept), "unseen": _exact(unseen), "gap": _exact(gap),
@@ -120,7 +120,7 @@ def _kept_accuracy(run: Run) -> float:
     return run.accuracy(run.validation)
 
 
-def _unseen_accuracy(run: Run) -> float:
+def unseen_accuracy(run: Run) -> float:
     """Return the accuracy on validation samples of the classes that D_f has."""
     if run.validation is None:
         raise TypeError("a validation gap needs validation samples")

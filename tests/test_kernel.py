@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from forgetkit import kernel
-from forgetkit.errors import BadHyperparameter
-from forgetkit.kernel import removal_by_kernel, removal_by_products, removal_scale
+from forgetkit.errors import BadHyperparameter, UnlearningFailed
+from forgetkit.kernel import lower_kernel, removal_by_kernel, removal_by_products, removal_scale
 from forgetkit.per_sample import LogitsOf
+from forgetkit.second_order import jacobian
 from forgetkit.types import Batch, Inputs
 
 Data = tuple[LogitsOf, dict[str, Tensor], Tensor, Tensor]
@@ -53,11 +55,12 @@ def test_linear_model_moves_to_the_fit_without_the_samples() -> None:
         assert torch.allclose(fitted + delta.view(2, 5), refit, atol=1e-5)
 
 
-@pytest.mark.parametrize("columns", [3, 1 << 16])
+@pytest.mark.parametrize(("columns", "tile"), [(3, 7), (1 << 16, 64)])
 def test_ridge_is_exact_with_residuals_at_zero(
-    columns: int, monkeypatch: pytest.MonkeyPatch
+    columns: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernel, "COLUMNS", columns)
+    monkeypatch.setattr(kernel, "TILE", tile)
     logits_of, parameters, inputs, targets = linear()
     penalty = 0.3
 
@@ -125,11 +128,11 @@ def test_a_kernel_beyond_the_budget_is_refused() -> None:
         )  # fmt: skip
 
 
-def test_the_budget_holds_the_slopes_and_two_kernels() -> None:
+def test_the_budget_holds_three_kernels() -> None:
     logits_of, parameters, inputs, targets = linear()
     own, kept = batches(inputs[:6]), batches(inputs[6:])
     residuals = (targets[:6], targets[6:])
-    needed = 40 * 10 * 8 + 2 * 40 * 40 * 8  # 20 samples, 2 classes, 10 weights, float64
+    needed = 3 * 40 * 40 * 8  # 20 samples, 2 classes
 
     def removed(budget: int) -> Tensor:
         return removal_by_kernel(
@@ -139,3 +142,66 @@ def test_the_budget_holds_the_slopes_and_two_kernels() -> None:
     assert bool(torch.isfinite(removed(needed)).all())
     with pytest.raises(BadHyperparameter, match="pass solver='cg'"):
         removed(needed - 1)
+
+
+@pytest.mark.parametrize("space", [1, 30 * 8 * 3, 30 * 8 * 11, 10**9])
+def test_a_kernel_made_in_blocks_is_the_kernel(space: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "TILE", 8)
+    logits_of, parameters = as_function(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)).double())
+    inputs = torch.randn(10, 4, dtype=torch.float64)
+    widths: list[int] = []
+    empty = torch.empty
+
+    def block(rows: int, width: int, **how: Any) -> Tensor:  # noqa: ANN401  as torch.empty has it
+        widths.append(width)
+        return empty(rows, width, **how)
+
+    slopes = torch.cat(list(jacobian(logits_of, parameters, batches(inputs), classes=3)))
+    monkeypatch.setattr(torch, "empty", block)
+    found = lower_kernel(
+        logits_of, parameters, batches(inputs), rows=30, classes=3, space=space
+    )  # fmt: skip
+    assert torch.allclose(found.tril(), (slopes @ slopes.T).tril(), atol=1e-12)
+    assert sum(widths) == slopes.shape[1] == 19
+    assert max(widths) == min(19, max(1, space // (30 * 8)))
+
+
+def test_single_precision_is_summed_in_double() -> None:
+    logits_of, parameters = as_function(nn.Linear(5, 2).float())
+    found = lower_kernel(
+        logits_of, parameters, batches(torch.randn(6, 5)), rows=12, classes=2, space=12 * 4
+    )  # fmt: skip
+    assert found.dtype == torch.float64
+
+
+def test_what_lies_above_the_diagonal_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_of, parameters, inputs, targets = linear()
+    arguments = (
+        logits_of, parameters, batches(inputs[:6]), batches(inputs[6:]), (targets[:6], targets[6:])
+    )  # fmt: skip
+    expected = removal_by_kernel(*arguments, penalty=0.1)
+    whole = lower_kernel
+
+    def spoilt(*given: Any, **how: Any) -> Tensor:  # noqa: ANN401  passed on as they come
+        gram = whole(*given, **how)
+        return gram.tril() + torch.full_like(gram, 1e6).triu(1)
+
+    monkeypatch.setattr(kernel, "lower_kernel", spoilt)
+    found = removal_by_kernel(*arguments, penalty=0.1)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_a_penalty_below_rounding_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_of, parameters, inputs, targets = linear()
+    whole = lower_kernel
+
+    def rounded(*given: Any, **how: Any) -> Tensor:  # noqa: ANN401  passed on as they come
+        return whole(*given, **how) - 0.5 * torch.eye(40, dtype=torch.float64)
+
+    monkeypatch.setattr(kernel, "lower_kernel", rounded)
+    with pytest.raises(UnlearningFailed, match="raise penalty"):
+        removal_by_kernel(
+            logits_of, parameters, batches(inputs[:6]), batches(inputs[6:]),
+            (targets[:6], targets[6:]), penalty=1e-6,
+        )  # fmt: skip

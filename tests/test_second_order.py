@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from forgetkit.per_sample import LogitsOf
+from forgetkit.per_sample import LogitsOf, Parameters
 from forgetkit.second_order import (
     flat,
     gauss_newton_product,
@@ -87,7 +87,7 @@ def test_jacobian_products_equal_the_full_jacobian() -> None:
     expected = torch.autograd.functional.jacobian(
         lambda weights: logits_of(shaped(weights, parameters), inputs), flat(parameters)
     )
-    full = jacobian(logits_of, parameters, batches, classes=3)
+    full = torch.cat(list(jacobian(logits_of, parameters, batches, classes=3)))
     assert torch.allclose(full, expected.flatten(0, 1), atol=1e-12)
     vector = torch.randn(full.shape[1], dtype=torch.float64)
     pushed = push_forward(logits_of, parameters, batches, vector)
@@ -95,6 +95,30 @@ def test_jacobian_products_equal_the_full_jacobian() -> None:
     cotangents = torch.randn(7, 3, dtype=torch.float64)
     pulled = pull_back(logits_of, parameters, batches, cotangents)
     assert torch.allclose(pulled, full.T @ cotangents.flatten(), atol=1e-12)
+
+
+@pytest.mark.parametrize("columns", [(0, 4), (3, 9), (5, 6), (0, 10**6), (7, 10**6)])
+def test_some_columns_are_those_of_the_whole_jacobian(columns: tuple[int, int]) -> None:
+    logits_of, parameters, batches, _, _ = small()
+    read: list[set[str]] = []
+
+    def watched(weights: Parameters, inputs: Inputs) -> Tensor:
+        read.append({name for name, tensor in weights.items() if tensor.requires_grad})
+        return logits_of(weights, inputs)
+
+    whole = torch.cat(list(jacobian(logits_of, parameters, batches, classes=3)))
+    stop = min(columns[1], whole.shape[1])
+    some = jacobian(watched, parameters, batches, classes=3, columns=(columns[0], stop))
+    assert torch.equal(torch.cat(list(some)), whole[:, columns[0] : stop])
+    ends = torch.tensor([tensor.numel() for tensor in parameters.values()]).cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    touched = {
+        name
+        for name, start, end in zip(parameters, starts, ends, strict=True)
+        if start < stop and end > columns[0]
+    }
+    assert read
+    assert all(names == touched for names in read)
 
 
 @pytest.mark.parametrize("kind", ["cnn", "vit"])

@@ -45,9 +45,8 @@ def linearised(rows: Tensor, penalty: float) -> Tensor:
 def moved(**settings: float | str | None) -> Tensor:
     model = Linear()
     request = forget(model).instances([0, 3]).fresh({"fc.weight": START - 1.0})
-    request.using("ntk", penalty=0.05, tolerance=1e-9, **settings).on("cpu").run(
-        loader(), guard=None
-    )
+    chosen = {"scale": 1.0, "penalty": 0.05, "tolerance": 1e-9, **settings}
+    request.using("ntk", **chosen).on("cpu").run(loader(), guard=None)
     return model.fc.weight.detach() - START
 
 
@@ -111,14 +110,35 @@ def test_one_retained_sample_is_enough_but_none_is_refused() -> None:
         forget(Linear()).instances(range(5)).using("ntk").on("cpu").run(loader(), guard=None)
 
 
+def test_the_kernel_is_used_where_it_is_cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    def notes(**settings: float | str) -> str:
+        request = forget(Linear()).instances([0, 3]).using("ntk", scale=1.0, **settings)
+        return " ".join(request.on("cpu").run(loader(), guard=None).notes)
+
+    assert "solver='cholesky' for 15 rows" in notes()
+    assert "products" not in notes()
+    monkeypatch.setattr("forgetkit.kernel.PRODUCTS", 15 * 15 * 6 / 2 - 1)
+    assert "solver='cg' for 15 rows" in notes()
+    assert "converged after" in notes()
+    assert "ended before they had solved" not in notes()
+    assert "ended before they had solved" in notes(iterations=1)
+    assert "solver=" not in notes(solver="cholesky").split("for 15 rows")[0]
+    monkeypatch.setattr("forgetkit.kernel.PRODUCTS", 15 * 15 * 6 / 2)
+    assert "solver='cholesky'" in notes()
+    monkeypatch.setattr("forgetkit.kernel.BUDGET", 3 * 15 * 15 * 8 - 1)
+    assert "solver='cg'" in notes()
+
+
 @pytest.mark.parametrize("fresh", [None, "factory"])
-def test_a_scale_needs_the_weights_that_training_started_from(fresh: str | None) -> None:
+def test_without_the_first_weights_the_scale_is_searched(fresh: str | None) -> None:
     some = toy("cnn")
-    before = weights(some.model)
-    request = forget(some.model).instances([0, 3])
+    request = forget(some.model).classes([1])
     if fresh:
         request = request.fresh(lambda: toy("cnn").model)
-    request = request.using("ntk", scale=None, retain_samples=20).on("cpu")
-    with pytest.raises(BadHyperparameter, match="state dict"):
-        request.run(some.loader(), guard=None)
-    assert changed(weights(some.model), before) == []
+    request = request.using("ntk", retain_samples=60, penalty=20.0).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert any("is nearest to a forget accuracy of 0.00 %" in note for note in result.notes)
+    assert result.after["forget"].accuracy <= 0.1
+    images, labels = some.test.tensors
+    right = some.model(images).argmax(dim=1) == labels
+    assert float(right[labels != 1].float().mean()) >= 0.8
