@@ -6,8 +6,8 @@ that fit the residuals r of n samples are w = J^T (J J^T + n lambda I)^-1 r.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from functools import partial, reduce
 
 import torch
 from torch import Tensor
@@ -19,16 +19,18 @@ from forgetkit.solvers import Solution, conjugate_gradient
 from forgetkit.types import Batch
 
 BUDGET = 4 * 2**30
-"""Bytes that solving with the kernel may take, and the kernel with a block of the Jacobian."""
+"""Bytes that solving with the kernel may take, and the kernel with a block of the Jacobian; the
+gradients of some samples that such a block is made from come on top."""
 
 COPIES = 3
 """Kernels at once in a solution: as it is, with its penalty, and its factor."""
 
 PRODUCTS = 1e13
-"""Multiplications that a kernel may take to be called cheap: some ten minutes of one core."""
+"""Multiplications that a kernel may take to be called cheap, those for the Jacobian not counted:
+some ten minutes of a core or two."""
 
 COLUMNS = 4096
-"""Columns of J in one product, which keeps sums in the precision of the weights short."""
+"""Columns of J in one product: as many are copied to float64 at a time."""
 
 TILE = 2048
 """Rows of the kernel in one product: what lies above the diagonal is left out."""
@@ -107,7 +109,8 @@ def removal_by_kernel(
     Args:
         logits_of: the model as a function.
         parameters: tensors that move, by name.
-        forget: D_f, a list: it is read once for each block of columns of the Jacobian.
+        forget: D_f, a list: it is read twice for each block of columns of the Jacobian, or once
+            where one block holds it all.
         retain: D_r, a list.
         residuals: target minus prediction, (samples, classes), of D_f and D_r.
         penalty: lambda.
@@ -129,17 +132,17 @@ def removal_by_kernel(
             f"solver='cholesky', found {needed / 2**30:.1f} GiB for {rows} rows (samples times "
             "classes); pass solver='cg', which stores none, or lower retain_samples"
         )
-    gram = lower_kernel(
+    blocks = Blocks(
         logits_of, parameters, everything, rows=rows, classes=own.shape[1],
         space=allowed - needed // COPIES,
     )  # fmt: skip
+    gram = lower_kernel(blocks)
     lost = own.numel()
     alone = torch.zeros(rows, dtype=gram.dtype, device=gram.device)
     alone[lost:] = _dual(gram[lost:, lost:], kept, len(kept) * penalty)
     both = _dual(gram, torch.cat([own, kept]), (len(own) + len(kept)) * penalty)
-    weights = pull_back(logits_of, parameters, everything, alone.view(-1, own.shape[1]))
-    delta = pull_back(logits_of, parameters, everything, (alone - both).view(-1, own.shape[1]))
-    return delta, weights
+    found = torch.cat([block.T @ torch.stack([alone - both, alone], dim=1) for block in blocks])
+    return found[:, 0], found[:, 1]
 
 
 def kernel_is_cheap(parameters: Parameters, rows: int) -> bool:
@@ -153,20 +156,12 @@ def kernel_size(rows: int) -> int:
     return COPIES * rows * rows * 8
 
 
-def lower_kernel(
-    logits_of: LogitsOf,
-    parameters: Parameters,
-    batches: Sequence[Batch],
-    *,
-    rows: int,
-    classes: int,
-    space: int,
-) -> Tensor:
-    """Return J J^T, (rows, rows), in float64; above the diagonal only tiles are filled.
+class Blocks:
+    """The Jacobian, (rows, P), in blocks of columns; a second reading makes them again.
 
-    The Jacobian is made in blocks of columns that fit into ``space``. A few thousand columns are
-    multiplied at a time at the precision of the weights (at least float32), which is what the
-    Jacobian is known to, and the products are summed in float64.
+    A block is at the precision of the weights (at least float32), and what it gives in float64, a
+    few thousand columns at a time: a dual vector is long when the penalty is small, and what is
+    left of its sum with the Jacobian's rows is short.
 
     Args:
         logits_of: the model as a function.
@@ -176,35 +171,74 @@ def lower_kernel(
         classes: number of logits.
         space: bytes for a block.
     """
-    device = device_of(parameters)
-    gram = torch.zeros(rows, rows, dtype=wide_type(device), device=device)
-    types = (tensor.dtype for tensor in parameters.values())
-    precision = reduce(torch.promote_types, types, torch.float32)
-    count = sum(p.numel() for p in parameters.values())
-    width = max(1, space // (max(1, rows) * precision.itemsize))
-    for start in range(0, count, width):
-        columns = start, min(start + width, count)
-        block = torch.empty(rows, columns[1] - start, dtype=precision, device=device)
+
+    def __init__(
+        self,
+        logits_of: LogitsOf,
+        parameters: Parameters,
+        batches: Sequence[Batch],
+        *,
+        rows: int,
+        classes: int,
+        space: int,
+    ) -> None:
+        self.rows = rows
+        self.device = device_of(parameters)
+        self.wide = wide_type(self.device)
+        self._precision = reduce(
+            torch.promote_types, (tensor.dtype for tensor in parameters.values()), torch.float32
+        )
+        self._count = sum(p.numel() for p in parameters.values())
+        self.width = max(1, space // (max(1, rows) * self._precision.itemsize))
+        self._rows_of = partial(jacobian, logits_of, parameters, batches, classes=classes)
+        self._only: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield a few thousand columns, (rows, columns), in float64."""
+        for start in range(0, self._count, self.width):
+            for part in self._block(start).split(COLUMNS, dim=1):
+                yield part.to(self.wide)
+
+    def _block(self, start: int) -> Tensor:
+        if self._only is not None:
+            return self._only
+        stop = min(start + self.width, self._count)
+        block = torch.empty(self.rows, stop - start, dtype=self._precision, device=self.device)
         filled = 0
-        for some in jacobian(logits_of, parameters, batches, classes=classes, columns=columns):
+        for some in self._rows_of(columns=(start, stop)):
             block[filled : filled + len(some)] = some
             filled += len(some)
-        for part in block.split(COLUMNS, dim=1):
-            for tile in range(0, rows, TILE):
-                end = tile + TILE
-                gram[tile:end, :end] += part[tile:end] @ part[:end].T
+        if self.width >= self._count:
+            self._only = block
+        return block
+
+
+def lower_kernel(blocks: Blocks) -> Tensor:
+    """Return J J^T, (rows, rows), in float64; above the diagonal only tiles are filled."""
+    gram = torch.zeros(blocks.rows, blocks.rows, dtype=blocks.wide, device=blocks.device)
+    for block in blocks:
+        for tile in range(0, blocks.rows, TILE):
+            end = tile + TILE
+            gram[tile:end, :end] += block[tile:end] @ block[:end].T
     return gram
 
 
 def _dual(gram: Tensor, right: Tensor, damping: float) -> Tensor:
     """Return (K + damping I)^-1 r, (rows,), reading K below its diagonal only."""
+    if not bool(torch.isfinite(gram.diagonal()).all()):
+        raise UnlearningFailed(
+            "ntk: expected finite derivatives of the logits by the weights, found NaN or infinity; "
+            "check the images and the model's weights"
+        )
     block = gram.clone()
     block.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(block)
+    del block
     if bool(failed):
         raise UnlearningFailed(
-            f"ntk: expected a kernel that is positive with its penalty of {damping:.3g}, found "
-            f"that rounding is larger than that at row {int(failed)} of {len(gram)}; raise penalty"
+            f"ntk: expected a kernel that is positive with {damping:.3g} (penalty times samples) "
+            f"on its diagonal, found that rounding is larger than that at row {int(failed)} of "
+            f"{len(gram)}; raise penalty"
         )
     return torch.cholesky_solve(right.to(gram).reshape(-1, 1), factor)[:, 0]
 

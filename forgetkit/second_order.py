@@ -167,35 +167,31 @@ def jacobian(
             no column among them are not differentiated by.
     """
     losses = [_one_logit(label) for label in range(classes)]
-    inside, cut = _within(parameters, columns)
+    inside = _within(parameters, columns)
+    moved = {name: parameters[name] for name in inside}
 
     def partly(some: Parameters, inputs: Inputs) -> Tensor:
         return logits_of({**parameters, **some}, inputs)
 
     group: list[Tensor] = []
-    for found in per_sample_gradients(partly, inside, batches, losses=losses):
-        group.append(torch.cat([found[name].flatten(1) for name in inside], dim=1)[:, cut])
+    for found in per_sample_gradients(partly, moved, batches, losses=losses):
+        wide = [found[name].reshape(len(found[name]), -1)[:, cut] for name, cut in inside.items()]
+        group.append(torch.cat(wide, dim=1))
         if len(group) == classes:
             yield torch.stack(group, dim=1).flatten(0, 1)
             group = []
 
 
-def _within(
-    parameters: Parameters, columns: tuple[int, int] | None
-) -> tuple[dict[str, Tensor], slice]:
-    """Return the tensors that have some of the columns, and where these are among theirs."""
-    if columns is None:
-        return dict(parameters), slice(None)
-    inside: dict[str, Tensor] = {}
-    position = first = 0
-    start, stop = columns
+def _within(parameters: Parameters, columns: tuple[int, int] | None) -> dict[str, slice]:
+    """Return the tensors that have some of the columns, and which of their own these are."""
+    start, stop = columns or (0, sum(tensor.numel() for tensor in parameters.values()))
+    inside, position = {}, 0
     for name, tensor in parameters.items():
         end = position + tensor.numel()
         if position < stop and end > start:
-            first = first if inside else position
-            inside[name] = tensor
+            inside[name] = slice(max(start - position, 0), min(stop, end) - position)
         position = end
-    return inside, slice(start - first, stop - first)
+    return inside
 
 
 def _one_logit(label: int) -> SampleLoss:

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 
 from forgetkit import kernel
 from forgetkit.errors import BadHyperparameter, UnlearningFailed
-from forgetkit.kernel import lower_kernel, removal_by_kernel, removal_by_products, removal_scale
+from forgetkit.kernel import (
+    Blocks,
+    lower_kernel,
+    removal_by_kernel,
+    removal_by_products,
+    removal_scale,
+)
 from forgetkit.per_sample import LogitsOf
 from forgetkit.second_order import jacobian
 from forgetkit.types import Batch, Inputs
@@ -159,19 +165,77 @@ def test_a_kernel_made_in_blocks_is_the_kernel(space: int, monkeypatch: pytest.M
     slopes = torch.cat(list(jacobian(logits_of, parameters, batches(inputs), classes=3)))
     monkeypatch.setattr(torch, "empty", block)
     found = lower_kernel(
-        logits_of, parameters, batches(inputs), rows=30, classes=3, space=space
-    )  # fmt: skip
+        Blocks(logits_of, parameters, batches(inputs), rows=30, classes=3, space=space)
+    )
     assert torch.allclose(found.tril(), (slopes @ slopes.T).tril(), atol=1e-12)
     assert sum(widths) == slopes.shape[1] == 19
     assert max(widths) == min(19, max(1, space // (30 * 8)))
 
 
-def test_single_precision_is_summed_in_double() -> None:
-    logits_of, parameters = as_function(nn.Linear(5, 2).float())
+def test_single_precision_is_multiplied_in_double() -> None:
+    logits_of, parameters = as_function(nn.Linear(400, 2).float())
+    inputs = 255.0 * torch.rand(6, 400)
     found = lower_kernel(
-        logits_of, parameters, batches(torch.randn(6, 5)), rows=12, classes=2, space=12 * 4
+        Blocks(logits_of, parameters, batches(inputs), rows=12, classes=2, space=12 * 4)
+    )
+    slopes = torch.cat(list(jacobian(logits_of, parameters, batches(inputs), classes=2))).double()
+    expected = slopes @ slopes.T
+    assert torch.allclose(found.tril(), expected.tril(), rtol=1e-12, atol=0.0)
+
+
+@pytest.mark.parametrize("budget", [3 * 80 * 80 * 8, 2**30])
+def test_a_small_penalty_keeps_its_digits_in_single_precision(budget: int) -> None:
+    model = nn.Sequential(nn.Linear(30, 8), nn.ReLU(), nn.Linear(8, 4)).float()
+    half = 255.0 * torch.rand(10, 30)
+    inputs = torch.cat([half, half])  # the kernel of images that are there twice is singular
+    wrong = torch.randn(20, 4, dtype=torch.float64)
+    moves = []
+    for precise in (False, True):
+        logits_of, parameters = as_function(model.double() if precise else model)
+        own = inputs.double() if precise else inputs
+        moves.append(
+            removal_by_kernel(
+                logits_of, parameters, batches(own[:4]), batches(own[4:]), (wrong[:4], wrong[4:]),
+                penalty=5e-4, budget=budget,
+            )[0]
+        )  # fmt: skip
+    assert float((moves[0] - moves[1]).norm() / moves[1].norm()) < 1e-4
+
+
+def test_half_precision_is_summed_beyond_its_range() -> None:
+    logits_of, parameters = as_function(nn.Linear(4, 2).half())
+    bright = batches(200.0 * torch.ones(3, 4).half())
+    found = lower_kernel(Blocks(logits_of, parameters, bright, rows=6, classes=2, space=999))
+    assert float(found[0, 0]) == 4 * 200.0**2 + 1.0
+
+
+def test_the_block_leaves_room_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits_of, parameters, inputs, targets = linear()
+    spaces: list[int] = []
+
+    def watched(*given: Any, **how: Any) -> Blocks:  # noqa: ANN401  passed on as they come
+        spaces.append(how["space"])
+        return Blocks(*given, **how)
+
+    monkeypatch.setattr(kernel, "Blocks", watched)
+    removal_by_kernel(
+        logits_of, parameters, batches(inputs[:6]), batches(inputs[6:]),
+        (targets[:6], targets[6:]), penalty=0.1, budget=100_000,
     )  # fmt: skip
-    assert found.dtype == torch.float64
+    assert spaces == [100_000 - 40 * 40 * 8]
+
+
+def test_slopes_that_are_not_finite_are_told_from_rounding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits_of, parameters, inputs, targets = linear()
+    broken = torch.full((40, 40), float("nan"), dtype=torch.float64)
+    monkeypatch.setattr(kernel, "lower_kernel", lambda blocks: broken)
+    with pytest.raises(UnlearningFailed, match="finite derivatives"):
+        removal_by_kernel(
+            logits_of, parameters, batches(inputs[:6]), batches(inputs[6:]),
+            (targets[:6], targets[6:]), penalty=0.1,
+        )  # fmt: skip
 
 
 def test_what_lies_above_the_diagonal_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,8 +246,8 @@ def test_what_lies_above_the_diagonal_is_not_read(monkeypatch: pytest.MonkeyPatc
     expected = removal_by_kernel(*arguments, penalty=0.1)
     whole = lower_kernel
 
-    def spoilt(*given: Any, **how: Any) -> Tensor:  # noqa: ANN401  passed on as they come
-        gram = whole(*given, **how)
+    def spoilt(blocks: Blocks) -> Tensor:
+        gram = whole(blocks)
         return gram.tril() + torch.full_like(gram, 1e6).triu(1)
 
     monkeypatch.setattr(kernel, "lower_kernel", spoilt)
@@ -196,8 +260,8 @@ def test_a_penalty_below_rounding_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     logits_of, parameters, inputs, targets = linear()
     whole = lower_kernel
 
-    def rounded(*given: Any, **how: Any) -> Tensor:  # noqa: ANN401  passed on as they come
-        return whole(*given, **how) - 0.5 * torch.eye(40, dtype=torch.float64)
+    def rounded(blocks: Blocks) -> Tensor:
+        return whole(blocks) - 0.5 * torch.eye(40, dtype=torch.float64)
 
     monkeypatch.setattr(kernel, "lower_kernel", rounded)
     with pytest.raises(UnlearningFailed, match="raise penalty"):

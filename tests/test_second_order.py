@@ -121,6 +121,23 @@ def test_some_columns_are_those_of_the_whole_jacobian(columns: tuple[int, int]) 
     assert all(names == touched for names in read)
 
 
+def test_a_scalar_is_a_column_of_the_jacobian() -> None:
+    def logits_of(weights: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        assert isinstance(inputs, Tensor)
+        return weights["temperature"] * inputs @ weights["matrix"]
+
+    parameters = {"temperature": torch.tensor(1.5), "matrix": torch.ones(2, 2)}
+    one = Batch(torch.tensor([[3.0, 4.0]]), torch.tensor([0]), torch.tensor([0]), 1)
+    found = torch.cat(list(jacobian(logits_of, parameters, [one], classes=2)))
+    assert found.tolist() == [[7.0, 4.5, 0.0, 6.0, 0.0], [7.0, 0.0, 4.5, 0.0, 6.0]]
+
+
+def test_what_is_cut_off_is_not_kept() -> None:
+    logits_of, parameters, batches, _, _ = small()
+    for rows in jacobian(logits_of, parameters, batches, classes=3, columns=(3, 5)):
+        assert rows.untyped_storage().nbytes() == rows.numel() * rows.element_size()
+
+
 @pytest.mark.parametrize("kind", ["cnn", "vit"])
 def test_products_are_linear_symmetric_and_agree_on_real_layers(kind: str) -> None:
     some = toy(kind)

@@ -257,6 +257,11 @@ class Run:
         return twin.eval().requires_grad_(requires_grad=False)
 
     @property
+    def processes(self) -> int:
+        """Number of processes that share the run."""
+        return self._place.world
+
+    @property
     def starts_known(self) -> bool:
         """Whether ``fresh_twin`` has the given weights of one network, not newly drawn ones."""
         return self._initial is not None and not callable(self._initial)

@@ -49,7 +49,7 @@ class NTK(Method):
         where that is much work. With the published penalty they need a thousand products or more;
         a note says how far from the solution they ended. The default penalty, far larger, was
         chosen on a ResNet and a ViT, where it forgets a class for less. The scale from the initial
-        weights is the notebook's, simplified; the search takes their place.
+        weights is the notebook's, simplified; the search, for use without them, is not published.
         ``noise`` is plain, without the larger share that ``fisher`` gives to the head and to
         one-dimensional tensors; its Fisher matrix is that of the moved weights, with one label
         drawn for each retained sample.
@@ -63,7 +63,7 @@ class NTK(Method):
         edits="all",
         steps="none",
         cost="up to 200 products with J J^T, about 2 FB each over D_f and 1 500 samples of D_r, or "
-        "K FB for each block of J; 26 F for the scale",
+        "2 K FB for each block of J; 26 F for the scale",
         source="Golatkar et al. 2020, ECCV",
         link="https://arxiv.org/abs/2003.02960",
         about="Moves the weights as the linearised model would move without the samples.",

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Sized
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -122,11 +124,28 @@ def test_the_kernel_is_used_where_it_is_cheap(monkeypatch: pytest.MonkeyPatch) -
     assert "converged after" in notes()
     assert "ended before they had solved" not in notes()
     assert "ended before they had solved" in notes(iterations=1)
+    # D_r alone is solved for, D is not
+    assert "ended before they had solved" in notes(
+        iterations=2, penalty=0.05, retain_samples=1, solver="cg"
+    )
     assert "solver=" not in notes(solver="cholesky").split("for 15 rows")[0]
     monkeypatch.setattr("forgetkit.kernel.PRODUCTS", 15 * 15 * 6 / 2)
     assert "solver='cholesky'" in notes()
     monkeypatch.setattr("forgetkit.kernel.BUDGET", 3 * 15 * 15 * 8 - 1)
     assert "solver='cg'" in notes()
+
+
+def test_the_search_measures_the_samples_that_were_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def watched(run: object, move: object, kept: Sized) -> float:
+        sizes.append(len(kept))
+        return 1.0
+
+    monkeypatch.setattr("forgetkit.methods.ntk.searched_scale", watched)
+    request = forget(Linear()).instances([0]).using("ntk", retain_samples=2).on("cpu")
+    request.run(loader(), guard=None)
+    assert sizes == [2]
 
 
 @pytest.mark.parametrize("fresh", [None, "factory"])

@@ -41,7 +41,7 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     ("random_label", "classes", False, RELABELLING),
     ("initial_label", "classes", False, RELABELLING),
     ("fisher", "classes", False, {"exponent": 0.5, "strength": 1e-6, "factor": 10.0, "cap": 1e3}),
-    ("ntk", "classes", False, {"penalty": 5e-4, "retain_samples": 1500}),
+    ("ntk", "classes", False, {"retain_samples": 1500}),
     ("boundary_shrink", "classes", False, {
         **BOUNDARY, "attack_step": 0.1, "attack_steps": 1, "retry": 0,
     }),
@@ -139,6 +139,7 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
 ]  # fmt: skip
 
 PRESETS: list[tuple[str, str, Settings]] = [
+    ("ntk", "paper", {"penalty": 5e-4, "retain_samples": 1500}),
     ("neggrad_plus", "small", {**UNBOUNDED, "retain_weight": 0.95, "epochs": 10}),
     ("neggrad_plus", "large", {**UNBOUNDED, "retain_weight": 0.9999, "epochs": 5}),
     # CE_r - CE_f at 0.001 is half of each at 0.002
