@@ -19,8 +19,8 @@ from forgetkit.solvers import Solution, conjugate_gradient
 from forgetkit.types import Batch
 
 BUDGET = 4 * 2**30
-"""Bytes that solving with the kernel may take, and the kernel with a block of the Jacobian; the
-gradients of some samples that such a block is made from come on top."""
+"""Bytes that solving with the kernel may take, and the kernel with a block of the Jacobian. On top
+come the gradients of some samples that a block is made from, and some of its columns in float64."""
 
 COPIES = 3
 """Kernels at once in a solution: as it is, with its penalty, and its factor."""
@@ -110,7 +110,7 @@ def removal_by_kernel(
         logits_of: the model as a function.
         parameters: tensors that move, by name.
         forget: D_f, a list: it is read twice for each block of columns of the Jacobian, or once
-            where one block holds it all.
+            where all of it fits beside the solution.
         retain: D_r, a list.
         residuals: target minus prediction, (samples, classes), of D_f and D_r.
         penalty: lambda.
@@ -134,7 +134,7 @@ def removal_by_kernel(
         )
     blocks = Blocks(
         logits_of, parameters, everything, rows=rows, classes=own.shape[1],
-        space=allowed - needed // COPIES,
+        space=allowed - needed // COPIES, kept=allowed - needed,
     )  # fmt: skip
     gram = lower_kernel(blocks)
     lost = own.numel()
@@ -157,7 +157,7 @@ def kernel_size(rows: int) -> int:
 
 
 class Blocks:
-    """The Jacobian, (rows, P), in blocks of columns; a second reading makes them again.
+    """The Jacobian, (rows, P), in blocks of columns; a second reading makes large ones again.
 
     A block is at the precision of the weights (at least float32), and what it gives in float64, a
     few thousand columns at a time: a dual vector is long when the penalty is small, and what is
@@ -170,6 +170,7 @@ class Blocks:
         rows: samples times classes.
         classes: number of logits.
         space: bytes for a block.
+        kept: bytes that may stay between readings: a Jacobian that fits is made once.
     """
 
     def __init__(
@@ -181,6 +182,7 @@ class Blocks:
         rows: int,
         classes: int,
         space: int,
+        kept: int = 0,
     ) -> None:
         self.rows = rows
         self.device = device_of(parameters)
@@ -191,6 +193,7 @@ class Blocks:
         self._count = sum(p.numel() for p in parameters.values())
         self.width = max(1, space // (max(1, rows) * self._precision.itemsize))
         self._rows_of = partial(jacobian, logits_of, parameters, batches, classes=classes)
+        self._kept = kept
         self._only: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -208,7 +211,7 @@ class Blocks:
         for some in self._rows_of(columns=(start, stop)):
             block[filled : filled + len(some)] = some
             filled += len(some)
-        if self.width >= self._count:
+        if self.width >= self._count and block.nbytes <= self._kept:
             self._only = block
         return block
 

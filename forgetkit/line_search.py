@@ -44,9 +44,9 @@ def searched_scale(run: Run, move: Mapping[str, Tensor], kept: SampleSet) -> flo
 
     with the accuracy on unseen samples of the same classes before the run wanted of single samples,
     where validation samples tell it, and 0 else. Moves from a four-thousandth of the length of the
-    weights to all of it are tried; those that cost more than 10 points of retain accuracy are left
-    out. The smallest of equal ones is taken, and 0 if none is nearer than the model as it is. A
-    note says what was found.
+    weights to all of it are tried, up to the first that breaks the model; those that cost more than
+    10 points of retain accuracy are left out. The smallest of equal ones is taken, and 0 if none is
+    nearer than the model as it is. A note says what was found.
 
     Args:
         run: its weights are where the move starts.

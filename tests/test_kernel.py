@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -172,6 +172,23 @@ def test_a_kernel_made_in_blocks_is_the_kernel(space: int, monkeypatch: pytest.M
     assert max(widths) == min(19, max(1, space // (30 * 8)))
 
 
+@pytest.mark.parametrize(("kept", "times"), [(30 * 19 * 8, 1), (30 * 19 * 8 - 1, 2), (0, 2)])
+def test_a_jacobian_stays_only_where_there_is_room(kept: int, times: int) -> None:
+    logits_of, parameters = as_function(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)).double())
+    read: list[int] = []
+
+    class Watched(list[Batch]):
+        def __iter__(self) -> Iterator[Batch]:
+            read.append(1)
+            return super().__iter__()
+
+    watched = Watched(batches(torch.randn(10, 4, dtype=torch.float64)))
+    blocks = Blocks(logits_of, parameters, watched, rows=30, classes=3, space=10**6, kept=kept)
+    first, second = torch.cat(list(blocks), dim=1), torch.cat(list(blocks), dim=1)
+    assert torch.equal(first, second)
+    assert len(read) == times
+
+
 def test_single_precision_is_multiplied_in_double() -> None:
     logits_of, parameters = as_function(nn.Linear(400, 2).float())
     inputs = 255.0 * torch.rand(6, 400)
@@ -211,10 +228,10 @@ def test_half_precision_is_summed_beyond_its_range() -> None:
 
 def test_the_block_leaves_room_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     logits_of, parameters, inputs, targets = linear()
-    spaces: list[int] = []
+    spaces: list[tuple[int, int]] = []
 
     def watched(*given: Any, **how: Any) -> Blocks:  # noqa: ANN401  passed on as they come
-        spaces.append(how["space"])
+        spaces.append((how["space"], how["kept"]))
         return Blocks(*given, **how)
 
     monkeypatch.setattr(kernel, "Blocks", watched)
@@ -222,7 +239,7 @@ def test_the_block_leaves_room_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -
         logits_of, parameters, batches(inputs[:6]), batches(inputs[6:]),
         (targets[:6], targets[6:]), penalty=0.1, budget=100_000,
     )  # fmt: skip
-    assert spaces == [100_000 - 40 * 40 * 8]
+    assert spaces == [(100_000 - 40 * 40 * 8, 100_000 - 3 * 40 * 40 * 8)]
 
 
 def test_slopes_that_are_not_finite_are_told_from_rounding(
