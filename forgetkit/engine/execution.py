@@ -289,6 +289,7 @@ class Execution:
                 goal_target = target if target is not None else self._fallback_target(start)
                 self._best = BestState(edited, start, goal_target, self._guard.budget)
             outcome = self._change(accuracy, run)
+            self._say_what_was_not_used(run)
             earlier = None if self._best is None else self._best.restore()
             if earlier is not None:
                 outcome.stopped_because += f"; {earlier}"
@@ -345,6 +346,16 @@ class Execution:
             run.log(
                 f"{slug}: it starts from the weights given to .fresh(...), and is a reference only "
                 "if those never saw the forget set"
+            )
+
+    def _say_what_was_not_used(self, run: Run) -> None:
+        """Say when untrained weights were given and nothing of them was taken."""
+        used = self._method.card.fresh or run.twin_was_made
+        if self._request.initial is not None and not used:
+            form = "a function" if callable(self._request.initial) else "weights"
+            run.log(
+                f"{self._method.card.slug}: what .fresh(...) gives, {form}, was not used: the "
+                "method takes nothing from it with these settings"
             )
 
     def _change(self, accuracy: Remembered, run: Run) -> Outcome:

@@ -95,6 +95,7 @@ class Run:
         self._measure = measure
         self._validation = validation
         self._initial = initial
+        self.twin_was_made = False
         self._model = model
         self._view = view
         self._place = place
@@ -250,6 +251,7 @@ class Run:
 
     def fresh_twin(self) -> nn.Module:
         """Return an untrained copy of the model, frozen and in eval mode (rule R8)."""
+        self.twin_was_made = True
         twin = copy.deepcopy(self.original)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -605,6 +606,27 @@ def test_untrained_weights_come_in_three_forms(form: str) -> None:
     request = forget(some.model).classes([3]).using("retrain", epochs=1, lr=0.0, bn="frozen")
     request.fresh(given[form]).on("cpu").run(some.loader(), guard=None)
     assert changed(weights(some.model), weights(untrained)) == []
+
+
+def test_untrained_weights_that_no_one_reads_are_named() -> None:
+    def told(
+        method: str, initial: nn.Module | Callable[[], nn.Module] | None, **settings: object
+    ) -> str:
+        some = toy("cnn")
+        request = forget(some.model).classes([3]).using(method, **settings).on("cpu")
+        request = request if initial is None else request.fresh(initial)
+        return " ".join(request.run(some.loader(), guard=None).notes)
+
+    untrained = copy.deepcopy(toy("cnn").model)
+    reset_weights(untrained)
+    small: dict[str, object] = {"retain_samples": 20, "solver": "cg", "iterations": 1}
+    assert "gives, weights, was not used" in told("neggrad", untrained)
+    assert "gives, a function, was not used" in told("ntk", lambda: untrained, **small)
+    assert "gives, weights, was not used" in told("ntk", untrained, scale=1.0, **small)
+    assert "was not used" not in told("neggrad", None)
+    assert "was not used" not in told("ntk", untrained, **small)
+    assert "was not used" not in told("retrain", untrained, epochs=1)
+    assert "was not used" not in told("bad_teaching", lambda: untrained)
 
 
 class Normed(nn.Module):
