@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -42,15 +40,6 @@ def test_data_parallel_is_taken_off() -> None:
     model = Net().eval()
     assert unwrap(nn.DataParallel(model)) is model
     check(nn.DataParallel(model), "last")
-
-
-@pytest.fixture
-def process_group(tmp_path: Path) -> Iterator[None]:
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

@@ -414,17 +414,8 @@ def test_random_augmentation_is_noticed(caplog: pytest.LogCaptureFixture) -> Non
     assert result.after["forget"].accuracy <= 0.05
 
 
-@pytest.fixture
-def one_process() -> Iterator[None]:
-    """A group of this process alone."""
-    store = torch.distributed.HashStore()  # type: ignore[attr-defined]  # not in its __all__
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 @pytest.mark.filterwarnings("ignore:FSDP is switching", "ignore:.*FSDP1.*")
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("process_group")
 @pytest.mark.parametrize("kind", ["flat", "original", "inner", "dtensor", "zero"])
 @pytest.mark.parametrize("slug", ["lau", "ssd", "finetune"])
 def test_sharded_weights_are_refused(kind: str, slug: str) -> None:
