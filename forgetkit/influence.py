@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from forgetkit.curvature import sum_of_gradients
@@ -68,7 +69,8 @@ class Influence(Method):
         """
         if self.layers == "all":
             return run.parameters
-        batch = next(iter(run.forget.batches()))
+        few = run.forget.take(torch.arange(min(2, len(run.forget))))
+        batch = next(iter(few.batches()))
         found = layers(run.model, lambda: run.logits(batch))
         modules = dict(run.model.named_modules())
         linear = [layer.name for layer in found if isinstance(modules[layer.name], nn.Linear)]

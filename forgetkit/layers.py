@@ -39,13 +39,15 @@ class Layer:
 def layers(model: nn.Module, forward: Callable[[], object], unit: str = "layer") -> list[Layer]:
     """Return the layers with weights in the order in which a forward pass first calls them.
 
-    Convolutions and linear maps count one each; ``nn.MultiheadAttention``, which holds two linear
-    maps, counts two. Every parameter and buffer of the model belongs to exactly one layer:
+    Only layers that the logits depend on count: not a projection or an auxiliary classifier that
+    the model calls for a second output. Convolutions and linear maps count one each;
+    ``nn.MultiheadAttention``, which holds two linear maps, counts two. Every parameter and buffer
+    of the model belongs to exactly one layer:
 
     * what lies inside a counted module, to that module;
     * a module without weights of its own (normalisation, layer scale) to the layer before it;
     * a tensor beside submodules (class token, positions) to the first layer inside its module;
-    * what no forward pass in eval mode calls (auxiliary classifiers), to the first layer;
+    * what no forward pass in eval mode calls for the logits, to the first layer;
     * a tensor that two modules share, to the earlier of their layers.
 
     With ``unit="block"`` the layers are grouped by the elements of the model's stacks: a residual
@@ -53,13 +55,13 @@ def layers(model: nn.Module, forward: Callable[[], object], unit: str = "layer")
 
     Args:
         model: left as it is; hooks are removed again.
-        forward: runs one forward pass of the model, in eval mode.
+        forward: runs one forward pass of the model, in eval mode, and returns the logits.
         unit: ``"layer"`` or ``"block"``.
 
     Raises:
         ModelError: the forward pass calls no layer with weights.
     """
-    called = _call_order(model, forward)
+    called = _called(model, forward)
     counted = _counted(model, called)
     if not counted:
         raise ModelError(
@@ -119,6 +121,33 @@ def suffix(
     return last(layers(model, lambda: logits(few), unit), k, unit)
 
 
+def reaching(model: nn.Module, forward: Callable[[], object]) -> set[str]:
+    """Return the names of the floating-point parameters that the logits depend on.
+
+    Where autograd cannot tell, as with a forward pass without gradients, it is all of them.
+
+    Args:
+        model: left as it is.
+        forward: runs one forward pass of the model and returns the logits.
+    """
+    parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
+    flags = [parameter.requires_grad for parameter in parameters.values()]
+    try:
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            logits = forward()
+            if not isinstance(logits, Tensor) or not logits.requires_grad:
+                return set(parameters)
+            found = torch.autograd.grad(logits.sum(), list(parameters.values()), allow_unused=True)
+    except RuntimeError:
+        return set(parameters)
+    finally:
+        for parameter, flag in zip(parameters.values(), flags, strict=True):
+            parameter.requires_grad_(flag)
+    return {name for name, own in zip(parameters, found, strict=True) if own is not None}
+
+
 def _call_order(model: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
     """Return the position of each module's first call."""
     order: dict[str, int] = {}
@@ -144,6 +173,19 @@ def _is_weighted(module: nn.Module) -> bool:
     return (
         weight is not None and weight.ndim >= 2 and not isinstance(module, (*_NORMS, nn.Embedding))
     )
+
+
+def _called(model: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
+    """Return the position of each module's first call, without those that the logits ignore."""
+    used, modules = reaching(model, forward), dict(model.named_modules())
+    known = {id(p) for name, p in model.named_parameters() if name in used}
+
+    def ignored(module: nn.Module) -> bool:
+        own = [id(p) for p in module.parameters() if p.is_floating_point()]
+        return bool(own) and known.isdisjoint(own)
+
+    order = _call_order(model, forward)
+    return {name: at for name, at in order.items() if not ignored(modules[name])}
 
 
 def _counted(model: nn.Module, called: dict[str, int]) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forgetkit.errors import BadHyperparameter, ModelError
-from forgetkit.layers import Layer, last, layers
+from forgetkit.layers import Layer, last, layers, reaching
 from forgetkit.testing.toys import toy
 from forgetkit.testing.trace import photograph
 
@@ -34,6 +34,25 @@ class Backwards(nn.Module):
         hidden = self.norm(self.first(self.input_norm(inputs)))
         logits: Tensor = self.head(self.middle(self.middle(hidden)))
         return logits
+
+
+class Aside(nn.Module):
+    """Calls a projection and an auxiliary classifier after its head; frozen but for the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 4).requires_grad_(requires_grad=False)
+        self.head = nn.Linear(4, 3)
+        self.projection = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        self.auxiliary = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        hidden = self.first(inputs).relu()
+        return {
+            "logits": self.head(hidden),
+            "embedding": self.projection(hidden),
+            "aux_logits": self.auxiliary(hidden),
+        }
 
 
 class Block(nn.Module):
@@ -65,6 +84,30 @@ class Deep(nn.Module):
             hidden = stage(hidden)
         logits: Tensor = self.head(self.norm(hidden))
         return logits
+
+
+def test_layers_that_the_logits_do_not_depend_on_are_not_counted() -> None:
+    model, inputs = Aside(), torch.ones(2, 2)
+    flags = [parameter.requires_grad for parameter in model.parameters()]
+    with torch.no_grad():
+        found = layers(model, lambda: model(inputs)["logits"])
+        used = reaching(model, lambda: model(inputs)["logits"])
+    assert [layer.name for layer in found] == ["first", "head"]
+    assert used == {"first.weight", "first.bias", "head.weight", "head.bias"}
+    assert found[0].parameters[2:] == tuple(n for n, _ in model.named_parameters())[4:]
+    assert [parameter.requires_grad for parameter in model.parameters()] == flags
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_where_autograd_cannot_tell_every_layer_that_is_called_counts() -> None:
+    model = Aside()
+
+    def blind() -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = model(torch.ones(2, 2))["logits"]
+        return logits
+
+    assert [layer.name for layer in layers(model, blind)][-1] == "auxiliary"
 
 
 def test_a_convolutional_network_is_pinned() -> None:

@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from forgetkit.core_space import part, projections, protections, shares
 from forgetkit.fields import artefact, bounded, choice, flag
+from forgetkit.layers import reaching
 from forgetkit.losses import membership
 from forgetkit.masked_targets import entropy, log_rest
 from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, register
@@ -29,7 +30,7 @@ from forgetkit.stopping import (
 from forgetkit.types import Batch, Terms
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from forgetkit.engine.run import Run
 
@@ -223,7 +224,7 @@ class PGU(Trained):
             shares(self.gamma, moments, self.gamma_step * served),
             spectrum=self.spectrum,
             floor=kept.floor,
-            regions=self._regions(run, list(moments)),
+            regions=self._regions(run, moments),
         )
         thin = kept.thinned(moments)
         if thin:
@@ -244,16 +245,20 @@ class PGU(Trained):
             )
         return state | dict(self._rule(run))
 
-    def _regions(self, run: Run, called: Sequence[str]) -> dict[str, int]:
+    def _regions(self, run: Run, measured: Iterable[str]) -> dict[str, int]:
         """Return the size of the trust region by weight: of the last one, where it gives logits.
 
         Args:
             run: with the weights that may change.
-            called: names of those whose inputs were measured, in the order of the model's calls.
+            measured: names of those whose inputs were measured, in the order of the model's calls.
         """
-        if self.trust_dim is None or not called:
+        if self.trust_dim is None:
             return {}
-        last = called[-1]
+        few = next(iter(run.forget.take(torch.arange(min(2, len(run.forget)))).batches()))
+        used = reaching(run.model, lambda: run.logits(few))
+        last = next((name for name in reversed(list(measured)) if name in used), None)
+        if last is None:
+            return {}
         if len(run.parameters[last]) == run.num_classes:
             return {last: self.trust_dim}
         run.log(

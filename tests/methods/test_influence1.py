@@ -170,6 +170,29 @@ def test_only_the_chosen_layers_move() -> None:
     assert set(changed(before, weights(cnn.model))) == {"fc.weight", "fc.bias"}
 
 
+class Embedding(nn.Module):
+    """Gives a projection beside its logits, which it computes last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(2, 6)
+        self.fc = nn.Linear(6, 3)
+        self.project = nn.Linear(6, 5)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        hidden = self.hidden(inputs).relu()
+        return {"logits": self.fc(hidden), "embedding": self.project(hidden)}
+
+
+@pytest.mark.parametrize(("layers", "moving"), [("head", {"fc"}), ("linear", {"fc", "hidden"})])
+def test_the_head_is_the_last_layer_of_the_logits(layers: str, moving: set[str]) -> None:
+    model = Embedding()
+    before = weights(model)
+    request = forget(model).instances([0, 3]).using("influence1", step_size=0.1, layers=layers)
+    request.on("cpu").run(loader(), guard=None)
+    assert {name.split(".")[0] for name in changed(before, weights(model))} == moving
+
+
 def test_deleted_samples_lose_likelihood() -> None:
     some = toy("cnn")
     result = (

@@ -558,6 +558,33 @@ def test_the_trust_region_is_that_of_the_head_with_saved_statistics_too(tmp_path
     assert not torch.allclose(measured["classifier.weight"], still["classifier.weight"], atol=1e-3)
 
 
+class Auxiliary(Net):
+    """Gives another classifier's logits beside its own, and computes them last."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.three = nn.Linear(self.one.out_features, 4)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        logits = super().forward(inputs)
+        return {"logits": logits, "aux_logits": self.three(self.one(inputs))}
+
+
+def test_the_trust_region_is_that_of_the_last_weight_of_the_logits() -> None:
+    found = []
+    for rate in (0.0, 5.0):
+        torch.manual_seed(0)
+        model = Auxiliary()
+        before = weights(model)
+        settings = {"epochs": 2, "lr": 0.1, "trust_rate": rate}
+        request = forget(model).depoison([1, 5, 8]).using("pgu", **settings).on("cpu")
+        result = request.run(DataLoader(data(4), batch_size=7), guard=None)
+        assert not any("no trust region" in note for note in result.notes)
+        assert not {"three.weight", "three.bias"} & set(changed(before, weights(model)))
+        found.append(weights(model)["two.weight"])
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+
+
 def test_a_last_weight_without_a_row_a_class_has_no_trust_region() -> None:
     model, loader = Net(4), DataLoader(data(4), batch_size=7)
     model.two.weight.requires_grad_(False)
