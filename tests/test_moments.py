@@ -378,6 +378,64 @@ class Geometries(nn.Module):
         return torch.stack([*each, windows.flatten(1).sum(dim=1).unflatten(0, (-1, 2)).sum(dim=1)])
 
 
+class Flipped(nn.Module):
+    """Sees every image a second time, mirrored, behind all the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.conv(torch.cat([images, images.flip(3)])).relu().mean(dim=(2, 3))
+        return maps
+
+
+class TokensFirst(nn.Module):
+    """A linear map of rows in which a place of all images comes before the next place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 4, stride=4)
+        self.mixed = nn.Linear(3, 3)
+        self.apart = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.conv(images).flatten(2).permute(2, 0, 1)
+        mixed = self.mixed(tokens.reshape(-1, 3)).tanh().reshape(tokens.shape)
+        logits: Tensor = self.apart(mixed).mean(dim=0)
+        return logits
+
+
+@pytest.mark.parametrize("kind", [Flipped, TokensFirst, Geometries])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", ["random", "constant"])
+def test_thinned_rows_do_not_depend_on_the_other_images(
+    kind: type[nn.Module], dtype: torch.dtype, first: str
+) -> None:
+    torch.manual_seed(0)
+    model, images = kind().to(dtype), torch.randn(12, 2, 8, 8).to(dtype)
+    if first == "constant":
+        images[0] = 0.5
+    layers = with_rows(survey(weights_of(model), images, model), 1.5)
+    whole, part, rest = (
+        measured(model, some, layers, size=size)
+        for some, size in (
+            (images, 12),
+            (images[[3, 8]], 1),
+            (images[[*range(3), 4, 5, 6, 7, 9, 10, 11]], 5),
+        )
+    )
+    within = 1e-9 if dtype == torch.float32 else 2e-2
+    for name, total in whole.minus(part).sums.items():
+        assert float((total - rest.sums[name]).norm()) <= within * float(total.norm()), name
+    known: dict[type[nn.Module], set[str]] = {
+        Flipped: {"conv.weight"},
+        TokensFirst: {"mixed.weight"},
+        Geometries: set(),
+    }
+    assert {name for name, layer in layers.items() if layer.axis is None} == known[kind]
+
+
 def test_every_thinned_row_is_a_patch_of_its_own_layer_and_image() -> None:
     model, images = Geometries(), torch.randn(12, 2, 8, 8)
     layers = survey(weights_of(model), images, model)
