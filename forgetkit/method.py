@@ -286,8 +286,14 @@ class Method:
             f"{100 * run.target:.2f} % after {run.step} steps"
         )
 
-    def finish(self, run: Run) -> None:
-        """Change the weights once after training: gradients off, eval mode."""
+    def finish(self, run: Run) -> bool | None:  # noqa: ARG002
+        """Change the weights once after training: gradients off, eval mode.
+
+        Returns:
+            Whether the weights are now those that the method chose among its epochs. The guard
+            keeps no other epoch then, nor where the weights changed here.
+        """
+        return None
 
     @property
     def trains(self) -> bool:

@@ -116,7 +116,7 @@ def _distance(run: Run) -> tuple[float, float]:
 
 def _kept_accuracy(run: Run) -> float:
     if run.validation is None:
-        raise TypeError("a validation gap needs validation samples")
+        raise TypeError("a rule by validation needs validation samples")
     return run.accuracy(run.validation)
 
 
@@ -130,13 +130,19 @@ def unseen_accuracy(run: Run) -> float:
     return run.accuracy(run.validation.take(like.nonzero()[:, 0]))
 
 
-def begin_patience() -> State:
+def begin_patience(run: Run) -> State:
     """Return the state of ``validation_patience`` before training."""
-    return {"best": _exact(-1.0), "waited": torch.tensor(0)}
+    return {
+        "best": _exact(-1.0), "waited": torch.tensor(0), "kept": _exact(_kept_accuracy(run)),
+    }  # fmt: skip
 
 
 def validation_patience(run: Run, epochs: int) -> str | None:
-    """Stop when validation accuracy has not risen for some epochs; keep the best epoch."""
+    """Stop when validation accuracy has not risen for some epochs; keep the best epoch.
+
+    The weights from before the run are not among those that are kept: they know what is to be
+    forgotten. Why the run ended says how they did.
+    """
     if run.validation is None:
         raise TypeError("patience needs validation samples")
     now = run.accuracy(run.validation)
@@ -150,12 +156,13 @@ def validation_patience(run: Run, epochs: int) -> str | None:
         return None
     return (
         f"validation accuracy has not risen for {epochs} epochs; the weights with "
-        f"{100 * float(run.state['best']):.2f} % are kept"
+        f"{100 * float(run.state['best']):.2f} % are kept ({100 * float(run.state['kept']):.2f} % "
+        "before the run)"
     )
 
 
-def take_back(run: Run) -> None:
-    """Write back the weights that a rule decided to keep, if they are not those of now."""
+def take_back(run: Run) -> bool:
+    """Write back the weights that a rule decided to keep; return whether one did."""
     if _BACK in run.state:
         run.restore(
             {
@@ -164,6 +171,7 @@ def take_back(run: Run) -> None:
                 if name.startswith(_KEPT)
             }
         )
+    return _BACK in run.state
 
 
 def _copies(run: Run) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ def test_a_gap_of_zero_is_closed() -> None:
 def patience(seen: list[float], epochs: int) -> tuple[list[str | None], Any]:
     """Return what the rule says after each epoch of weights 1, 2, 3, ..., and the run."""
     run: Any = OneNumber(lambda _: 1.0, lambda w: seen[int(w) - 1])
-    run.state = begin_patience()
+    run.state = begin_patience(run)
     said = []
     for weight in range(1, len(seen) + 1):
         run.weight = float(weight)
@@ -111,9 +111,17 @@ def patience(seen: list[float], epochs: int) -> tuple[list[str | None], Any]:
 def test_patience_keeps_the_best_epoch_and_not_the_first() -> None:
     said, run = patience([0.5, 0.9, 0.8, 0.8], 2)
     assert said[:3] == [None] * 3
-    assert "not risen for 2 epochs; the weights with 90.00 % are kept" in str(said[3])
-    take_back(run)
+    assert "not risen for 2 epochs; the weights with 90.00 % are kept (50.00 % before" in str(
+        said[3]
+    )
+    assert take_back(run)
     assert run.weight == 2.0
+
+
+def test_a_rule_that_chose_nothing_takes_nothing_back() -> None:
+    _, run = gap_of(lambda w: w, [0.9])
+    assert not take_back(run)
+    assert run.weight == 0.9
 
 
 def test_an_epoch_that_is_better_starts_the_waiting_anew() -> None:

@@ -390,9 +390,11 @@ class Execution:
                 refresh=self._prepared.random_inputs,
             ).train()
         if type(method).finish is not Method.finish:
+            before = run.snapshot()
             with self._clock("finish"), torch.no_grad(), evaluating(self._model, editing=True):
-                method.finish(run)
-            if self._best is not None:  # states from before the finish are not results
+                chose = method.finish(run)
+            changed = any(not same_bits(t, before[n]) for n, t in run.snapshot().items())
+            if (chose or changed) and self._best is not None:  # states from before are not results
                 self._best.drop()
                 self._observe(accuracy)
         if outcome.clipped:

@@ -174,8 +174,8 @@ class GuidedLossIncreasing(FullNetwork):
         compared = self.check_every is not None and run.step % self.check_every == 0
         return None if compared or not self._scores(run) else self._compare(run)
 
-    def finish(self, run: Run) -> None:
-        """Put the best state back."""
+    def finish(self, run: Run) -> bool:
+        """Put the best state back, if validation data told one."""
         if "score" in run.state:
             kept = {n.removeprefix(_BEST): t for n, t in run.state.items() if n.startswith(_BEST)}
             run.restore(kept)
@@ -183,6 +183,7 @@ class GuidedLossIncreasing(FullNetwork):
                 f"gli: the state with the best final score on validation data, "
                 f"{float(run.state['score']):.4f}, is that after {int(run.state['at'])} batches"
             )
+        return "score" in run.state
 
     def _compare(self, run: Run) -> str | None:
         """Keep the state if its score is the best so far; return why the run ends, if it does."""

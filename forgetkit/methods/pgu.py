@@ -271,7 +271,7 @@ class PGU(Trained):
         """Return what the stop rule of the goal needs."""
         if run.validation is None or self.target is not None or run.goal.kind == "classes":
             return {}
-        return begin_gap(run) if run.goal.kind == "instances" else begin_patience()
+        return begin_gap(run) if run.goal.kind == "instances" else begin_patience(run)
 
     def trained(self, run: Run) -> Collection[str]:
         """Return the weights whose inputs were measured."""
@@ -362,9 +362,9 @@ class PGU(Trained):
             f"{100 * target:.2f} % after {run.step} steps"
         )
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: Run) -> bool:
         """Put back the weights of an earlier epoch, where the stop rule preferred them."""
-        take_back(run)
+        return take_back(run)
 
 
 def _not_there(missing: float, requests: int) -> str:

@@ -228,7 +228,7 @@ class ScrubRewind(Scrub):
         kept = {f"{run.epoch}/{name}": value.cpu() for name, value in run.snapshot().items()}
         return {**run.state, **kept, f"error/{run.epoch}": error}
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: Run) -> bool:
         """Go back to the nearest state."""
         reference = 1.0 - run.accuracy(_unseen(run))
         last = sum(name.startswith("error/") for name in run.state)
@@ -244,6 +244,7 @@ class ScrubRewind(Scrub):
             f"scrub_r: went back to epoch {chosen} of {last}, forget error "
             f"{100 * errors[chosen]:.2f} %, where unseen samples have {100 * reference:.2f} %"
         )
+        return True
 
 
 def _unseen(run: Run) -> SampleSet:

@@ -54,6 +54,18 @@ def test_a_run_that_forgot_nothing_is_undone() -> None:
     assert changed(before, weights(some.model)) == []
 
 
+def test_a_better_epoch_is_kept_of_a_method_whose_finish_left_the_weights_alone() -> None:
+    """PGU takes weights back at its end where a stop rule chose some, and here there is none."""
+    some = toy("cnn")
+    settings = {"epochs": 6, "lr": 0.005, "last_lr": 0.3, "gamma": 0.3, "batch_size": 16}
+    request = forget(some.model).instances(range(0, 40, 4)).using("pgu", **settings)
+    result = request.on("cpu").run(some.loader())
+    assert result.history[-1]["retain_accuracy"] < 0.85
+    assert not result.rolled_back
+    assert "the guard keeps the better weights after epoch" in result.stopped_because
+    assert result.after["retain"].accuracy > 0.95
+
+
 def test_validation_data_are_watched_instead_of_a_slice() -> None:
     some = toy("cnn")
     test = DataLoader(some.test, batch_size=64)

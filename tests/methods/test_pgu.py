@@ -784,10 +784,11 @@ def test_statistics_of_layers_that_are_frozen_by_now_are_left_out(tmp_path: Path
 
 @pytest.mark.parametrize("accuracy", [0.9, 0.8, 0.35])
 def test_a_plateau_ends_the_wait_whatever_its_height(accuracy: float) -> None:
-    run = SimpleNamespace(
-        state=begin_patience(), validation=object(), accuracy=lambda _: accuracy, snapshot=dict
+    run: Any = SimpleNamespace(
+        state={}, validation=object(), accuracy=lambda _: accuracy, snapshot=dict
     )
-    found = [validation_patience(run, 3) for _ in range(4)]  # type: ignore[arg-type]  # what the rule reads
+    run.state = begin_patience(run)
+    found = [validation_patience(run, 3) for _ in range(4)]
     assert found[:3] == [None] * 3
     assert found[3] is not None
     assert "not risen for 3 epochs" in found[3]
