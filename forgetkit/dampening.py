@@ -14,12 +14,14 @@ from forgetkit.errors import DataError
 def dampened(forget: Tensor, everything: Tensor, threshold: float) -> Tensor:
     """Return which entries matter more to D_f than to D by more than a factor: I_f > alpha I_D.
 
+    What matters to D_f alone is selected whatever the factor, an infinite one too.
+
     Args:
         forget: importance to D_f, any shape, not negative.
         everything: importance to D, same shape.
         threshold: the factor alpha.
     """
-    return forget > threshold * everything
+    return torch.where(everything > 0, forget > threshold * everything, forget > 0)
 
 
 def multipliers(forget: Tensor, everything: Tensor, *, threshold: float, strength: float) -> Tensor:

@@ -29,6 +29,11 @@ def test_a_weight_that_matters_to_nothing_else_becomes_zero() -> None:
     assert found.tolist() == [0.0, 1.0]
 
 
+def test_an_infinite_factor_selects_what_matters_to_nothing_else() -> None:
+    forget, everything = torch.tensor([1.0, 0.0, 9.0]), torch.tensor([0.0, 0.0, 1.0])
+    assert dampened(forget, everything, math.inf).tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 50.0])
 @pytest.mark.parametrize("threshold", [0.0, 0.5, 2.0, 1e6])
 def test_equals_a_plain_loop_and_never_grows_a_weight(threshold: float, strength: float) -> None:

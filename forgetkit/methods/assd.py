@@ -94,4 +94,4 @@ class ASSD(Method):
             strength=self.strength,
         )
         total = sum(parameter.numel() for parameter in run.parameters.values())
-        run.log(f"assd dampened {count} of {total} weights (alpha = {threshold:.4g})")
+        run.log(f"assd selected {count} of {total} weights to dampen (alpha = {threshold:.4g})")

@@ -89,7 +89,7 @@ class LFSSD(Method):
             strength=self.strength,
         )
         total = sum(parameter.numel() for parameter in run.parameters.values())
-        run.log(f"lfssd dampened {count} of {total} weights")
+        run.log(f"lfssd selected {count} of {total} weights to dampen")
         share = forget.samples / everything.samples
         if count == 0 and self.threshold * share >= 1.0:
             run.log(

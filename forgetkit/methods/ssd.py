@@ -106,7 +106,7 @@ class SSD(Method):
             strength=self.strength,
         )
         total = sum(parameter.numel() for parameter in run.parameters.values())
-        run.log(f"ssd dampened {count} of {total} weights")
+        run.log(f"ssd selected {count} of {total} weights to dampen")
         share = forget.samples / everything.samples
         if count == 0 and self.threshold * share >= 1.0:
             run.log(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 
 RETAIN_SCALES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FORGET_SCALES = (0.25, 0.5, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+
+SAMPLES = 900
+"""Retained samples, as in the paper, and as many of the forgotten classes."""
 
 
 @register
@@ -84,8 +86,13 @@ class SVDProjection(Method):
     forget_scale: float | None = bounded(
         None, 1e-3, 1e9, "how fully the class's directions are removed; alpha_f; None searches"
     )
-    samples_per_class: int = bounded(
-        100, 1, 100000, "samples of each retained class, and as many of the forgotten ones in all"
+    samples_per_class: int | None = bounded(
+        None,
+        1,
+        100000,
+        "samples of each retained class, and as many of the forgotten ones as of all of these; "
+        "None takes as many as give 900 in all",
+        optional=True,
     )
     positions: str = choice(
         "all", ("auto", "all"), "rows that an image gives to the statistics: few enough, or all"
@@ -117,14 +124,20 @@ class SVDProjection(Method):
                 f"svd_projection: {len(wide)} layers have rows longer than max_dim={self.max_dim} "
                 f"and stay as they are: {', '.join(wide[:4])}"
             )
+        pairs = [
+            (a, b)
+            for a in (RETAIN_SCALES if self.retain_scale is None else (self.retain_scale,))
+            for b in (FORGET_SCALES if self.forget_scale is None else (self.forget_scale,))
+        ]
+        run.log(
+            f"svd_projection: {len(layers)} layers, {len(pairs)} pairs of scales, {len(retain)} "
+            f"retained and {len(forget)} forget samples"
+        )
         before = {name: run.parameters[name].detach().clone() for name in layers}
         known = {} if self.sequential else _removals(run, layers, retain, forget)
         best, chosen = self._score(run, retain, forget), before
         scales: tuple[float, float] | None = None
-        for pair in product(
-            RETAIN_SCALES if self.retain_scale is None else (self.retain_scale,),
-            FORGET_SCALES if self.forget_scale is None else (self.forget_scale,),
-        ):
+        for pair in pairs:
             _write(run, before)
             edited: dict[str, Tensor] = {}
             for name, layer in layers.items():  # in the order of the forward pass
@@ -149,7 +162,8 @@ class SVDProjection(Method):
     def _few(self, run: Run) -> tuple[SampleSet, SampleSet]:
         """Return a few samples of D_r and of D_f, lowest positions of each class first."""
         retain, forget = run.retain, run.forget
-        rows = _lowest(retain, self.samples_per_class)
+        wanted = self.samples_per_class or max(1, round(SAMPLES / len(retain.labels.unique())))
+        rows = _lowest(retain, wanted)
         each = max(len(rows) // len(run.forget_classes), 1)
         return retain.take(rows), forget.take(_lowest(forget, each))
 

@@ -76,7 +76,7 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     }),
     ("linear_filtration", "classes", False, {"form": "normalization", "samples_per_class": 100}),
     ("svd_projection", "classes", False, {
-        "samples_per_class": 100, "positions": "all", "sequential": False, "retain_scale": None,
+        "samples_per_class": None, "positions": "all", "sequential": False, "retain_scale": None,
         "forget_scale": None,
     }),
     ("delete", "classes", False, {

@@ -122,7 +122,7 @@ def test_a_threshold_that_nothing_can_exceed_changes_nothing_and_is_told(slug: s
     before = weights(some.model)
     result = run(some, slug, threshold=1e6)
     assert changed(before, weights(some.model)) == []
-    assert result.notes[0].startswith(f"{slug} dampened 0 of ")
+    assert result.notes[0].startswith(f"{slug} selected 0 of ")
     assert "D_f is a part of 0.250; lower threshold" in result.notes[1]
 
 
@@ -138,8 +138,8 @@ def test_running_statistics_keep_their_bits() -> None:
 def test_the_number_of_weights_is_told() -> None:
     note = run(toy("cnn"), "assd").notes[0]
     # 3 ln 26 percent of 1340 weights, of which those without any gradient do not count.
-    assert note.startswith("assd dampened 13")
-    assert "of 1340 weights (alpha = " in note
+    assert note.startswith("assd selected 13")
+    assert "of 1340 weights to dampen (alpha = " in note
 
 
 def test_assd_selects_the_share_that_the_size_of_the_forget_set_calls_for() -> None:
@@ -150,8 +150,8 @@ def test_assd_selects_the_share_that_the_size_of_the_forget_set_calls_for() -> N
         request = forget(model).instances(range(forgotten)).using("assd", strength=1e6).on("cpu")
         notes[forgotten] = request.run(loader, guard=None).notes[0]
     # ln(1 + 100 * 0.1) = 2.398 percent of 1000 ratios, and ln(1 + 100 * 0.4) = 3.714 percent
-    assert notes[10].startswith("assd dampened 24 of 1000 weights")
-    assert notes[40].startswith("assd dampened 38 of 1000 weights")
+    assert notes[10].startswith("assd selected 24 of 1000 weights to dampen")
+    assert notes[40].startswith("assd selected 38 of 1000 weights to dampen")
 
 
 def test_lfssd_does_not_read_labels() -> None:

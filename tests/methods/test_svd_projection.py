@@ -247,6 +247,21 @@ def test_forgotten_classes_share_as_many_samples_as_all_retained_ones_have(
     assert changed(enough, too_few) != []
 
 
+@pytest.mark.parametrize(("classes", "each"), [(4, 300), (10, 100), (40, 23), (1200, 1)])
+def test_nine_hundred_samples_are_shared_by_the_retained_classes(classes: int, each: int) -> None:
+    labels = torch.arange(classes).repeat(1 + 1400 // classes)
+    model = nn.Sequential(nn.Linear(3, classes))
+    loader = DataLoader(TensorDataset(torch.randn(len(labels), 3), labels), batch_size=512)
+    request = forget(model).classes([0]).on("cpu")
+    result = request.using("svd_projection", retain_scale=1.0, forget_scale=1.0).run(
+        loader, guard=None
+    )
+    kept = min(each, 1 + 1400 // classes) * (classes - 1)
+    own = min(kept, 1 + 1400 // classes)
+    expected = f"1 layers, 1 pairs of scales, {kept} retained and {own} forget samples"
+    assert any(expected in note for note in result.notes)
+
+
 def test_the_grids_are_the_published_ones() -> None:
     assert RETAIN_SCALES == (1, 3, 10, 30, 100, 300, 1000)
     assert FORGET_SCALES == (0.25, 0.5, 1, 3, 10, 30, 100, 300, 1000)
