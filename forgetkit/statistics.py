@@ -174,7 +174,8 @@ class Statistics:
 
         The moments to take away are those of the model *before* the run; they are computed on a
         copy with the edit undone, so the model itself is not touched. A run that was rolled back
-        forgot nothing and changes nothing here.
+        forgot nothing and changes nothing here. Samples whose labels were corrected stay in the
+        training set, and so do their moments.
 
         Args:
             result: of the run, its model holding the edit still.
@@ -191,9 +192,12 @@ class Statistics:
         if result.rolled_back:
             logger.info("without(): the run was rolled back, so the statistics stay as they are")
             return self
+        now = digest(model_prints(unwrap(result.model)))
         before = independent_copy(unwrap(result.model))
         result.patch.revert(before)
         self.check(before)
+        if result.goal.kind == "relabel":
+            return replace(self, weights=now)
         with _looking_at(before):
             # the run has checked the labels against the number of classes
             sets = split(
@@ -209,7 +213,7 @@ class Statistics:
                 )
             batches = (batch.inputs for batch in sets.forget.batches())
             part = self.part(before, batches, plain_forward(before))
-        return self._less(part, digest(model_prints(unwrap(result.model))))
+        return self._less(part, now)
 
     def _less(self, part: Moments, weights: str | None) -> Statistics:
         rest = self.moments.minus(part)
@@ -293,7 +297,7 @@ class Statistics:
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
             return _from_header(json.loads(metadata["header"]), sums)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"path {source}: expected a file written by Statistics.save, found something else "
                 f"({error}); collect the statistics anew"

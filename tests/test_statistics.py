@@ -171,6 +171,21 @@ def test_without_takes_away_what_the_model_before_the_run_saw() -> None:
         whole.without(result, some.loader())
 
 
+def test_samples_with_corrected_labels_stay_in_the_statistics() -> None:
+    some = toy("cnn")
+    whole = Statistics.collect(some.model, some.loader())
+    request = forget(some.model).relabel({3: 1, 8: 2}).using("correct", epochs=1).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    served = whole.without(result, some.loader())
+    assert (served.samples, served.requests) == (whole.samples, 0)
+    assert close(served, whole, 0.0)
+    assert served.weights != whole.weights
+    with torch.no_grad():
+        next(some.model.parameters()).add_(1.0)
+    with pytest.raises(PatchMismatch):
+        whole.without(result, some.loader())
+
+
 def test_statistics_of_another_model_or_transform_are_refused() -> None:
     some, other = toy("cnn"), toy("vit")
     found = collected(some)
