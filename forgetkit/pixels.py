@@ -40,9 +40,16 @@ class PixelRange:
         return (inputs - low) / torch.where(width > 0, width, torch.ones_like(width))
 
     def from_unit(self, unit: Tensor) -> Tensor:
-        """Return inputs from unit space, (batch, ...), clamped to the range."""
+        """Return inputs from unit space, (batch, ...), clamped to the range.
+
+        Gradients pass the clamp unchanged: a pixel at an end of the range may move inwards, but the
+        slope of the clamp is halved there, and 0 where rounding puts the end just outside.
+        """
         low, width = self._on(unit)
-        return torch.minimum(torch.maximum(low + unit * width, low), sent(self.high, unit.device))
+        moved = low + unit * width
+        fixed = moved.detach()
+        held = torch.minimum(torch.maximum(fixed, low), sent(self.high, unit.device))
+        return held + (moved - fixed)  # the values of held exactly, with the slope of moved
 
     def describe(self) -> str:
         """Say in words what the range is."""

@@ -106,6 +106,19 @@ def test_vectorised_attack_equals_the_literal_one() -> None:
     assert float((ours - x).abs().max()) > 0.05
 
 
+def test_the_set_of_images_with_black_and_white_pixels_is_the_literal_one() -> None:
+    """Most pixels of a drawing are at an end of the range, where a clamp has half a slope."""
+    model, x = network(), images(6).round()
+    made = attacked_set(model, x, torch.arange(6) % CLASSES)
+    pairs = (torch.arange(6) * 3).repeat_interleave(4) * adversarial.MOST_PER_SAMPLE
+    counters = (pairs + torch.arange(4).repeat(6))[:, None] * 50 + torch.arange(50)
+    noise = uniform("adversarial start", counters.reshape(-1)).view(24, *x.shape[1:])
+    starts = random_starts(x[made.rows], noise, radius=RADIUS, low=0.0, high=1.0)
+    for pair, row in enumerate(made.rows.tolist()):
+        slow = literal_targeted(model, x[row], int(made.targets[pair]), starts[pair], 15)
+        assert torch.allclose(made.pixels[pair], slow, atol=1e-5)
+
+
 def test_random_starts_follow_the_text() -> None:
     x, noise = images(5), torch.rand(5, 2, 5, 5, generator=torch.Generator().manual_seed(4))
     starts = random_starts(x, noise, radius=RADIUS, low=0.0, high=1.0)
@@ -354,6 +367,26 @@ def test_vectors_share_one_range_and_constant_channels_stay() -> None:
     assert float(span.high) == 3.0
     flat = PixelRange(torch.tensor(2.0), torch.tensor(2.0), "test")
     assert flat.from_unit(flat.to_unit(torch.tensor([2.0])) + 0.5).tolist() == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [((0.0,), (1.0,)), ((0.1307,), (0.3081,)), ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))],
+)
+def test_pixels_at_the_ends_keep_their_slope_and_stay_inside(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
+    """With ImageNet's constants low + (high - low) rounds to above high in two channels."""
+    middle, scale = torch.tensor(mean), torch.tensor(std)
+    low, high = (-middle / scale).view(1, -1, 1), ((1 - middle) / scale).view(1, -1, 1)
+    span = PixelRange(low, high, "test")
+    unit = torch.tensor([-0.3, 0.0, 0.5, 1.0, 1.7]).expand(1, len(mean), 5)
+    leaf = unit.clone().requires_grad_()
+    found = span.from_unit(leaf)
+    clamped = torch.minimum(torch.maximum(low + unit * (high - low), low), high)
+    assert torch.equal(found.detach(), clamped)
+    (slope,) = torch.autograd.grad(found.sum(), leaf)
+    assert torch.equal(slope, (high - low).expand_as(slope))
 
 
 def test_range_of_nothing_is_refused() -> None:

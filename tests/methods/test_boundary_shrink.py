@@ -174,3 +174,24 @@ def test_a_label_that_was_found_stays_when_others_are_looked_for_further_away() 
     request = forget(model).classes([0]).using(method).on("cpu")
     request.run(DataLoader(data, batch_size=2), guard=None)
     assert seen[0].tolist() == [1, 1]  # the second one fails: its best other class
+
+
+def test_white_pixels_of_normalised_images_are_darkened() -> None:
+    """White rounds to just above the end of the range in ImageNet's second and third channel."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    white = ((1 - mean) / std).view(1, 3, 1, 1).repeat(2, 1, 2, 2)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    head = model[1]
+    assert isinstance(head, nn.Linear)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.weight[0] = 1.0
+        # a tenth of the range darker everywhere class 1 wins, but not in the first channel alone
+        head.bias.copy_(torch.tensor([0.0, float(white[0].sum()) - 3.0, -100.0]))
+    bounds = tuple((-mean / std).tolist()), tuple(((1 - mean) / std).tolist())
+    method = Watched(attack_step=0.1, bounds=bounds, epochs=1, lr=0.0)
+    data = TensorDataset(white, torch.zeros(2, dtype=torch.long))
+    request = forget(model).classes([0]).using(method).on("cpu")
+    result = request.run(DataLoader(data, batch_size=2), guard=None)
+    assert result.history[0]["fallback_labels"] == 0.0
+    assert Watched.labels["labels"].tolist() == [1, 1]
