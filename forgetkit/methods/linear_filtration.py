@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from forgetkit.errors import DataError, ModelError
 from forgetkit.fields import bounded, choice
+from forgetkit.head_tail import bias_gains, same_for_every_class, uneven_step
 from forgetkit.method import Card, Method, Need, register
 from forgetkit.types import SampleSet
 from forgetkit.view import Affine
@@ -32,6 +33,9 @@ def filtration_matrix(
 ) -> Tensor:
     """Return F, (retained classes, classes), with F @ means[:, j] = the wanted mean logits.
 
+    As only the columns of forgotten classes change, F = B A^-1 is the retained rows of the identity
+    plus that change times the rows of A^-1 for the forgotten classes.
+
     Args:
         means: (classes, classes) float64, column j = mean logits over samples of class j.
         forgotten: the classes to filter out.
@@ -42,24 +46,25 @@ def filtration_matrix(
     retained = [label for label in range(classes) if label not in forgotten]
     if form == "naive":
         return torch.eye(classes, dtype=means.dtype)[retained]
-    wanted = means[retained].clone()
     lost = list(forgotten)
+    column = means[retained][:, lost]
     if form == "normalization":
-        column = wanted[:, lost]
-        wanted[:, lost] = column - column.mean(dim=0) + wanted[:, retained].mean()
+        wanted = column - column.mean(dim=0) + means[retained][:, retained].mean()
     else:
-        wanted[:, lost] = 0.0 if form == "zeroing" else noise.to(wanted.dtype)
+        wanted = torch.zeros_like(column) if form == "zeroing" else noise.to(means.dtype)
     condition = float(torch.linalg.cond(means))
-    if not condition <= WORST_CONDITION:  # of zeros alone it is no number
+    if condition <= WORST_CONDITION:
+        aim = torch.eye(classes, dtype=means.dtype)[:, lost]
+        shares: Tensor = torch.linalg.solve(means.T, aim).T
+    else:  # of zeros alone the condition is no number
         logger.warning(
             "linear_filtration: the mean logits are nearly dependent (condition number %.1e); "
             "using the pseudo-inverse, so retained means are kept only approximately",
             condition,
         )
-        inverse: Tensor = torch.linalg.pinv(means)
-        return wanted @ inverse
-    solved: Tensor = torch.linalg.solve(means.T, wanted.T)
-    return solved.T
+        # what lies below is the rounding of float32 logits, and its inverse would be huge
+        shares = torch.linalg.pinv(means, rtol=1 / WORST_CONDITION)[lost]
+    return torch.eye(classes, dtype=means.dtype)[retained] + (wanted - column) @ shares
 
 
 def _derived(affine: Affine) -> str:
@@ -96,7 +101,10 @@ class LinearFiltration(Method):
     Source: Baumhauer, Schöttle, Zeppelzauer, "Machine Unlearning: Linear Filtration for
         Logit-based Classifiers", Machine Learning 2022, https://arxiv.org/abs/2002.02730.
 
-    Differences: the head keeps K outputs; nearly dependent means use a pseudo-inverse.
+    Differences: the head keeps K outputs. Nearly dependent means (always so with more classes than
+        features + 1) use a pseudo-inverse, which takes singular values below 1e-6 of the largest
+        for 0; F leaves alone what such means do not reach. Heads that shift or scale their sums by
+        class, where F W and F b would not make F z, are refused.
     """
 
     card: ClassVar[Card] = Card(
@@ -130,11 +138,13 @@ class LinearFiltration(Method):
         """Write F W and F b into the retained rows, mask the others.
 
         Raises:
-            ModelError: the head has no bias, is not affine with one row a class, or is partly
-                frozen.
+            ModelError: the head has no bias, is not affine with one row a class, is partly frozen,
+                or shifts or scales the logits by class.
             DataError: a class has no samples.
         """
         affines = [self._checked(affine, run) for affine in run.view.affines]
+        if run.view.tail:
+            self._check_tail(affines, run)
         noise = self._noise(run)
         means = torch.eye(run.num_classes, dtype=torch.float64)
         if self.form != "naive":
@@ -169,6 +179,35 @@ class LinearFiltration(Method):
                     "requires_grad_(True), or use a trained method such as lau"
                 )
         return weight, bias, affine.class_axis
+
+    def _check_tail(self, affines: list[tuple[Tensor, Tensor, int]], run: Run) -> None:
+        """Refuse a head whose logits are not what its affine layers add up, but for a factor.
+
+        The naive form only masks: there it is enough that the bias of a class moves its logit.
+        """
+        weights, biases = [one[0] for one in affines], [one[1] for one in affines]
+        zeros = weights[0].new_zeros((1, *run.view.feature_shape))
+        naive = self.form == "naive"
+        step = uneven_step(run.num_classes)
+        if naive:
+            step = torch.isin(torch.arange(run.num_classes), torch.tensor(run.forget_classes))
+        rest, gains = bias_gains(lambda: run.head(zeros)[0], weights, biases, step)
+        if naive:
+            masked = step.to(rest.device)
+            fits = all(float(one[masked].min()) > float(one[~masked].max()) for one in gains)
+        else:
+            fits = same_for_every_class(rest, gains, step)
+        if not fits:
+            wanted = (
+                "a bias to raise the logit of its class"
+                if naive
+                else "logits that are what the last layer adds up, or one positive multiple of it"
+            )
+            raise ModelError(
+                f"linear_filtration: expected {wanted}, found that what comes behind "
+                f"{run.view.head_name} ({', '.join(run.view.tail)}) changes them by class; fold it "
+                "into the layer's weight and bias, or use a trained method such as lau"
+            )
 
     def _noise(self, run: Run) -> Tensor:
         retained = run.num_classes - len(run.forget_classes)

@@ -431,15 +431,17 @@ def test_linear_filtration_inverts_dependent_means_as_far_as_they_reach(
     means = torch.tensor([[1.0, 2, 0], [1, 2, 0], [0, 0, 2]], dtype=torch.float64)
     found = filtration_matrix(means, (0,), "zeroing", torch.empty(2, 1))
     # the pseudo-inverse of the upper left block is [[0.1, 0.1], [0.2, 0.2]]
-    expected = torch.tensor([[0.4, 0.4, 0], [0, 0, 1]], dtype=torch.float64)
+    expected = torch.tensor([[-0.1, 0.9, 0], [0, 0, 1]], dtype=torch.float64)
     assert torch.allclose(found, expected, atol=1e-12)
+    literal = torch.tensor([[0.0, 2, 0], [0, 0, 2]], dtype=torch.float64) @ torch.linalg.pinv(means)
+    assert torch.allclose(found @ means, literal @ means, atol=1e-12)
     assert "the mean logits are nearly dependent" in caplog.text
     assert "using the pseudo-inverse, so retained means are kept only approx" in caplog.text
 
 
-def test_linear_filtration_of_mean_logits_that_are_all_zero_is_zero() -> None:
+def test_linear_filtration_of_mean_logits_that_are_all_zero_moves_nothing() -> None:
     found = filtration_matrix(torch.zeros(3, 3).double(), (0,), "zeroing", torch.empty(2, 1))
-    assert torch.equal(found, torch.zeros(2, 3, dtype=torch.float64))
+    assert torch.equal(found, torch.eye(3, dtype=torch.float64)[1:])
 
 
 @pytest.mark.parametrize(("condition", "warned"), [(0.9e6, 0), (1.1e6, 1)])
