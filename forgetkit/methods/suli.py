@@ -91,7 +91,7 @@ class SULI(SoftTargets):
             },
             "code_instances": {
                 "lr": 8e-5, "chunk_size": 32, "epochs": 10, "teacher": "current", "bn": "train",
-                "removed": "argmax",
+                "removed": "argmax", "max_steps": 10**6,
             },
         },
     )  # fmt: skip

@@ -233,6 +233,10 @@ def test_settings_that_follow_the_request() -> None:
         lr=1e-4, chunk_size=500, batch_size=500, epochs=10, teacher="current", bn="train",
         max_steps=10**6,
     )  # fmt: skip
+    assert build("suli", {"preset": "code_instances"}) == SULI(
+        lr=8e-5, chunk_size=32, epochs=10, teacher="current", bn="train", removed="argmax",
+        max_steps=10**6,
+    )  # fmt: skip
     assert build("suli", {"preset": "paper"}) == SULI(
         lr=1e-4, layers=2, epochs=10, rollback=False, removed="label"
     )
