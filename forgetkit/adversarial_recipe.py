@@ -10,7 +10,6 @@ from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
-from forgetkit.batch_count import batches_in
 from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Facts, Pair, Pass, State
@@ -105,17 +104,13 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
             return (Pass("forget", batch_size=self.forget_batch_size),)
         targets = run.state["targets"]
         adversaries = run.stored(unpacked(run.state), targets)
-        size = self.batch_size or run.forget.batch_size
-        sizes = (size, self.forget_batch_size)
-        if len(targets) <= len(run.forget):  # the engine then counts by D_f
-            sizes = (self.forget_batch_size, size)
         return (
             Pass(
                 "both",
                 retain=adversaries,
-                batch_size=sizes[0],
-                other_batch_size=sizes[1],
-                limit=batches_in(len(targets), size),
+                once="retain",
+                batch_size=self.batch_size or run.forget.batch_size,
+                other_batch_size=self.forget_batch_size,
             ),
         )
 

@@ -109,13 +109,14 @@ class Pass:
     """One pass of an epoch: which samples, in which order, with which step size.
 
     Args:
-        steps: the set whose batches drive the pass; ``"both"`` pairs the two and restarts the
-            shorter one.
+        steps: the set whose batches drive the pass; ``"both"`` pairs the two, reads one of them
+            once and restarts the other.
         name: what ``run.phase`` says meanwhile.
         forget: read instead of D_f.
         retain: read instead of D_r.
         batch_size: samples a step of the driving set; default the method's.
         other_batch_size: samples a step of the set that is restarted; default ``batch_size``.
+        once: which of two paired sets drives the pass; default the larger one.
         lr: step size; default ``method.lr``.
         fresh_optimizer: whether momentum and the like start anew.
         whole: one step for the whole pass, on the mean gradient over the driving set.
@@ -130,6 +131,7 @@ class Pass:
     retain: SampleSet | None = None
     batch_size: int | None = None
     other_batch_size: int | None = None
+    once: Literal["forget", "retain"] | None = None
     lr: float | None = None
     fresh_optimizer: bool = False
     whole: bool = False

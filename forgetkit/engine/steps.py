@@ -26,13 +26,14 @@ def pairs(
     *,
     batch_size: int | None,
     other_batch_size: int | None = None,
+    once: str | None = None,
     generator: Generator | None,
     shard: tuple[int, int],
 ) -> Iterator[Pair]:
     """Yield the pairs of one pass, in order when there is no generator.
 
-    With ``"both"`` the set with more samples is read once and the other one is restarted as often
-    as needed (rule R2), so that no sample is dropped.
+    With ``"both"`` the set that ``once`` names, or else the one with more samples, is read once and
+    the other one is restarted as often as needed (rule R2), so that no sample is dropped.
     """
     if steps == "forget":
         for batch in forget.batches(batch_size, generator=generator, shard=shard):
@@ -48,7 +49,7 @@ def pairs(
             yield Pair(None, batch)
         return
     other_size = other_batch_size or batch_size
-    if len(forget) >= len(retain):
+    if (once or larger(forget, retain)) == "forget":
         other = _forever(retain, other_size, generator, shard)
         for batch in forget.batches(batch_size, generator=generator, shard=shard):
             yield Pair(batch, next(other))
@@ -56,6 +57,11 @@ def pairs(
         other = _forever(forget, other_size, generator, shard)
         for batch in retain.batches(batch_size, generator=generator, shard=shard):
             yield Pair(next(other), batch)
+
+
+def larger(forget: SampleSet, retain: SampleSet | None) -> str:
+    """Return which of two sets has more samples; of two as large, D_f."""
+    return "forget" if retain is None or len(forget) >= len(retain) else "retain"
 
 
 def part(batch: Batch, rows: torch.Tensor) -> Batch:

@@ -15,7 +15,7 @@ from forgetkit.batch_count import batches_in
 from forgetkit.engine.masks import element_masks
 from forgetkit.engine.place import Place
 from forgetkit.engine.run import Run
-from forgetkit.engine.steps import chunks, pairs
+from forgetkit.engine.steps import chunks, larger, pairs
 from forgetkit.errors import DataError, UnlearningFailed
 from forgetkit.method import Method, Pair, Pass, Seen
 from forgetkit.moving import sent
@@ -223,6 +223,7 @@ class Loop:
             retain,
             batch_size=one.batch_size or self._method.batch_size,
             other_batch_size=one.other_batch_size,
+            once=one.once,
             generator=self._run.generator if one.shuffle else None,
             shard=self._place.shard,
         )
@@ -239,10 +240,10 @@ class Loop:
         if one.whole:
             return 1
         forget, retain = self._sets(one)
-        kept = 0 if retain is None else len(retain)
-        rows = {"forget": len(forget), "retain": kept, "both": max(len(forget), kept)}
+        drives = one.once or larger(forget, retain) if one.steps == "both" else one.steps
+        rows = len(forget) if drives == "forget" else len(retain or ())
         size = one.batch_size or self._method.batch_size or forget.batch_size
-        count = batches_in(rows[one.steps], size, shuffled=one.shuffle)
+        count = batches_in(rows, size, shuffled=one.shuffle)
         return count if one.limit is None else min(count, one.limit)
 
     def _prepare_optimizer(self, one: Pass) -> None:

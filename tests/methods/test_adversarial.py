@@ -17,7 +17,7 @@ from forgetkit.curvature import mean_absolute_gradients
 from forgetkit.engine.run import Run
 from forgetkit.errors import BadTarget
 from forgetkit.losses import blocked_classes
-from forgetkit.method import Facts, Method, State, build, find
+from forgetkit.method import Facts, Method, Pair, State, build, find
 from forgetkit.methods.adv import Adv
 from forgetkit.methods.adv_imp import AdvImp
 from forgetkit.methods.correct import Correct
@@ -25,7 +25,7 @@ from forgetkit.methods.neggrad import NegGrad
 from forgetkit.result import Result
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
-from forgetkit.types import Batch
+from forgetkit.types import Batch, Terms
 
 QUICK: dict[str, Any] = {
     "adversaries": 2, "attack_steps": 4, "attack_radius": 0.5, "lr": 0.05, "epochs": 2,
@@ -254,6 +254,28 @@ def test_it_stops_at_the_first_step_that_has_forgotten(slug: str) -> None:
     assert 1 < steps < 30
     assert all(row["forget_accuracy"] > 0.0 for row in done.history[:-1])
     assert run(steps - 1).after["forget"].accuracy > 0.0
+
+
+@pytest.mark.parametrize(("forget_size", "size", "steps"), [(16, 4, 4), (4, 16, 1), (4, 4, 4)])
+def test_an_epoch_is_a_round_over_the_adversaries_however_few_they_are(
+    forget_size: int, size: int, steps: int
+) -> None:
+    """One adversary a sample makes two sets of the same size."""
+    batches: list[tuple[int, int]] = []
+
+    class Watched(Adv):
+        def loss(self, batch: Pair, run: Run) -> Terms:
+            assert batch.forget is not None
+            assert batch.retain is not None
+            batches.append((len(batch.forget), len(batch.retain)))
+            return super().loss(batch, run)
+
+    method = Watched(
+        adversaries=1, attack_steps=1, forget_batch_size=forget_size, batch_size=size, epochs=2,
+        check_every=1000, lr=0.0,
+    )  # fmt: skip
+    run_on_samples(method, count=16)
+    assert batches == [(forget_size, size)] * 2 * steps
 
 
 def test_check_within_an_epoch_ends_the_run_there() -> None:
