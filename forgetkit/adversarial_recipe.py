@@ -76,7 +76,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
             return {}
         _announce_cost(run, attack_cost(len(run.forget), count, self.attack_steps))
         forget = gathered(batch.inputs for batch in run.forget.batches())
-        span = pixel_range(self.bounds, [pixels_of(forget)[1]])
+        span = pixel_range(self.bounds, [pixels_of(forget)[1]], run.log)
         weights = {name: parameter.detach() for name, parameter in run.parameters.items()}
         made = adversarial_set(
             forget,

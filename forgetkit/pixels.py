@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ from forgetkit.moving import sent
 from forgetkit.types import Inputs, PixelBounds
 
 LogitsFunction = Callable[[Tensor], Tensor]
+
+_SLACK = 0.01  # of the range: bounds that are rounded to two digits hold their images
 
 
 @dataclass(frozen=True)
@@ -63,24 +66,35 @@ class PixelRange:
         return low, high - low
 
 
-def pixel_range(bounds: PixelBounds | None, images: Iterable[Tensor]) -> PixelRange:
+def pixel_range(
+    bounds: PixelBounds | None,
+    images: Iterable[Tensor],
+    log: Callable[[str], None] | None = None,
+) -> PixelRange:
     """Return the range that attacks keep to.
 
     Args:
         bounds: a range for all channels, or for each, in the units of the inputs; ``None`` takes
             the smallest and largest value of each channel in ``images``.
         images: batches (batch, channels, ...); inputs of fewer than three dimensions have no
-            channels and share one range. Not read when ``bounds`` is one range for all.
+            channels and share one range. Without ``log`` they are not read when ``bounds`` is one
+            range for all.
+        log: is told when images lie outside ``bounds``.
 
     Raises:
         DataError: there is no image to read, or ``bounds`` has another number of channels.
     """
     if bounds is not None:
         low, high = (torch.tensor(end, dtype=torch.float32) for end in bounds)
+        left = iter(images)
         if low.ndim > 0:
-            example = next(iter(images), None)
+            example = next(left, None)
             low, high = _by_channel(low, example), _by_channel(high, example)
-        return PixelRange(low, high, "as given by bounds")
+            left = chain([] if example is None else [example], left)
+        given = PixelRange(low, high, "as given by bounds")
+        if log is not None:
+            _tell_what_is_cut(given, left, log)
+        return given
     lows: list[Tensor] = []
     highs: list[Tensor] = []
     for batch in images:
@@ -98,6 +112,28 @@ def pixel_range(bounds: PixelBounds | None, images: Iterable[Tensor]) -> PixelRa
         torch.stack(highs).amax(dim=0),
         "smallest and largest value seen in the forget set; pass bounds= to change it",
     )
+
+
+def _tell_what_is_cut(
+    given: PixelRange, images: Iterable[Tensor], log: Callable[[str], None]
+) -> None:
+    """Say how many pixels lie outside the range: attacks begin with cut images then."""
+    cut = total = 0
+    least, most = torch.inf, -torch.inf
+    for batch in images:
+        if len(batch) == 0:
+            continue
+        unit = given.to_unit(batch.detach().float())
+        cut += int(((unit < -_SLACK) | (unit > 1 + _SLACK)).sum())
+        total += unit.numel()
+        least, most = min(least, float(batch.min())), max(most, float(batch.max()))
+    if cut:
+        log(
+            f"bounds: {100 * cut / total:.2g} % of the values of the images, which run from "
+            f"{least:.4g} to {most:.4g}, lie outside {given.describe()} and are cut to it; give "
+            "bounds in the units of the model's inputs (after normalisation these are (0 - mean) / "
+            "std and (1 - mean) / std of each channel), or None to take them from the images"
+        )
 
 
 def _by_channel(ends: Tensor, example: Tensor | None) -> Tensor:

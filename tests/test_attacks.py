@@ -347,6 +347,21 @@ def test_range_given_by_bounds_reads_no_image() -> None:
     assert "bounds" in span.describe()
 
 
+def test_images_outside_the_bounds_are_told() -> None:
+    told: list[str] = []
+    batches = [torch.tensor([[-0.5, 0.0, 0.5, 1.0]]), torch.tensor([[0.2, 1.005, 2.0, 1.5]])]
+    span = pixel_range((0.0, 1.0), batches, told.append)
+    assert (float(span.low), float(span.high)) == (0.0, 1.0)
+    assert len(told) == 1
+    assert "bounds: 38 % of the values of the images, which run from -0.5 to 2," in told[0]
+    by_channel = ((-0.5, 0.0), (1.0, 2.0))
+    images = torch.stack(batches).view(1, 2, 2, 2)
+    pixel_range(by_channel, iter([images]), told.append)
+    assert len(told) == 1
+    pixel_range(by_channel, iter([images, images + 1]), told.append)
+    assert "bounds: 25 %" in told[1]
+
+
 def test_range_by_channel_makes_normalised_images_unit_ones() -> None:
     unit = torch.rand(5, 3, 4, 4)
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])

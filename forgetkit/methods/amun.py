@@ -101,7 +101,8 @@ class Amun(FullNetwork):
 
     def setup(self, run: Run) -> State:
         """Make D_A: neighbours of the forget samples, and the model's labels of them."""
-        span = pixel_range(self.bounds, (pixels_of(b.inputs)[1] for b in run.forget.batches()))
+        images = (pixels_of(batch.inputs)[1] for batch in run.forget.batches())
+        span = pixel_range(self.bounds, images, run.log)
         made = [self.neighbours(batch, run, span) for batch in run.forget.batches()]
         inputs = gathered(part.inputs for part in made)
         labels = torch.cat([part.labels for part in made])

@@ -85,7 +85,8 @@ class BoundaryShrink(FullNetwork, StopsEarly):
 
     def setup(self, run: Run) -> State:
         """Return the label across the boundary for each forget sample, (N_f,)."""
-        span = pixel_range(self.bounds, (pixels_of(b.inputs)[1] for b in run.forget.batches()))
+        images = (pixels_of(batch.inputs)[1] for batch in run.forget.batches())
+        span = pixel_range(self.bounds, images, run.log)
         found = torch.empty(len(run.forget), dtype=torch.long)
         fallbacks = 0
         for batch in run.forget.batches():

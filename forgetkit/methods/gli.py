@@ -115,7 +115,7 @@ class GuidedLossIncreasing(FullNetwork):
                 f"gli: the final score needs {FEWEST} samples to forget and {2 * FEWEST} to "
                 f"validate on; the run ends after {self.max_batches} batches instead"
             )
-        found = pixel_range(self.bounds, _images(run.forget, _some(run.retain)))
+        found = pixel_range(self.bounds, _images(run.forget, _some(run.retain)), run.log)
         return {"low": found.low.to(run.device), "high": found.high.to(run.device)}
 
     def start_epoch(self, run: Run) -> State:

@@ -107,7 +107,7 @@ class Spotter(SoftTargets):
         if self.forget_weight == 1.0:
             return super().setup(run)
         images = (pixels_of(batch.inputs)[1] for batch in run.forget.batches())
-        found = pixel_range(self.bounds, images)
+        found = pixel_range(self.bounds, images, run.log)
         return {**super().setup(run), "low": found.low, "high": found.high}
 
     def passes(self, run: Run) -> Sequence[Pass]:
