@@ -13,7 +13,7 @@ from torch import Tensor
 
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import TensorBits, dtype_from_name, from_bits
-from forgetkit.tensor_files import SafetensorsFile, TensorFile, TorchFile, unreadable
+from forgetkit.tensor_files import Keys, SafetensorsFile, TensorFile, TorchFile, shown, unreadable
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -21,23 +21,25 @@ INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 @dataclass(frozen=True)
 class WeightSet:
-    """The tensors of one model within a checkpoint: one file, several shards, or part of a file.
+    """Tensors that stand together in a checkpoint: one file, several shards, or part of a file.
 
     Args:
-        label: key of the set inside its file, empty when the file holds nothing else.
+        keys: the way to the set inside its file, empty at the top.
         where: the place in words, for messages.
+        loadable: whether a model is loaded from it; not so from what lies deeper in a file.
         tensors: bits by name; tied names of one file share one object.
         homes: the file of every name.
     """
 
-    label: str
+    keys: Keys
     where: str
+    loadable: bool
     tensors: dict[str, TensorBits]
     homes: dict[str, TensorFile]
 
 
 def open_checkpoint(path: Path) -> list[WeightSet]:
-    """Return every set of weights that a file or folder holds.
+    """Return every set of tensors that a file or folder holds.
 
     Args:
         path: ``.safetensors``, a torch state dict, or a folder with ``model.safetensors`` or
@@ -79,12 +81,12 @@ def write_checkpoint(
     Raises:
         ModelError: ``out`` exists, or its suffix is that of another format.
     """
-    by_file: dict[Path, tuple[TensorFile, dict[tuple[str, str], Tensor]]] = {}
+    by_file: dict[Path, tuple[TensorFile, dict[tuple[Keys, str], Tensor]]] = {}
     for weights, new in changes:
         for name, home in weights.homes.items():
             _, edits = by_file.setdefault(home.path, (home, {}))
             if name in new:
-                edits[weights.label, name] = new[name]
+                edits[weights.keys, name] = new[name]
     if out is None:
         return _write_over(by_file)
     if out.exists():
@@ -121,7 +123,7 @@ def write_checkpoint(
 
 
 def _write_over(
-    by_file: Mapping[Path, tuple[TensorFile, Mapping[tuple[str, str], Tensor]]],
+    by_file: Mapping[Path, tuple[TensorFile, Mapping[tuple[Keys, str], Tensor]]],
 ) -> list[Path]:
     moves: list[tuple[Path, Path]] = []
     try:
@@ -191,13 +193,16 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         path: as in :func:`open_checkpoint`.
 
     Raises:
-        ModelError: nothing there, several sets, or not readable without running code from it.
+        ModelError: nothing there, several sets or none within reach, or not readable without
+            running code from it.
     """
-    sets = open_checkpoint(Path(path))
-    if len(sets) > 1:
+    held = open_checkpoint(Path(path))
+    sets = [weights for weights in held if weights.loadable]
+    if len(sets) != 1:
         raise ModelError(
-            f"state_dict {path} is expected to hold one set of weights; found "
-            f"{[weights.where for weights in sets]}. Save the one you mean in a file of its own."
+            f"state_dict {path} is expected to hold one set of weights, alone or under a key; "
+            f"found {[weights.where for weights in sets or held][:6]}. Save the one you mean in a "
+            "file of its own."
         )
     return {
         name: from_bits(bits.read(), dtype_from_name(bits.dtype), bits.shape).clone()
@@ -207,19 +212,21 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
 
 def _sets_of(files: Sequence[Path]) -> list[WeightSet]:
     """Return the sets of one file, or of several shards taken together."""
-    sets: dict[str, WeightSet] = {}
+    sets: dict[Keys, WeightSet] = {}
     for path in files:
         file: SafetensorsFile | TorchFile
-        held: dict[str, dict[str, TensorBits]]
+        held: dict[Keys, dict[str, TensorBits]]
+        loadable: tuple[Keys, ...] = ((),)
         if path.suffix == ".safetensors":
             file = SafetensorsFile(path)
-            held = {"": file.tensors()}
+            held = {(): file.tensors()}
         else:
             file = TorchFile(path)
-            held = {label: file.tensors(label) for label in file.sets}
-        for label, tensors in held.items():
-            where = f"{files[0]}{f' [{label}]' if label else ''}"
-            weights = sets.setdefault(label, WeightSet(label, where, {}, {}))
+            held = {keys: file.tensors(keys) for keys in file.sets}
+            loadable = file.state_dicts
+        for keys, tensors in held.items():
+            where = f"{files[0]}{f' [{shown(keys)}]' if keys else ''}"
+            weights = sets.setdefault(keys, WeightSet(keys, where, keys in loadable, {}, {}))
             weights.tensors.update(tensors)
             weights.homes.update(dict.fromkeys(tensors, file))
     return list(sets.values())

@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import shutil
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,9 @@ _DTYPES = {
 }  # fmt: skip
 _LENGTH_BYTES = 8
 
+Keys = tuple[object, ...]
+"""The way to a container within a file: keys of mappings and positions in lists."""
+
 
 class TensorFile(Protocol):
     """One file of tensors.
@@ -40,7 +44,7 @@ class TensorFile(Protocol):
 
     path: Path
 
-    def write(self, changes: Mapping[tuple[str, str], Tensor], target: Path) -> None:
+    def write(self, changes: Mapping[tuple[Keys, str], Tensor], target: Path) -> None:
         """Write a copy with new bits, by (set, name)."""
         ...
 
@@ -93,8 +97,8 @@ class SafetensorsFile:
             held = bytearray(stream.read(last - first))
         return torch.frombuffer(held, dtype=torch.uint8) if held else torch.empty(0).byte()
 
-    def write(self, changes: Mapping[tuple[str, str], Tensor], target: Path) -> None:
-        """Write a copy with new bits, by ("", name); every other byte stays as it is."""
+    def write(self, changes: Mapping[tuple[Keys, str], Tensor], target: Path) -> None:
+        """Write a copy with new bits, by ((), name); every other byte stays as it is."""
         shutil.copyfile(self.path, target)
         with target.open("r+b") as stream:
             for (_, name), bits in changes.items():
@@ -110,6 +114,10 @@ class TorchFile:
     Args:
         path: the file.
 
+    Attributes:
+        sets: the tensors of every mapping and list in it, however deep, each container once.
+        state_dicts: those that a model is loaded from: under a key, or else the file itself.
+
     Raises:
         ModelError: not readable with ``weights_only=True``, or without tensors.
     """
@@ -120,7 +128,8 @@ class TorchFile:
             self._content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
             raise unreadable(path, "a state dict that needs no code to load", error) from error
-        self.sets = _state_dicts(self._content)
+        self.sets = _tensor_sets(self._content)
+        self.state_dicts = _state_dicts(self._content)
         if not self.sets:
             raise ModelError(
                 f"path {path} is expected to hold a state dict (tensors by name), alone or under "
@@ -128,9 +137,9 @@ class TorchFile:
                 "model.state_dict() with torch.save or safetensors."
             )
 
-    def tensors(self, label: str) -> dict[str, TensorBits]:
+    def tensors(self, keys: Keys) -> dict[str, TensorBits]:
         """Return the bits of one set by name."""
-        held = self.sets[label]
+        held = self.sets[keys]
         return {
             name: bits
             for group in same_tensor_groups(held)
@@ -138,32 +147,56 @@ class TorchFile:
             for name in group
         }
 
-    def write(self, changes: Mapping[tuple[str, str], Tensor], target: Path) -> None:
+    def write(self, changes: Mapping[tuple[Keys, str], Tensor], target: Path) -> None:
         """Write a copy with new bits, by (set, name)."""
         with torch.no_grad():
-            for (label, name), bits in changes.items():
-                tensor = self.sets[label][name]
+            for (keys, name), bits in changes.items():
+                tensor = self.sets[keys][name]
                 tensor.copy_(from_bits(bits, tensor.dtype, tensor.shape))
         torch.save(self._content, target)
 
 
-def _state_dicts(content: object) -> dict[str, dict[str, Tensor]]:
-    """Return the state dicts in a loaded file by key; the empty key when it is one itself."""
+def shown(keys: Keys) -> str:
+    """Return the way to a container in words: ``ema/shadow``, ``optimizer/state[0]``."""
+    text = "".join(f"/{key}" if isinstance(key, str) else f"[{key}]" for key in keys)
+    return text.removeprefix("/")
+
+
+def _tensor_sets(content: object) -> dict[Keys, dict[str, Tensor]]:
+    """Return the tensors of every mapping and list in ``content``, the least deep first."""
+    sets: dict[Keys, dict[str, Tensor]] = {}
+    pending: deque[tuple[Keys, object]] = deque([((), content)])
+    seen: set[int] = set()  # one container may stand in several places, or in itself
+    while pending:
+        keys, held = pending.popleft()
+        if not isinstance(held, (Mapping, list, tuple)) or id(held) in seen:
+            continue
+        seen.add(id(held))
+        items = list(held.items() if isinstance(held, Mapping) else enumerate(held))
+        own = {
+            key if isinstance(key, str) else f"[{key}]": value
+            for key, value in items
+            if isinstance(value, Tensor)
+        }
+        if own:
+            sets[keys] = own
+        pending.extend(((*keys, key), value) for key, value in items)
+    return sets
+
+
+def _state_dicts(content: object) -> tuple[Keys, ...]:
     if not isinstance(content, Mapping):
-        return {}
-    nested = {
-        key: _tensors_of(value)
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, Mapping) and _tensors_of(value)
-    }
-    if nested:
-        return nested
-    own = _tensors_of(content)
-    return {"": own} if own else {}
+        return ()
+    nested = tuple(
+        (key,) for key, value in content.items() if isinstance(key, str) and _names_tensors(value)
+    )
+    return nested or (((),) if _names_tensors(content) else ())
 
 
-def _tensors_of(mapping: Mapping[object, object]) -> dict[str, Tensor]:
-    return {k: v for k, v in mapping.items() if isinstance(k, str) and isinstance(v, Tensor)}
+def _names_tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and any(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+    )
 
 
 def unreadable(path: Path, expected: str, error: Exception) -> ModelError:

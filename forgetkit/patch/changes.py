@@ -11,10 +11,10 @@ from forgetkit.checkpoint import WeightSet
 from forgetkit.errors import PatchMismatch
 from forgetkit.fingerprint import TensorBits, sha256_of
 from forgetkit.patch.header import Entry
-from forgetkit.patch.placing import Placement, place
+from forgetkit.patch.leftovers import Leftovers, of_optimizer
+from forgetkit.patch.placing import Placement, place, shares_names
 
 _SHOWN_PROBLEMS = 3
-_MOST_BYTES_OF_A_CONSTANT = 8
 
 
 @dataclass(frozen=True)
@@ -63,32 +63,33 @@ class Turn:
     ) -> list[tuple[WeightSet, dict[str, Tensor]]]:
         """Return the new bits for each set of weights in a checkpoint.
 
-        Sets that hold no tensor of the patch, such as a loss's buffers, are left alone.
+        Sets without a weight of the model, such as a loss's buffers or the state of an optimizer,
+        are left alone.
 
         Raises:
-            PatchMismatch: the patch does not fit one of the sets, or no set has its tensors.
+            PatchMismatch: the patch does not fit one of the sets, no set has its tensors, or an
+                edited tensor would stay as it is in another place.
         """
         fitting: list[tuple[WeightSet, dict[str, Tensor]]] = []
         refusals: list[PatchMismatch] = []
+        left: list[PatchMismatch] = []
         for weights in sets:
-            tensors = weights.tensors
-            if len(sets) > 1 and not place(self.entries, tensors, forward=self.forward).named:
-                continue
+            ours = len(sets) == 1 or self._is_ours(weights)
             try:
-                self._refuse_copies(weights)
-                changes = self.changes(tensors, weights.where)
+                if ours:
+                    fitting.append((weights, self._changes_in(weights)))
+                else:
+                    self._leftovers.refuse_in(weights)
             except PatchMismatch as error:
-                refusals.append(error)
-            else:
-                fitting.append((weights, {name: bits for name, (bits, _) in changes.items()}))
+                (refusals if ours else left).append(error)
         if refusals and fitting:
             raise PatchMismatch(
                 f"{where} holds several sets of weights and the patch is expected to fit all of "
                 f"them, for the others would keep what was forgotten; found: {refusals[0]} "
                 "Or remove that set from the checkpoint."
             ) from refusals[0]
-        if refusals:
-            raise refusals[0]
+        if refusals or (left and fitting):
+            raise (refusals or left)[0]
         if not fitting:
             raise PatchMismatch(
                 f"{where} is expected to hold tensors such as {list(self.entries)[:3]}; found "
@@ -96,23 +97,27 @@ class Turn:
             )
         return fitting
 
-    def _refuse_copies(self, weights: WeightSet) -> None:
-        """Refuse a file with a second copy of a changed tensor, which loading might prefer."""
+    @property
+    def _leftovers(self) -> Leftovers:
+        return Leftovers(self.entries, self.deltas, self.forward)
+
+    def _changes_in(self, weights: WeightSet) -> dict[str, Tensor]:
         placement = place(self.entries, weights.tensors, forward=self.forward)
-        changed = {self.entries[name].expected(self.forward) for name in self.deltas}
-        outlines = {(expected.dtype, expected.shape) for expected in changed}
-        for name in placement.spare if placement.fits else []:
-            there = weights.tensors[name]
-            if (there.dtype, there.shape) not in outlines or there.fingerprint not in changed:
-                continue
-            # Constants of equal shape are no sign of a tie: a fresh bias has as many distinct
-            # bytes as one number has.
-            if len(there.read().unique()) > _MOST_BYTES_OF_A_CONSTANT:
-                raise PatchMismatch(
-                    f"{weights.where} is expected to hold each edited tensor once; found a copy "
-                    f"named {name!r}, which would keep the unedited values. Make the patch from "
-                    "model.state_dict(), which names tied tensors, or apply it to the model."
-                )
+        if placement.fits:
+            self._leftovers.refuse_among(weights, placement.spare)
+        changes = self.changes(weights.tensors, weights.where)
+        return {name: bits for name, (bits, _) in changes.items()}
+
+    def _is_ours(self, weights: WeightSet) -> bool:
+        """Tell whether one set of several holds the patch's model, by its names or its values."""
+        tensors = weights.tensors
+        # moments may go by the names of the weights that they belong to
+        if not of_optimizer(weights) and shares_names(self.entries, tensors):
+            return True
+        return (
+            len(tensors) >= len(self.entries)
+            and place(self.entries, tensors, forward=self.forward).fits
+        )
 
     def _mismatch(
         self, placement: Placement, found: Mapping[str, TensorBits], where: str

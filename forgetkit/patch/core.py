@@ -157,9 +157,9 @@ class Patch:
         """Edit a checkpoint without building its model.
 
         Args:
-            path: ``.safetensors``, a torch state dict (read with ``weights_only=True``; training
-                checkpoints that hold several are edited in all of them), or a transformers or
-                timm folder, sharded or not.
+            path: ``.safetensors``, a torch state dict (read with ``weights_only=True``), or a
+                transformers or timm folder, sharded or not. A training checkpoint is edited in
+                every set of the weights, however deep; optimizer states are left as they are.
             out: where to write the result; ``None`` replaces the checkpoint itself. Must not
                 exist yet.
 
@@ -167,7 +167,8 @@ class Patch:
             The weight files that were written.
 
         Raises:
-            PatchMismatch: the checkpoint holds other weights, or the edit already.
+            PatchMismatch: the checkpoint holds other weights, or the edit already; or, in another
+                place, weights that the patch does not fit, such as an average of them (EMA).
             ModelError: it cannot be read without running code from it, or ``out`` exists.
         """
         return self._turn_file(Path(path), out, forward=True)

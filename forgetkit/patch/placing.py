@@ -8,7 +8,7 @@ name because a wrong tensor cannot have it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from forgetkit.fingerprint import TensorBits, TensorPrint, hash_all, plain_names
@@ -22,13 +22,11 @@ class Placement:
     Args:
         names: name in the target -> name in the patch.
         problems: one phrase a tensor that is absent, different or ambiguous.
-        named: how many of the patch's tensors are there by name, fitting or not.
         spare: names in the target that stand for no tensor of the patch.
     """
 
     names: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
-    named: int = 0
     spare: list[str] = field(default_factory=list)
 
     @property
@@ -56,7 +54,6 @@ def place(
         if not present:
             unnamed.append(name)
             continue
-        placement.named += 1
         for there in present:
             difference = _difference(entry.expected(forward), found[there])
             if difference:
@@ -69,6 +66,11 @@ def place(
         _place_by_content(placement, entries, found, unnamed, pool, forward=forward)
     placement.spare = [name for name in pool if name not in placement.names]
     return placement
+
+
+def shares_names(entries: Mapping[str, Entry], names: Iterable[str]) -> bool:
+    """Return whether a tensor of the patch is among the names of a target, fitting or not."""
+    return bool(_named(entries, {short: name for name, short in plain_names(names).items()}))
 
 
 def _named(entries: Mapping[str, Entry], by_plain_name: Mapping[str, str]) -> list[str]:
