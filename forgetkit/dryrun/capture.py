@@ -17,6 +17,7 @@ from forgetkit.dryrun.nesting import follow
 from forgetkit.dryrun.recording import Watched
 from forgetkit.dryrun.refusals import refusal
 from forgetkit.dryrun.slicing import Slice
+from forgetkit.dryrun.weight_calls import WeightCalls, weight_places
 
 Path = tuple[str | int, ...]
 
@@ -29,8 +30,10 @@ class Source:
         name: of the module or function, for messages.
         module: the module that reads it, or ``None``.
         function: the function that reads it, or ``None``.
-        ordinal: which call of that module or function.
+        ordinal: which call of that module, or of that function with these weights.
         path: where among its arguments: 0 (positional) or 1 (keyword), then keys.
+        weights: of a function, paths of the weights behind its operands. Train mode may make
+            other calls of it before.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Source:
     function: Callable[..., object] | None
     ordinal: int
     path: Path
+    weights: frozenset[str] = frozenset()
 
 
 def sources(found: Slice, watched: list[Watched]) -> list[Source]:
@@ -58,23 +62,28 @@ def _source(graph: Graph, found: Slice, cut: int, watched: list[Watched]) -> Sou
     for number in found.nodes:
         node = graph.nodes[number]
         readers += [
-            Source(node.label(), node.module, node.function, node.ordinal, path)
+            Source(node.label(), node.module, node.function, node.ordinal, path, node.weights)
             for path, value in node.uses()
             if value == cut
         ]
     if not readers:
         raise refusal("not-reached", "the head reads no features; pass head= with its name.")
-    return min(readers, key=lambda source: source.module is None)
+    return min(readers, key=lambda source: (source.module is None, not source.weights))
 
 
 class Catcher:
     """Catch the tensors at ``sources`` during the forward passes run in its ``with`` block.
 
     Each is cloned: a later in-place step may change it, and a view would keep its base alive.
+
+    Args:
+        wanted: where to catch.
+        model: what is run; its weights tell the calls of functions apart.
     """
 
-    def __init__(self, wanted: list[Source]) -> None:
+    def __init__(self, wanted: list[Source], model: nn.Module) -> None:
         self._wanted = wanted
+        self._model = model
         self._caught: dict[int, Tensor] = {}
         self._calls: Counter[nn.Module] = Counter()
         self._stack = ExitStack()
@@ -88,7 +97,8 @@ class Catcher:
                 )
                 self._stack.callback(handle.remove)
             if any(source.module is None for source in self._wanted):
-                self._stack.enter_context(_FunctionCatcher(self._wanted, self._caught))
+                calls = WeightCalls(weight_places(self._model))
+                self._stack.enter_context(_FunctionCatcher(self._wanted, self._caught, calls))
         except BaseException:
             self._stack.close()
             raise
@@ -128,11 +138,11 @@ class Catcher:
 class _FunctionCatcher(TorchFunctionMode):
     """Catch arguments of functions that are called outside of any module of their own."""
 
-    def __init__(self, wanted: list[Source], caught: dict[int, Tensor]) -> None:
+    def __init__(self, wanted: list[Source], caught: dict[int, Tensor], calls: WeightCalls) -> None:
         super().__init__()
-        self._wanted = wanted
+        self._wanted = [(n, source) for n, source in enumerate(wanted) if source.module is None]
         self._caught = caught
-        self._calls: Counter[object] = Counter()
+        self._calls = calls
 
     def __torch_function__(
         self,
@@ -143,12 +153,16 @@ class _FunctionCatcher(TorchFunctionMode):
     ) -> object:
         del types
         kwargs = kwargs or {}
-        ordinal = self._calls[func]
-        self._calls[func] += 1
-        for position, source in enumerate(self._wanted):
-            if source.module is None and source.function == func and source.ordinal == ordinal:
+        call = self._calls.begin(func, args, kwargs)
+        for position, source in self._wanted:
+            if source.function == func and (source.weights, source.ordinal) == (
+                call.weights,
+                call.ordinal,
+            ):
                 _keep(self._caught, position, source, (args, kwargs))
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        self._calls.end(call, result)
+        return result
 
 
 def _keep(caught: dict[int, Tensor], position: int, source: Source, arguments: object) -> None:

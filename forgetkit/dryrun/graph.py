@@ -92,9 +92,11 @@ class Node:
         module: the called module, or ``None`` for a function.
         name: dotted path of the module, or the function's name.
         function: the called function, or ``None``.
-        ordinal: how many calls of the same module or function came before.
+        ordinal: how many calls of the same module, or of the same function with the same weights,
+            came before.
         args: positional arguments with `Use`, `WeightUse` and `Constant` for tensors.
         kwargs: keyword arguments, likewise.
+        weights: of a function, paths of the weights behind its operands.
         outputs: (path in the result, value) of every tensor in the result.
         mutated: (old value, new value) of every operand that was changed in place.
         autocast: the state to enter for replay, where it was not the caller's.
@@ -107,6 +109,7 @@ class Node:
     ordinal: int
     args: tuple[object, ...]
     kwargs: dict[str, object]
+    weights: frozenset[str] = frozenset()
     outputs: list[tuple[tuple[str | int, ...], int]] = field(default_factory=list)
     mutated: list[tuple[int, int]] = field(default_factory=list)
     autocast: tuple[Autocast, ...] = ()

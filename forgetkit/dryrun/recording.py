@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from typing_extensions import Self
 
 from forgetkit.dryrun.atoms import atoms
-from forgetkit.dryrun.graph import Autocast, Graph, Node, Use, Value, WeightUse
+from forgetkit.dryrun.graph import Autocast, Graph, Node, Use, Value
 from forgetkit.dryrun.nesting import map_leaves, paths
+from forgetkit.dryrun.weight_calls import WeightCalls, weight_places
 
 _SMALL = 1 << 16  # elements; larger unknown tensors are taken for activations, not constants
 
@@ -63,7 +64,8 @@ class Recorder(TorchFunctionMode):
         self._frames: list[_Frame | None] = []
         self._counts: Counter[object] = Counter()
         self._known: dict[int, tuple[weakref.ref[Tensor], int, int]] = {}
-        self._weights = _weight_places(model)
+        self._weights = weight_places(model)
+        self._calls = WeightCalls(self._weights)
         self._hooks = ExitStack()
         listed = list(inputs)
         self._batch = len(listed[0]) if listed and listed[0].dim() else 1
@@ -111,16 +113,18 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._busy:
             return func(*args, **kwargs)
-        ordinal = self._counts[func]
-        self._counts[func] += 1
-        if self._inside:
-            return func(*args, **kwargs)
-        frame = self._begin(args, kwargs)
+        # calls inside of leaf modules count too: whoever listens for one later hears them all
+        call = self._calls.begin(func, args, kwargs)
+        frame = None if self._inside else self._begin(args, kwargs)
         result = func(*args, **kwargs)
+        self._calls.end(call, result)
+        if frame is None:
+            return result
         name = getattr(func, "__name__", str(func))
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        self._end(frame, Node(None, name, func, ordinal, frame.args, frame.kwargs), result)
+        node = Node(None, name, func, call.ordinal, frame.args, frame.kwargs, call.weights)
+        self._end(frame, node, result)
         return result
 
     def _add(self, module: nn.Module, hook: Callable[..., None]) -> None:
@@ -257,19 +261,3 @@ class Recorder(TorchFunctionMode):
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version  # noqa: SLF001 - no public counter
-
-
-def _weight_places(model: nn.Module) -> dict[int, WeightUse]:
-    """Find parameters, buffers and plain tensor attributes of all modules, by identity."""
-    places: dict[int, WeightUse] = {}
-    for path, module in model.named_modules():
-        held: list[tuple[str, object]] = [
-            *module._parameters.items(),  # noqa: SLF001 - without descending into children
-            *module._buffers.items(),  # noqa: SLF001
-            *vars(module).items(),
-        ]
-        for name, tensor in held:
-            if isinstance(tensor, Tensor):
-                full = f"{path}.{name}" if path else name
-                places.setdefault(id(tensor), WeightUse(module, name, full))
-    return places

@@ -125,7 +125,7 @@ class Split:
         Raises:
             CannotSplitModel: ``not-reached`` when the head is not called for these inputs.
         """
-        with eager(), Catcher(self.sources) as catcher:
+        with eager(), Catcher(self.sources, self.model) as catcher:
             call(self.model, inputs)
         return self._packed(catcher)
 
@@ -135,7 +135,7 @@ class Split:
         Raises:
             CannotSplitModel: ``not-reached`` when the head is not called for these inputs.
         """
-        with eager(), Catcher(self.sources) as catcher:
+        with eager(), Catcher(self.sources, self.model) as catcher:
             # A function that picks the logits may be part of the head itself.
             logits = self.pick(call(self.model, inputs))
         return self._packed(catcher), logits
