@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -10,8 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from safetensors.torch import save_model as save_tensors
 from torch import nn
 
 from forgetkit.checkpoint import INDEX_FILES, WEIGHT_FILES, beside, replace_all
@@ -20,12 +19,16 @@ from forgetkit.fingerprint import TensorBits, model_tensors, storage_key
 from forgetkit.loading import RECORD_FILE
 from forgetkit.origin import origin_of
 from forgetkit.same_network import same_network
+from forgetkit.tensor_writing import write_tensors
 from forgetkit.torchvision_models import name_of
+
+logger = logging.getLogger("forgetkit")
 
 RECORD_FORMAT = "forgetkit.model/1"
 CARD_FILE = "README.md"
 _PREPROCESSING = "preprocessor_config.json"
 _OVERWRITE = "call forgetkit.saving.save_model(model, directory, overwrite=True)"
+_SHOWN = 3
 _OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -41,7 +44,8 @@ def save_model(
 
     Compile and data-parallel wrappers are left out. A transformers model is written with
     ``save_pretrained``, a timm model that its architecture can rebuild as a timm folder, a PEFT
-    model as its adapter, anything else as ``model.safetensors``. ``forgetkit.json`` says which.
+    model as its adapter, anything else as ``model.safetensors``. ``forgetkit.json`` says which, and
+    what of ``get_extra_state`` had to be left out because it is no tensor.
 
     Args:
         model: what to write; not changed.
@@ -190,17 +194,15 @@ def _write_form(model: nn.Module, folder: Path, changed: Iterable[str]) -> dict[
         return {"form": "transformers", **described}
     if _write_timm(model, folder):
         return {"form": "timm", **described}
-    _write_tensors(model, folder / WEIGHT_FILES[0])
-    return {**_how_to_build(model), **described}
-
-
-def _write_tensors(model: nn.Module, path: Path) -> None:
-    """Write all tensors; shared ones once, but for parts of larger tensors, which are cut out."""
-    tensors = model.state_dict()
-    if any(t.untyped_storage().nbytes() != t.nbytes for t in tensors.values()):
-        save_file({name: t.detach().contiguous().clone() for name, t in tensors.items()}, path)
-    else:
-        save_tensors(model, str(path))
+    extra = write_tensors(model, folder / WEIGHT_FILES[0])
+    if extra:
+        logger.warning(
+            "%s: what get_extra_state returned is no tensor and is not saved (%s); give it to the "
+            "model again after loading, or save model.state_dict() with torch.save too",
+            type(model).__name__,
+            ", ".join(extra[:_SHOWN]),
+        )
+    return {**_how_to_build(model), **described, **({"not_saved": extra} if extra else {})}
 
 
 def _how_to_build(model: nn.Module) -> dict[str, object]:

@@ -182,6 +182,51 @@ def test_a_model_of_ones_own(tmp_path: Path) -> None:
     assert record_of(tmp_path / "plain")["class"] == "torch.nn.modules.linear.Linear"
 
 
+class Counting(nn.Linear):
+    """A module that keeps more than tensors."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.seen = 3
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": self.seen}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.seen = state["seen"]
+
+
+def test_what_is_no_tensor_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = spread(nn.Sequential(Counting(), nn.Linear(2, 2)))
+    save_model(model, tmp_path / "out")
+    assert record_of(tmp_path / "out")["not_saved"] == ["0._extra_state"]
+    assert "0._extra_state" in caplog.text
+    twin = nn.Sequential(Counting(), nn.Linear(2, 2))
+    load_weights(twin, tmp_path / "out")
+    assert same_bits(twin, model)
+
+
+class Autoencoder(nn.Module):
+    """Two views of one memory, two parts of one, two without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(2, 3))
+        self.up = nn.Parameter(self.down.data.t())
+        self.part, self.rest = map(nn.Parameter, torch.randn(2, 4).unbind())
+        self.none, self.nothing = nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.empty(0))
+
+
+def test_views_of_one_memory_are_saved_each(tmp_path: Path) -> None:
+    model = spread(Autoencoder())
+    save_model(model, tmp_path / "out")
+    twin = Autoencoder()
+    load_weights(twin, tmp_path / "out")
+    assert same_bits(twin, model)
+
+
 def test_wrappers_are_left_out(tmp_path: Path) -> None:
     model = spread(nn.Sequential(nn.Linear(2, 2)))
     compiled = torch.compile(nn.DataParallel(model))
@@ -266,10 +311,10 @@ def test_a_crash_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_model(model, out)
     held = (out / "model.safetensors").read_bytes()
 
-    def crash(*_: object) -> None:
+    def crash(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("forgetkit.saving.save_tensors", crash)
+    monkeypatch.setattr("forgetkit.tensor_writing.save_file", crash)
     for target in (out, tmp_path / "fresh"):
         with pytest.raises(KeyboardInterrupt):
             save_model(nn.Linear(2, 2), target)
