@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from forgetkit.checkpoint import WEIGHT_FILES
 from forgetkit.errors import ModelError
 from forgetkit.hub import hub_folder
 from forgetkit.origin import Origin, origin_of, remember
@@ -49,7 +50,8 @@ def load_model(
             ``torchvision/<name>``; ``timm/<name>``; ``package.module:factory``, which names
             something that returns a module when called without arguments; or a hub id.
         state_dict: weights for it: ``.safetensors``, or a torch state dict (read with
-            ``weights_only=True``).
+            ``weights_only=True``). They are cast to the model's dtypes, but for those in a folder
+            of ``Result.save``, whose dtypes the model gets.
         num_classes: classes of a torchvision or timm architecture filled from ``state_dict``.
         allow_download: fetch what the local caches do not hold.
         untrained: build torchvision and timm architectures with fresh weights, to look at them.
@@ -101,7 +103,7 @@ def load_model(
             "form. Check the path, or pass the model itself."
         )
     if state_dict is not None:
-        load_weights(model, state_dict)
+        load_weights(model, state_dict, as_stored=_is_save(Path(state_dict)))
     return model.eval()
 
 
@@ -114,12 +116,12 @@ def _from_folder(folder: Path, source: str, *, allow_download: bool) -> nn.Modul
     if "architectures" in config or "model_type" in config:
         return _from_transformers(folder, source)
     record = _read_json(folder / RECORD_FILE)
-    weights = folder / "model.safetensors"
+    weights = folder / WEIGHT_FILES[0]
     if record.get("form") == "torchvision" and isinstance(record.get("name"), str):
         classes = record.get("num_classes")
         name, count = str(record["name"]), classes if isinstance(classes, int) else None
         model = build(name, count)
-        load_weights(model, weights)
+        load_weights(model, weights, as_stored=True)
         remember(model, Origin("torchvision", source, name, folder, count))
         return model
     if record:
@@ -163,6 +165,8 @@ def _from_timm_folder(folder: Path, source: str) -> nn.Module:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (*_LOAD_ERRORS, TypeError, AssertionError) as error:
         raise _not_loaded(source, "a timm model", error) from error
+    if _is_save(folder):  # timm builds in single precision
+        load_weights(model, folder / WEIGHT_FILES[0], as_stored=True)
     name = str(_read_json(folder / "config.json").get("architecture", ""))
     return _noted(model, Origin("timm", source, name, folder))
 
@@ -265,6 +269,11 @@ def _from_peft(folder: Path, source: str, *, allow_download: bool) -> nn.Module:
     base = load_model(base_path, allow_download=allow_download)
     model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
     return _noted(model, Origin("peft", source, folder=folder))
+
+
+def _is_save(path: Path) -> bool:
+    """Tell whether weights were written by ``save_model``, which keeps the types of a model."""
+    return bool(_read_json((path if path.is_dir() else path.parent) / RECORD_FILE))
 
 
 def _noted(model: nn.Module, origin: Origin) -> nn.Module:

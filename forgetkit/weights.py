@@ -14,7 +14,7 @@ from forgetkit.fingerprint import plain_names, same_tensor_groups
 _SHOWN = 3
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
+def load_weights(model: nn.Module, path: str | Path, *, as_stored: bool = False) -> None:
     """Fill every tensor of a model from a checkpoint file or folder.
 
     Names may carry the marks of compile and data-parallel wrappers; of tied tensors one name is
@@ -23,6 +23,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Args:
         model: changed in place.
         path: ``.safetensors``, a torch state dict, or a folder that holds one.
+        as_stored: give every tensor the dtype that it has in the file, instead of rounding what
+            is in the file to the model's.
 
     Raises:
         ModelError: the file cannot be read safely, or its tensors are not those of the model.
@@ -44,7 +46,24 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{type(model).__name__}; found {shown}{more}. Name the architecture that it was saved "
             "from; if only the shape of the last layer differs, pass num_classes."
         )
+    if as_stored:
+        _cast(model, chosen)
     model.load_state_dict(chosen, strict=False)  # completeness was checked above
+
+
+def _cast(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
+    """Give every tensor of a model the dtype of its stored one, in place."""
+    wanted = {
+        id(tensor): stored[name].dtype
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name in stored
+    }
+    kinds = {dtype for dtype in wanted.values() if dtype.is_floating_point}
+    for tensor in (*model.parameters(), *model.buffers()):
+        dtype = wanted.get(id(tensor), tensor.dtype)
+        if id(tensor) not in wanted and tensor.is_floating_point() and len(kinds) == 1:
+            (dtype,) = kinds  # a buffer that no file holds; casting a model casts it too
+        tensor.data = tensor.data.to(dtype)
 
 
 def _problems(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,70 @@ def test_torchvision(tmp_path: Path, name: str) -> None:
     record = record_of(tmp_path / "out")
     assert (record["form"], record["name"], record["num_classes"]) == ("torchvision", name, 4)
     assert same_bits(load_model(tmp_path / "out"), model)
+
+
+def of_two_kinds(model: nn.Module) -> nn.Module:
+    """A body in half precision and a head in double."""
+    model.bfloat16()
+    head = next(m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear))
+    head.double()
+    return model
+
+
+@pytest.mark.parametrize("kind", [nn.Module.double, nn.Module.bfloat16, of_two_kinds])
+@pytest.mark.parametrize("library", ["torchvision", "timm", "own"])
+def test_dtypes_come_back(
+    tmp_path: Path, library: str, kind: Callable[[nn.Module], nn.Module]
+) -> None:
+    model: nn.Module
+    if library == "timm":
+        model = timm.create_model("test_vit", num_classes=4)
+    elif library == "own":
+        model = load_model("small_models:build_tied")
+    else:
+        model = torchvision.models.mobilenet_v3_small(num_classes=4)
+    kind(model)
+    spread(model)
+    save_model(model, tmp_path / "out")
+    if library == "own":
+        weights = tmp_path / "out" / "model.safetensors"
+        loaded = load_model("small_models:build_tied", state_dict=weights)
+        assert loaded.get_parameter("first.weight") is loaded.get_parameter("second.weight")
+    else:
+        loaded = load_model(tmp_path / "out")
+    assert record_of(tmp_path / "out")["form"] == ("factory" if library == "own" else library)
+    assert same_bits(loaded, model)
+
+
+class Turned(nn.Linear):
+    """A layer with buffers that no file holds."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.register_buffer("scale", torch.ones(2), persistent=False)
+        self.register_buffer("phase", torch.ones(2, dtype=torch.complex64), persistent=False)
+
+
+def test_buffers_that_no_file_holds_follow(tmp_path: Path) -> None:
+    model = Turned()
+    model.scale = model.get_buffer("scale").bfloat16()
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16()
+    save_model(model, tmp_path / "out")
+    twin = Turned()
+    load_weights(twin, tmp_path / "out", as_stored=True)
+    assert {name: b.dtype for name, b in twin.named_buffers()} == {
+        "scale": torch.bfloat16, "phase": torch.complex64
+    }  # fmt: skip
+
+
+def test_weights_of_ones_own_are_cast_to_the_model(tmp_path: Path) -> None:
+    held = {
+        name: t.half() for name, t in load_model("small_models:build_tied").state_dict().items()
+    }
+    torch.save(held, tmp_path / "w.pt")
+    loaded = load_model("small_models:build_tied", state_dict=tmp_path / "w.pt")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
 
 
 def without_pool(model: nn.Module) -> nn.Module:
