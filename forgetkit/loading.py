@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import pickle
 import re
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from forgetkit.checkpoint import WEIGHT_FILES
 from forgetkit.errors import ModelError
 from forgetkit.hub import hub_folder
 from forgetkit.origin import Origin, origin_of, remember
+from forgetkit.save_record import RECORD_FILE, dtypes_of_save, is_save, not_loaded, read_json
 from forgetkit.torchvision_models import build, builder_of
-from forgetkit.weights import load_weights
+from forgetkit.weights import cast, load_weights
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-RECORD_FILE = "forgetkit.json"
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _LOAD_ERRORS = (OSError, ValueError, RuntimeError, KeyError, pickle.UnpicklingError)
@@ -103,19 +100,19 @@ def load_model(
             "form. Check the path, or pass the model itself."
         )
     if state_dict is not None:
-        load_weights(model, state_dict, as_stored=_is_save(Path(state_dict)))
+        load_weights(model, state_dict, as_stored=is_save(Path(state_dict)))
     return model.eval()
 
 
 def _from_folder(folder: Path, source: str, *, allow_download: bool) -> nn.Module:
     if (folder / "adapter_config.json").is_file():
         return _from_peft(folder, source, allow_download=allow_download)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if "architecture" in config:
         return _from_timm_folder(folder, source)
     if "architectures" in config or "model_type" in config:
         return _from_transformers(folder, source)
-    record = _read_json(folder / RECORD_FILE)
+    record = read_json(folder / RECORD_FILE)
     weights = folder / WEIGHT_FILES[0]
     if record.get("form") == "torchvision" and isinstance(record.get("name"), str):
         classes = record.get("num_classes")
@@ -142,12 +139,19 @@ def _from_folder(folder: Path, source: str, *, allow_download: bool) -> nn.Modul
 def _from_transformers(folder: Path, source: str) -> nn.Module:
     from transformers import AutoModelForImageClassification  # slow; only when asked for
 
+    dtypes = dtypes_of_save(folder)
+    # one dtype that holds all of them exactly
+    option = {"dtype": reduce(torch.promote_types, dtypes.values())} if dtypes else {}
     try:
         model, report = AutoModelForImageClassification.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False, output_loading_info=True
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **option,
         )
     except _LOAD_ERRORS as error:
-        raise _not_loaded(source, "an image classifier of transformers", error) from error
+        raise not_loaded(source, "an image classifier of transformers", error) from error
     fresh = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if fresh:
         raise ModelError(
@@ -155,6 +159,7 @@ def _from_transformers(folder: Path, source: str) -> nn.Module:
             f"for {fresh[:3]}, which would start at random. Train the classifier first, or pass "
             "the folder of one that was."
         )
+    cast(model, dtypes)
     return _noted(model, Origin("transformers", source, folder=folder))
 
 
@@ -164,10 +169,10 @@ def _from_timm_folder(folder: Path, source: str) -> nn.Module:
     try:
         model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (*_LOAD_ERRORS, TypeError, AssertionError) as error:
-        raise _not_loaded(source, "a timm model", error) from error
-    if _is_save(folder):  # timm builds in single precision
+        raise not_loaded(source, "a timm model", error) from error
+    if is_save(folder):  # timm builds in single precision
         load_weights(model, folder / WEIGHT_FILES[0], as_stored=True)
-    name = str(_read_json(folder / "config.json").get("architecture", ""))
+    name = str(read_json(folder / "config.json").get("architecture", ""))
     return _noted(model, Origin("timm", source, name, folder))
 
 
@@ -252,7 +257,7 @@ def _from_factory(source: str) -> nn.Module:
 
 
 def _from_peft(folder: Path, source: str, *, allow_download: bool) -> nn.Module:
-    base_path = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    base_path = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base_path, str) or not base_path:
         raise ModelError(
             f"source {source!r} is expected to name the model of its adapter; found no "
@@ -268,12 +273,8 @@ def _from_peft(folder: Path, source: str, *, allow_download: bool) -> nn.Module:
         ) from error
     base = load_model(base_path, allow_download=allow_download)
     model = PeftModel.from_pretrained(base, str(folder), local_files_only=True)
+    cast(model, dtypes_of_save(folder))
     return _noted(model, Origin("peft", source, folder=folder))
-
-
-def _is_save(path: Path) -> bool:
-    """Tell whether weights were written by ``save_model``, which keeps the types of a model."""
-    return bool(_read_json((path if path.is_dir() else path.parent) / RECORD_FILE))
 
 
 def _noted(model: nn.Module, origin: Origin) -> nn.Module:
@@ -314,23 +315,3 @@ def _refuse_random_head(source: str, num_classes: int | None) -> None:
             f"num_classes is expected together with state_dict for {source!r}; found it alone, so "
             "the classifier would start at random. Pass state_dict, or leave num_classes out."
         )
-
-
-def _read_json(path: Path) -> Mapping[str, object]:
-    """Return a JSON object; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise _not_loaded(str(path), "a JSON file", error) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _not_loaded(source: str, expected: str, error: Exception) -> ModelError:
-    reason = " ".join(str(error).split())[:300]
-    return ModelError(
-        f"source {source!r} is expected to be {expected}; found otherwise "
-        f"({type(error).__name__}: {reason}). Check the folder, or load the model yourself and "
-        "pass it."
-    )

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forgetkit.checkpoint import INDEX_FILES, WEIGHT_FILES, beside, replace_all
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import TensorBits, model_tensors, storage_key
-from forgetkit.loading import RECORD_FILE
 from forgetkit.origin import origin_of
 from forgetkit.same_network import same_network
+from forgetkit.save_record import RECORD_FILE, floating_dtypes
 from forgetkit.tensor_writing import write_tensors
 from forgetkit.torchvision_models import name_of
 
@@ -59,7 +59,7 @@ def save_model(
 
     Raises:
         ModelError: the folder holds files of something else, weights that would stay beside the
-            new ones, or the form cannot hold the edit.
+            new ones, or the form cannot hold the edit or what a module keeps.
     """
     inner = unwrapped(model)
     target = Path(directory)
@@ -185,13 +185,14 @@ def _write_form(model: nn.Module, folder: Path, changed: Iterable[str]) -> dict[
     if _is_from(model, "peft", "PeftModel"):
         _require_in_adapter(model, changed)
         model.save_pretrained(str(folder))  # type: ignore[operator]
-        return {"form": "peft", **described}
+        return {"form": "peft", **described, "dtypes": floating_dtypes(model)}
     if _is_from(model, "transformers", "PreTrainedModel"):
+        _refuse_extra_state(model)
         model.save_pretrained(str(folder))  # type: ignore[operator]
         origin = origin_of(model)
         if origin and origin.folder and (origin.folder / _PREPROCESSING).is_file():
             shutil.copyfile(origin.folder / _PREPROCESSING, folder / _PREPROCESSING)
-        return {"form": "transformers", **described}
+        return {"form": "transformers", **described, "dtypes": floating_dtypes(model)}
     if _write_timm(model, folder):
         return {"form": "timm", **described}
     extra = write_tensors(model, folder / WEIGHT_FILES[0])
@@ -203,6 +204,16 @@ def _write_form(model: nn.Module, folder: Path, changed: Iterable[str]) -> dict[
             ", ".join(extra[:_SHOWN]),
         )
     return {**_how_to_build(model), **described, **({"not_saved": extra} if extra else {})}
+
+
+def _refuse_extra_state(model: nn.Module) -> None:
+    extra = [name for name, held in model.state_dict().items() if not isinstance(held, Tensor)]
+    if extra:
+        raise ModelError(
+            "model is expected to keep tensors only, to be written by transformers; found "
+            f"{extra[:_SHOWN]}, which get_extra_state made. Let it return a tensor, or save "
+            "model.state_dict() with torch.save."
+        )
 
 
 def _how_to_build(model: nn.Module) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from forgetkit.checkpoint import read_state_dict
@@ -47,16 +48,22 @@ def load_weights(model: nn.Module, path: str | Path, *, as_stored: bool = False)
             "from; if only the shape of the last layer differs, pass num_classes."
         )
     if as_stored:
-        _cast(model, chosen)
+        cast(model, {name: tensor.dtype for name, tensor in chosen.items()})
     model.load_state_dict(chosen, strict=False)  # completeness was checked above
 
 
-def _cast(model: nn.Module, stored: Mapping[str, Tensor]) -> None:
-    """Give every tensor of a model the dtype of its stored one, in place."""
+def cast(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Give the tensors of a model their dtypes, in place.
+
+    Args:
+        model: its parameters keep identity, and tied ones stay tied.
+        dtypes: by name. Where they are of one floating dtype, buffers that are not part of the
+            state get it too.
+    """
     wanted = {
-        id(tensor): stored[name].dtype
+        id(tensor): dtypes[name]
         for name, tensor in model.state_dict(keep_vars=True).items()
-        if name in stored
+        if name in dtypes
     }
     kinds = {dtype for dtype in wanted.values() if dtype.is_floating_point}
     for tensor in (*model.parameters(), *model.buffers()):

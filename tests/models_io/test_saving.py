@@ -97,13 +97,15 @@ def of_two_kinds(model: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", [nn.Module.double, nn.Module.bfloat16, of_two_kinds])
-@pytest.mark.parametrize("library", ["torchvision", "timm", "own"])
+@pytest.mark.parametrize("library", ["torchvision", "timm", "transformers", "own"])
 def test_dtypes_come_back(
     tmp_path: Path, library: str, kind: Callable[[nn.Module], nn.Module]
 ) -> None:
     model: nn.Module
     if library == "timm":
         model = timm.create_model("test_vit", num_classes=4)
+    elif library == "transformers":
+        model = vit()
     elif library == "own":
         model = load_model("small_models:build_tied")
     else:
@@ -273,6 +275,14 @@ def test_what_is_no_tensor_is_left_out_and_named(
     assert same_bits(twin, model)
 
 
+def test_transformers_cannot_leave_it_out(tmp_path: Path) -> None:
+    model = vit()
+    model.classifier = Counting()
+    with pytest.raises(ModelError, match=r"tensors only.*classifier\._extra_state"):
+        save_model(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 class Autoencoder(nn.Module):
     """Two views of one memory, two parts of one, two without any."""
 
@@ -320,6 +330,9 @@ def test_peft_saves_the_adapter_and_refuses_edits_outside(tmp_path: Path) -> Non
     assert record_of(tmp_path / "out")["form"] == "peft"
     assert (tmp_path / "out" / "adapter_model.safetensors").exists()
     assert same_bits(load_model(tmp_path / "out"), model.eval())
+    save_model(model.bfloat16(), tmp_path / "half")
+    assert same_bits(load_model(tmp_path / "half"), model)
+    model.float()
     frozen = next(n for n in model_tensors(model) if n.endswith("layernorm.weight"))
     with pytest.raises(ModelError, match="merge_and_unload"):
         save_model(model, tmp_path / "other", changed=[*edited, frozen])
