@@ -17,6 +17,9 @@ from forgetkit.tensor_files import Keys, SafetensorsFile, TensorFile, TorchFile,
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_STEMS = ("model", "pytorch_model", "adapter_model")
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_FOREIGN_WEIGHTS = ("tf_model.h5", "flax_model.msgpack", "rust_model.ot")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,30 @@ def open_checkpoint(path: Path) -> list[WeightSet]:
             f"found {sorted(p.name for p in path.iterdir())[:6]}. Pass the weight file itself."
         )
     return [weights for files in stores for weights in _sets_of(files)]
+
+
+def holds_weights(name: str) -> bool:
+    """Tell by its name whether a file of a model's folder holds weights."""
+    return name in (*INDEX_FILES, *_FOREIGN_WEIGHTS) or (
+        Path(name).suffix in _SUFFIXES and name.startswith(_STEMS)
+    )
+
+
+def unread_weights(path: Path, sets: Sequence[WeightSet]) -> list[str]:
+    """Return the names of files in a folder that hold weights but are not among ``sets``.
+
+    Adapters do not count: they go with another model.
+    """
+    if not path.is_dir():
+        return []
+    read = {home.path.name for weights in sets for home in weights.homes.values()}
+    return sorted(
+        file.name
+        for file in path.iterdir()
+        if holds_weights(file.name)
+        and file.name not in {*read, *INDEX_FILES}
+        and not file.name.startswith("adapter_")
+    )
 
 
 def write_checkpoint(

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from forgetkit.checkpoint import INDEX_FILES, WEIGHT_FILES, beside, replace_all
+from forgetkit.checkpoint import WEIGHT_FILES, beside, holds_weights, replace_all
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import TensorBits, model_tensors, storage_key
 from forgetkit.origin import origin_of
@@ -29,7 +29,6 @@ CARD_FILE = "README.md"
 _PREPROCESSING = "preprocessor_config.json"
 _OVERWRITE = "call forgetkit.saving.save_model(model, directory, overwrite=True)"
 _SHOWN = 3
-_OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def save_model(
@@ -284,7 +283,7 @@ def _put(partial: Path, target: Path, files: list[str], *, overwrite: bool) -> l
             f"directory {target} is expected to hold no other {in_the_way[:4]}; found such files, "
             f"not written by forgetkit. Move them, or {_OVERWRITE}."
         )
-    stale = [name for name in foreign if name not in files and _holds_weights(name)]
+    stale = [name for name in foreign if name not in files and holds_weights(name)]
     if stale:
         raise ModelError(
             f"directory {target} is expected to hold one set of weights after saving; found "
@@ -295,14 +294,6 @@ def _put(partial: Path, target: Path, files: list[str], *, overwrite: bool) -> l
     for name in earlier - set(files):
         (target / name).unlink(missing_ok=True)
     return [target / name for name in files]
-
-
-def _holds_weights(name: str) -> bool:
-    stems = [Path(known).stem for known in (*WEIGHT_FILES, *_OTHER_WEIGHTS)]
-    return name in INDEX_FILES or (
-        Path(name).suffix in (".safetensors", ".bin", ".pt", ".pth")
-        and any(name.startswith(stem) for stem in stems)
-    )
 
 
 def _earlier_files(folder: Path) -> set[str]:

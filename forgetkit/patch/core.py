@@ -12,7 +12,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from forgetkit.checkpoint import beside, open_checkpoint, refuse_folder, write_checkpoint
+from forgetkit.checkpoint import (
+    WEIGHT_FILES,
+    beside,
+    open_checkpoint,
+    refuse_folder,
+    unread_weights,
+    write_checkpoint,
+)
 from forgetkit.errors import MissingFile, PatchMismatch
 from forgetkit.fingerprint import (
     TensorBits,
@@ -28,6 +35,8 @@ from forgetkit.patch.placing import place
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_SHOWN = 3
 
 
 class Patch:
@@ -168,7 +177,8 @@ class Patch:
 
         Raises:
             PatchMismatch: the checkpoint holds other weights, or the edit already; or, in another
-                place, weights that the patch does not fit, such as an average of them (EMA).
+                place, weights that the patch does not fit, such as an average of them (EMA) or
+                another file in the folder.
             ModelError: it cannot be read without running code from it, or ``out`` exists.
         """
         return self._turn_file(Path(path), out, forward=True)
@@ -245,6 +255,13 @@ class Patch:
     def _turn_file(self, path: Path, out: str | Path | None, *, forward: bool) -> list[Path]:
         sets = open_checkpoint(path)
         changes = Turn(self.entries, self._deltas, forward).changes_in_sets(sets, f"path {path}")
+        unread = unread_weights(path, sets)
+        if unread:
+            raise PatchMismatch(
+                f"path {path} is expected to hold no weights beside {', '.join(WEIGHT_FILES)} and "
+                f"their shards; found {unread[:_SHOWN]}, which would keep what was forgotten. "
+                "Remove them, or pass the weight file itself."
+            )
         return write_checkpoint(path, changes, None if out is None else Path(out))
 
     def __repr__(self) -> str:

@@ -176,6 +176,23 @@ def test_both_formats_in_one_folder_are_edited(tmp_path: Path) -> None:
         assert torch.equal(read_state_dict(tmp_path / name)["weight"], model.weight)
 
 
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "tf_model.h5", "model_ema.pt"])
+def test_weights_of_a_folder_that_are_not_read_are_refused(tmp_path: Path, name: str) -> None:
+    patch, start = edited(spread(nn.Linear(4, 3)))
+    save_file(start, tmp_path / "model.safetensors")
+    for harmless in ("optimizer.pt", "adapter_model.safetensors", "training_args.bin"):
+        (tmp_path / harmless).write_bytes(b"other")
+    (tmp_path / name).write_bytes(b"old weights")
+    untouched = contents(tmp_path)
+    with pytest.raises(PatchMismatch, match=rf"found \['{name}'\], which would keep"):
+        patch.apply_to_file(tmp_path)
+    assert contents(tmp_path) == untouched
+    patch.apply_to_file(tmp_path / "model.safetensors")
+    patch.revert_file(tmp_path / "model.safetensors")
+    (tmp_path / name).unlink()
+    patch.apply_to_file(tmp_path)
+
+
 def test_tied_tensors_in_files(tmp_path: Path) -> None:
     model = build_tied()
     torch.save(model.state_dict(), tmp_path / "both.pt")
