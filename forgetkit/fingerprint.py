@@ -249,6 +249,16 @@ def digest(prints: Mapping[str, TensorPrint]) -> str:
     return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
+def is_dense(tensor: Tensor) -> bool:
+    """Return whether a tensor has bits of its own here."""
+    return (
+        tensor.device.type != "meta"
+        and not hasattr(tensor, "full_tensor")
+        and tensor.layout == torch.strided
+        and not tensor.is_quantized
+    )
+
+
 def _require_plain(tensor: Tensor, name: str) -> None:
     if not isinstance(tensor, Tensor):
         raise ModelError(

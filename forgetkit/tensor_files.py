@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from forgetkit.errors import ModelError
-from forgetkit.fingerprint import TensorBits, byte_count, from_bits, same_tensor_groups
+from forgetkit.fingerprint import TensorBits, byte_count, from_bits, is_dense, same_tensor_groups
 
 _DTYPES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
@@ -128,8 +128,13 @@ class TorchFile:
             self._content = torch.load(path, map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
             raise unreadable(path, "a state dict that needs no code to load", error) from error
-        self.sets = _tensor_sets(self._content)
         self.state_dicts = _state_dicts(self._content)
+        self.sets = {
+            keys: dense
+            for keys, held in _tensor_sets(self._content).items()
+            # a state dict is refused for a sparse tensor; elsewhere it is no weight of a model
+            if (dense := held if keys in self.state_dicts else _dense(held))
+        }
         if not self.sets:
             raise ModelError(
                 f"path {path} is expected to hold a state dict (tensors by name), alone or under "
@@ -140,12 +145,8 @@ class TorchFile:
     def tensors(self, keys: Keys) -> dict[str, TensorBits]:
         """Return the bits of one set by name."""
         held = self.sets[keys]
-        return {
-            name: bits
-            for group in same_tensor_groups(held)
-            for bits in [TensorBits.of(held[group[0]], group[0])]
-            for name in group
-        }
+        described = {name: TensorBits.of(tensor, name) for name, tensor in held.items()}
+        return {name: described[group[0]] for group in same_tensor_groups(held) for name in group}
 
     def write(self, changes: Mapping[tuple[Keys, str], Tensor], target: Path) -> None:
         """Write a copy with new bits, by (set, name)."""
@@ -182,6 +183,10 @@ def _tensor_sets(content: object) -> dict[Keys, dict[str, Tensor]]:
             sets[keys] = own
         pending.extend(((*keys, key), value) for key, value in items)
     return sets
+
+
+def _dense(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if is_dense(tensor)}
 
 
 def _state_dicts(content: object) -> tuple[Keys, ...]:

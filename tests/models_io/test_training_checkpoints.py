@@ -170,6 +170,19 @@ def test_the_state_of_an_optimizer_is_left_alone(
     assert torch.equal(read_state_dict(path)["2.weight"], start["2.weight"] * 1.25)
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")  # torch's own
+def test_sparse_tensors_are_refused_among_weights_only(
+    tmp_path: Path, start: Weights, patch: Patch
+) -> None:
+    path = tmp_path / "w.ckpt"
+    sparse = torch.eye(5).to_sparse()
+    torch.save({"state_dict": start, "optimizer": [{"moment": sparse}]}, path)
+    patch.apply_to_file(path)
+    torch.save({"state_dict": {**start, "graph": sparse}}, path)
+    with pytest.raises(ModelError, match="graph is expected to be a dense tensor"):
+        patch.apply_to_file(path)
+
+
 def test_a_model_is_loaded_from_what_lies_at_hand_only(tmp_path: Path, start: Weights) -> None:
     path = tmp_path / "w.ckpt"
     extra = {"EMA": {"weights": moved(start)}, "scales": [torch.ones(1)]}
