@@ -172,7 +172,8 @@ def storage_key(tensor: Tensor) -> tuple[object, ...]:
     if tensor.numel() == 0 or tensor.device.type == "meta":
         return ("object", id(tensor))
     return (
-        str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()
+        str(tensor.device), tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(),
+        tensor.is_conj(), tensor.is_neg(),
     )  # fmt: skip
 
 

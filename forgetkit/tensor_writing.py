@@ -27,7 +27,7 @@ def write_tensors(model: nn.Module, path: Path) -> list[str]:
     readers = Counter(tensors[names[0]].untyped_storage().data_ptr() for names in groups)
     kept: dict[str, Tensor] = {}
     for name, *_ in groups:
-        tensor = tensors[name].detach().contiguous()
+        tensor = tensors[name].detach().resolve_conj().resolve_neg().contiguous()
         memory = tensor.untyped_storage()
         # other views of one memory, and parts of a larger one, are cut out
         alone = readers[memory.data_ptr()] <= 1 and memory.nbytes() == tensor.nbytes

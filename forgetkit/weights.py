@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from forgetkit.checkpoint import read_state_dict
 from forgetkit.errors import ModelError
-from forgetkit.fingerprint import plain_names, same_tensor_groups
+from forgetkit.fingerprint import plain_names, same_bits, same_tensor_groups
 
 _SHOWN = 3
 
@@ -35,10 +35,13 @@ def load_weights(model: nn.Module, path: str | Path, *, as_stored: bool = False)
     own = {name: t for name, t in model.state_dict().items() if isinstance(t, Tensor)}
     short_names = plain_names(own)
     chosen: dict[str, Tensor] = {}
+    untied: list[str] = []
     for group in same_tensor_groups(own):
         given = [short_names[name] for name in group if short_names[name] in held]
         chosen.update({name: held[given[0]] for name in group if given})
-    problems = _problems(own, chosen, {short_names[n] for n in own}, held)
+        if any(not same_bits(held[given[0]], held[name]) for name in given[1:]):
+            untied.append(f"different values of {given}, one tensor in the model")
+    problems = _problems(own, chosen, {short_names[n] for n in own}, held) + untied
     if problems:
         shown = "; ".join(problems[:_SHOWN])
         more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""

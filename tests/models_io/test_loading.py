@@ -19,6 +19,7 @@ from forgetkit import load_model
 from forgetkit.errors import ModelError
 from forgetkit.loading import origin_of
 from forgetkit.origin import Origin
+from forgetkit.weights import load_weights
 
 NOT_A_MODEL = 3
 
@@ -195,3 +196,13 @@ def test_origins_do_not_keep_models_alive() -> None:
     model = None
     gc.collect()
     assert watch() is None
+
+
+def test_a_tied_tensor_takes_one_value(tmp_path: Path) -> None:
+    held = {name: t.clone() for name, t in build_tied().state_dict().items()}
+    held["second.weight"] += 1
+    torch.save(held, tmp_path / "w.pt")
+    with pytest.raises(
+        ModelError, match=r"different values of \['first.weight', 'second.weight'\]"
+    ):
+        load_weights(build_tied(), tmp_path / "w.pt")

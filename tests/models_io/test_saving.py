@@ -284,13 +284,15 @@ def test_transformers_cannot_leave_it_out(tmp_path: Path) -> None:
 
 
 class Autoencoder(nn.Module):
-    """Two views of one memory, two parts of one, two without any."""
+    """Pairs of tensors: views of one memory, parts of one, conjugates of each other, empty ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.randn(2, 3))
         self.up = nn.Parameter(self.down.data.t())
         self.part, self.rest = map(nn.Parameter, torch.randn(2, 4).unbind())
+        self.register_buffer("phase", torch.randn(3, dtype=torch.complex64))
+        self.register_buffer("turned", self.get_buffer("phase").conj())
         self.none, self.nothing = nn.Parameter(torch.empty(0, 3)), nn.Parameter(torch.empty(0))
 
 
