@@ -25,7 +25,7 @@ from forgetkit.data.sources import read_all
 from forgetkit.data.split import split
 from forgetkit.dryrun.outputs import OutputChoice, logits_of
 from forgetkit.engine.checks import check_model
-from forgetkit.engine.modes import evaluating
+from forgetkit.engine.modes import evaluating, set_eval
 from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
 from forgetkit.engine.session import borrowed_randomness
@@ -115,7 +115,7 @@ def copy_of(model: nn.Module, device: torch.device, output: OutputChoice = None)
         parameter.grad = None
     if output is not None:
         twin.register_forward_hook(partial(_logits_alone, output))
-    return twin.eval()
+    return set_eval(twin)
 
 
 def _logits_alone(choice: OutputChoice, _: nn.Module, __: object, output: object) -> Tensor:
@@ -127,7 +127,7 @@ def untrained_copy(model: nn.Module, seed: int) -> tuple[nn.Module, list[str]]:
     twin = independent_copy(model)
     with borrowed_randomness(seed):
         unknown = reset_weights(twin)
-    return twin.eval(), unknown
+    return set_eval(twin), unknown
 
 
 def read(

@@ -17,6 +17,7 @@ from forgetkit.auditing.inputs import view_of
 from forgetkit.auditing.probes import few_shot_rows
 from forgetkit.copying import independent_copy
 from forgetkit.dryrun.outputs import logits_of
+from forgetkit.engine.modes import set_eval
 from forgetkit.engine.place import moved_inputs
 from forgetkit.losses import predictions
 from forgetkit.metric import Verdict
@@ -163,7 +164,7 @@ def relearn(
         Missing: the form needs a head, but the model cannot be split.
     """
     twin = independent_copy(subject.model if subject.view is None else subject.view.model)
-    twin = twin.float().to(device).eval().requires_grad_(True)
+    twin = set_eval(twin.float().to(device)).requires_grad_(True)
     twin.zero_grad(set_to_none=True)
     view: ModelView | None = None
     if form != "as_is":

@@ -26,6 +26,7 @@ from forgetkit.engine.modes import (
     has_running_statistics,
     set_update_mode,
 )
+from forgetkit.engine.outside import Outside
 from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
 from forgetkit.engine.remembering import Remembered
@@ -60,7 +61,8 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
 
     Raises:
         ForgetkitError: bad input before anything changed, or ``UnlearningFailed`` when the run
-            broke; either way the model is bit-identical to what came in.
+            broke; either way the model is bit-identical to what came in, but for weights outside
+            of the head that a run of the head alone should not have written to.
     """
     clock = Clock()
     with ExitStack() as stack:
@@ -149,10 +151,12 @@ class Execution:
         names = set(editable) if self._head_only else set(kept)
         with rolled_back_on_error({**frozen, **kept}) as before:
             with borrowed_flags(self._model), self._borrowed_storage(tensors, names) as storage:
+                outside = Outside(self._beyond(candidates))
                 measured_before, measured_after, outcome, undone = self._inside(
                     storage, editable, kept, before
                 )
                 self._require_kept(frozen, before)  # here: memory given back hides a change
+                outside.require_kept(self._method.card.slug)
             if undone is not None:
                 write_back(kept, {name: before[name] for name in kept})
             elif self._head_only:  # a forward may count calls in a buffer; a head edit leaves none
@@ -203,6 +207,11 @@ class Execution:
         candidates = self._prepared.view.head_parameters()
         checks.check_untied(candidates, self._prepared.view.tied)
         return candidates
+
+    def _beyond(self, candidates: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+        """Return the parameters that are not even candidates: those outside of the head."""
+        inside = {id(parameter) for parameter in candidates.values()}
+        return {n: p for n, p in self._model.named_parameters() if id(p) not in inside}
 
     def _require_kept(
         self, frozen: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]

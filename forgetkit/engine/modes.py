@@ -53,6 +53,18 @@ def frozen_tensors(model: nn.Module) -> list[str]:
     return sorted(names)
 
 
+def set_eval(model: nn.Module) -> nn.Module:
+    """Put every module into eval mode and return the model.
+
+    The flag is set by hand: ``eval`` and ``train`` may be overridden, to merge an adapter into
+    frozen weights for one, and a flag alone would not take that off again.
+    """
+    for module in model.modules():
+        if module.training:
+            module.training = False
+    return model
+
+
 @contextmanager
 def evaluating(model: nn.Module, *, editing: bool = False) -> Iterator[None]:
     """Put every module into eval mode for the block, then restore each one's own flag.
@@ -64,8 +76,9 @@ def evaluating(model: nn.Module, *, editing: bool = False) -> Iterator[None]:
     before = [(module, module.training) for module in model.modules()]
     with nullcontext() if editing else buffers_kept(model):
         try:
-            model.eval()
+            set_eval(model)
             yield
         finally:
             for module, flag in before:
-                module.training = flag
+                if module.training != flag:
+                    module.training = flag

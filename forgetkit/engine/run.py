@@ -16,7 +16,7 @@ from forgetkit.copying import independent_copy
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
 from forgetkit.engine.bank import FeatureBank
-from forgetkit.engine.modes import evaluating, frozen_tensors
+from forgetkit.engine.modes import evaluating, frozen_tensors, set_eval
 from forgetkit.engine.place import Place, moved_inputs
 from forgetkit.engine.remembering import Measure
 from forgetkit.errors import DataError
@@ -240,7 +240,7 @@ class Run:
             with torch.no_grad():
                 for name, value in self._before.items():
                     tensors[name].copy_(value)
-            self._original = twin.eval().requires_grad_(requires_grad=False)
+            self._original = set_eval(twin).requires_grad_(requires_grad=False)
         return self._original
 
     @torch.no_grad()
@@ -256,7 +256,7 @@ class Run:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             reset_weights(twin, self._initial)
-        return twin.eval().requires_grad_(requires_grad=False)
+        return set_eval(twin).requires_grad_(requires_grad=False)
 
     @property
     def processes(self) -> int:
