@@ -14,6 +14,7 @@ from forgetkit.data.sources import read_all
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
+from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter
 from forgetkit.importance import FORMS, KINDS, Importance, measured
 from forgetkit.model_errors import in_one_sentence
@@ -21,6 +22,7 @@ from forgetkit.substitution import output_with
 from forgetkit.types import Inputs
 
 
+@own_surroundings()
 def importance_of(
     model: nn.Module,
     loader: Loader,
@@ -36,7 +38,7 @@ def importance_of(
     samples to forget only. Measure anew after each request: what was forgotten counts no more.
 
     Args:
-        model: left as it is; read in eval mode, on the device where it is.
+        model: left as it is; read in eval mode, on the device where it is, without autocast.
         loader: all training samples with their labels; what has no positions (a list of batches,
             a stream) is kept in memory.
         kind: ``"cross_entropy"`` for ssd and assd, ``"squared_norm"`` for lfssd.

@@ -23,9 +23,9 @@ from forgetkit.data.batches import Reader, batch_size
 from forgetkit.data.loaders import Loader, covered, reading_of
 from forgetkit.data.randomness import LOOKED_AT, random_state_kept, same
 from forgetkit.data.sets import read_chunks
-from forgetkit.dryrun.quiet import eager
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
+from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
 from forgetkit.fingerprint import digest, model_prints
 from forgetkit.layer_survey import Forward, Layer, survey, thinned, with_rows
@@ -495,11 +495,11 @@ def check_options(positions: object, max_dim: object, products: object) -> None:
 
 @contextmanager
 def _looking_at(model: nn.Module) -> Iterator[None]:
-    """Eval mode, no gradients, eager modules and the caller's random state for the block."""
+    """Eval mode, no gradients, and nothing of what surrounds the caller for the block."""
     with (
         random_state_kept(),
+        own_surroundings(),
         torch.no_grad(),
-        eager(),
         evaluating(model),
         in_one_sentence("statistics"),
     ):

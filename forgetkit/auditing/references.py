@@ -19,6 +19,7 @@ from forgetkit.api import Request, forget
 from forgetkit.auditing import inputs
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
+from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.method import build
@@ -26,6 +27,7 @@ from forgetkit.method import build
 logger = logging.getLogger("forgetkit")
 
 
+@own_surroundings()
 def train_references(
     model: nn.Module,
     loader: Loader,

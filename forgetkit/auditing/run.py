@@ -24,8 +24,8 @@ from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
 from forgetkit.data.loaders import Loader
 from forgetkit.dryrun.outputs import OutputChoice
-from forgetkit.dryrun.quiet import eager
 from forgetkit.engine.session import borrowed_randomness
+from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
 from forgetkit.fingerprint import TensorPrint, digest
 from forgetkit.goal import Classes, Goal, Instances
@@ -141,22 +141,22 @@ def audit(
     if reference is not None:
         single = isinstance(reference, (nn.Module, str, Path, Mapping))
         several = [reference] if single else list(reference)  # type: ignore[list-item, arg-type]
-    session = _Session(
-        model=_module(model, "model"),
-        original=None if original is None else _module(original, "original"),
-        references=[_module(one, "reference") for one in several],
-        given=inputs.Given(goal, forget, retain, test),
-        level=level,
-        metrics=_chosen(level, metrics),
-        device=_device(device),
-        seed=seed,
-        head=head,
-        output=output,
-        head_masked=head_masked,
-        untrained=untrained,
-        say=say,
-    )
-    with eager():
+    with own_surroundings():
+        session = _Session(
+            model=_module(model, "model"),
+            original=None if original is None else _module(original, "original"),
+            references=[_module(one, "reference") for one in several],
+            given=inputs.Given(goal, forget, retain, test),
+            level=level,
+            metrics=_chosen(level, metrics),
+            device=_device(device),
+            seed=seed,
+            head=head,
+            output=output,
+            head_masked=head_masked,
+            untrained=untrained,
+            say=say,
+        )
         with in_one_sentence("audit()"):
             measured = session.run()
         found = replace(measured, history=list(history), times=dict(times or {}))

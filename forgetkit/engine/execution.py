@@ -15,7 +15,6 @@ from torch import Generator, Tensor, nn
 from forgetkit.adapting import logits_of, unwrap
 from forgetkit.data.loaders import Loader
 from forgetkit.data.workers import end_workers, workers_kept
-from forgetkit.dryrun.quiet import eager
 from forgetkit.engine import checks
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
@@ -37,10 +36,9 @@ from forgetkit.engine.session import (
     borrowed_randomness,
     named_tensors,
     rolled_back_on_error,
-    without_autocast,
-    without_default_device,
     write_back,
 )
+from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.engine.training import Loop, Outcome
 from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
 from forgetkit.fingerprint import model_tensors, same_bits
@@ -67,11 +65,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
     clock = Clock()
     with ExitStack() as stack:
         stack.enter_context(borrowed_randomness(request.random_seed))
-        stack.enter_context(torch.inference_mode(mode=False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(without_autocast())
-        stack.enter_context(without_default_device())
-        stack.enter_context(eager())
+        stack.enter_context(own_surroundings())
         stack.enter_context(workers_kept())
         execution: Execution | None = None
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -44,40 +44,6 @@ def accelerator_state() -> Callable[[], None]:
     of_all = "_all" if hasattr(module, "get_rng_state_all") else ""  # MPS is always one
     state = getattr(module, f"get_rng_state{of_all}")()
     return partial(getattr(module, f"set_rng_state{of_all}"), state)
-
-
-@contextmanager
-def without_autocast() -> Iterator[None]:
-    """Leave the caller's mixed precision outside of the block: a run has its own.
-
-    Weights that autocast has converted are kept until its outermost block ends, so a block inside
-    another would go on with those of an earlier step: the nesting is taken off, too.
-    """
-    kinds = [kind for kind in ("cpu", "cuda", "mps", "xpu") if torch.is_autocast_enabled(kind)]
-    level = torch.autocast_increment_nesting() - 1
-    torch.autocast_decrement_nesting()
-    try:
-        for kind in kinds:
-            torch.set_autocast_enabled(kind, False)
-        for _ in range(level):
-            torch.autocast_decrement_nesting()
-        yield
-    finally:
-        for _ in range(level):
-            torch.autocast_increment_nesting()
-        for kind in kinds:
-            torch.set_autocast_enabled(kind, True)
-        torch.clear_autocast_cache()
-
-
-def without_default_device() -> AbstractContextManager[object]:
-    """Let tensors be made on the CPU in the block, wherever the caller's are: a run moves its own.
-
-    Where it is the CPU already nothing is done, as the mode costs time in every call of torch.
-    """
-    if torch.get_default_device().type == "cpu":
-        return nullcontext()
-    return torch.device("cpu")
 
 
 @contextmanager
