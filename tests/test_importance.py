@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from forgetkit.errors import BadHyperparameter, DataError
+from forgetkit.errors import BadHyperparameter, CannotSplitModel, DataError, ModelError
 from forgetkit.importance import Importance
 from forgetkit.importance_reading import importance_of
 from forgetkit.testing import toy
@@ -149,3 +150,47 @@ def test_unknown_words_are_refused(name: str) -> None:
     some = toy("cnn")
     with pytest.raises(BadHyperparameter, match=f"importance_of\\({name}='nothing'\\)"):
         importance_of(some.model, some.loader(), **{name: "nothing"})  # type: ignore[arg-type]  # wrong on purpose
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "a", True])
+def test_a_batch_size_that_is_none_is_refused(size: Any) -> None:  # noqa: ANN401
+    some = toy("cnn")
+    with pytest.raises(BadHyperparameter, match=r"importance_of\(batch_size=.*positive integer"):
+        importance_of(some.model, some.loader(), form="batch", batch_size=size)
+
+
+def test_what_is_no_module_is_refused() -> None:
+    nothing: Any = "resnet18"
+    with pytest.raises(ModelError, match=r"torch\.nn\.Module, found str"):
+        importance_of(nothing, toy("cnn").loader())
+
+
+def test_wrappers_are_seen_through() -> None:
+    some = toy("cnn")
+    expected = importance_of(some.model, some.loader())
+    found = importance_of(nn.DataParallel(some.model), some.loader())
+    assert found.values.keys() == expected.values.keys()
+    assert all(torch.equal(value, expected.values[name]) for name, value in found.values.items())
+
+
+class Several(nn.Module):
+    """Returns two tensors that could be its logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = toy("cnn").model
+        self.other = nn.Linear(4, 4)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        logits = self.body(images)
+        return {"other": self.other(logits), "right": logits}
+
+
+def test_of_several_outputs_the_one_that_is_named_counts() -> None:
+    model, some = Several(), toy("cnn")
+    with pytest.raises(CannotSplitModel):
+        importance_of(model, some.loader())
+    found = importance_of(model, some.loader(), output="right").values
+    expected = importance_of(model.body, some.loader()).values
+    assert torch.equal(found["body.fc.weight"], expected["fc.weight"])
+    assert float(found["other.weight"].max()) == 0.0
