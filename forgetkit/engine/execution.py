@@ -297,7 +297,7 @@ class Execution:
             if earlier is not None:
                 outcome.stopped_because += f"; {earlier}"
             if self._place.world > 1 and not self._head_only:
-                self._average_buffers()
+                self._average_buffers(before)
             with self._clock("measure"):
                 measured_after = self._measure(accuracy)
             undone = None
@@ -564,11 +564,21 @@ class Execution:
             return start.retain
         return 0.0
 
-    def _average_buffers(self) -> None:
-        with torch.no_grad():
-            for buffer in self._model.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self._place.total(buffer) / self._place.world)
+    @torch.no_grad()
+    def _average_buffers(self, before: Mapping[str, Tensor]) -> None:
+        """Let all processes have the mean of each buffer that the passes of one of them moved."""
+        buffers = {
+            name: buffer
+            for name, buffer in self._model.named_buffers()
+            if buffer.is_floating_point() and buffer.layout == torch.strided
+        }
+        if not buffers:
+            return
+        moved = [not same_bits(b, before[name].to(b.dtype)) for name, b in buffers.items()]
+        anywhere = self._place.total(torch.tensor(moved, dtype=torch.float32)).tolist()
+        for buffer, processes in zip(buffers.values(), anywhere, strict=True):
+            if processes > 0:  # divided first: the sum of large numbers is infinite
+                buffer.copy_(self._place.total(buffer / self._place.world))
 
     def _active(self) -> Run:
         if self._run is None:

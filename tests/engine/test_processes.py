@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from forgetkit import forget
 from forgetkit.engine import execution
 from forgetkit.engine.place import Place
 from forgetkit.testing import toy
+from forgetkit.testing.trace import changed, weights
 
 SCRIPT = Path(__file__).with_name("unlearn_script.py")
 ROOT = Path(__file__).parents[2]
@@ -73,3 +74,45 @@ def test_losses_of_the_history_are_means_over_processes(monkeypatch: pytest.Monk
         (row,) = request.run(some.loader(), guard=None).history
         losses.append([row["loss"], row["loss_forget"], row["loss_retain"]])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+class BesideTwin(Place):
+    """The first of three processes that all do the same."""
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return 0, 1
+
+    def total(self, value: Tensor) -> Tensor:
+        return value * self.world
+
+
+class Masking(nn.Module):
+    """Has a buffer of the lowest numbers, and an expanded one, that nothing changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = toy("cnn").model
+        self.register_buffer("lowest", torch.full((4,), torch.finfo(torch.float32).min))
+        self.register_buffer("wide", torch.ones(1).expand(5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images)
+        return logits
+
+
+@pytest.mark.parametrize("bn", ["frozen", "train"])
+def test_processes_average_the_buffers_that_changed_and_no_others(
+    monkeypatch: pytest.MonkeyPatch, bn: str
+) -> None:
+    place = BesideTwin(torch.device("cpu"), world=3)
+    monkeypatch.setattr(execution, "choose_place", lambda *_: place)
+    model = Masking()
+    before = weights(model)
+    request = forget(model).classes([3]).using("finetune", epochs=1, bn=bn)
+    request.run(toy("cnn").loader(), guard=None)
+    names = {name for name, _ in model.named_buffers()}
+    moved = names.intersection(changed(before, weights(model)))
+    statistics = {name for name in names if name.startswith("body.body")}
+    assert moved == (statistics if bn == "train" else set())
+    assert all(bool(torch.isfinite(buffer).all()) for buffer in model.buffers())
