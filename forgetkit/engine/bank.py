@@ -13,7 +13,7 @@ from forgetkit.data.sets import StoredSet
 from forgetkit.engine.finite import Finite
 from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
-from forgetkit.types import Batch, Inputs, SampleSet
+from forgetkit.types import Batch, SampleSet
 from forgetkit.view import ModelView
 
 MEMORY_BUDGET = 2 * 1024**3
@@ -32,13 +32,16 @@ class FeatureBank:
             all run the same head algebra.
         input_dtype: tells the type that inputs of the backbone must have, ``None`` to leave them.
         budget: bytes a bank may take in memory.
+
+    Attributes:
+        dtype: type in which the layers before the head gave the features that are kept in float32.
     """
 
     def __init__(
         self,
         view: ModelView,
         place: Place,
-        input_dtype: Callable[[Inputs], torch.dtype | None],
+        input_dtype: Callable[[], torch.dtype | None],
         budget: int = MEMORY_BUDGET,
     ) -> None:
         self._view = view
@@ -47,6 +50,7 @@ class FeatureBank:
         self._budget = budget
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
+        self.dtype = torch.float32
 
     def close(self) -> None:
         """Remove the memory-mapped files, if any."""
@@ -85,9 +89,11 @@ class FeatureBank:
         source = batch
         if len(batch) == 0:  # keep this process in step: compute one row and drop it
             source = next(iter(samples.take(torch.tensor([0])).batches(1)))
-        moved = self._place.moved(source, self._input_dtype(source.inputs))
+        moved = self._place.moved(source, self._input_dtype())
         with self._place.autocast():
-            features = self._view.features(moved.inputs).float()
+            features = self._view.features(moved.inputs)
+        self.dtype = features.dtype
+        features = features.float()
         if self._place.world == 1:
             return features
         return self._gathered(features[: len(batch)], batch.total)

@@ -143,8 +143,12 @@ class Execution:
         buffers = dict(self._model.named_buffers())
         kept = {**editable, **buffers}
         names = set(editable) if self._head_only else set(kept)
+        widened = set(candidates) if self._head_only else None  # a frozen part of a head, too
         with rolled_back_on_error({**frozen, **kept}) as before:
-            with borrowed_flags(self._model), self._borrowed_storage(tensors, names) as storage:
+            with (
+                borrowed_flags(self._model),
+                self._borrowed_storage(tensors, names, widened) as storage,
+            ):
                 outside = Outside(self._beyond(candidates))
                 measured_before, measured_after, outcome, undone = self._inside(
                     storage, editable, kept, before
@@ -185,9 +189,10 @@ class Execution:
         )
 
     @contextmanager
-    def _borrowed_storage(self, tensors: dict[str, Tensor], names: set[str]) -> Iterator[Storage]:
-        whole = not self._head_only
-        with Storage(tensors, names, self._place.device, whole=whole).borrowed() as storage:
+    def _borrowed_storage(
+        self, tensors: dict[str, Tensor], names: set[str], widened: set[str] | None
+    ) -> Iterator[Storage]:
+        with Storage(tensors, names, self._place.device, widened=widened).borrowed() as storage:
             halves = set(storage.halved.values())
             if not self._head_only and halves and self._place.precision == "no":
                 half: Precision = "fp16" if torch.float16 in halves else "bf16"

@@ -107,6 +107,9 @@ class Run:
         self._logits_of = logits_of
         self._original: nn.Module | None = None
         self._bank: FeatureBank | None = None
+        self._head_weights: list[Tensor] = []
+        if view is not None:
+            self._head_weights = list(view.head_parameters().values())
         if view is not None and head_only:
             self._bank = FeatureBank(view, place, self._input_dtype)
         self._features: dict[int, tuple[SampleSet, SampleSet]] = {}
@@ -212,11 +215,20 @@ class Run:
             return self._logits_of(_call(module, self._on_device(batch.inputs)))
 
     def head(self, features: Inputs) -> Tensor:
-        """Return logits from features, (batch, classes), with the live head in float32."""
+        """Return logits from features, (batch, classes), with the live head.
+
+        It is in float32 while it is edited, and in its own types while it is measured. Where those
+        are several, as of an adapter in float32 on a layer in bfloat16, features are what the
+        layers before it gave, which the model knows to handle.
+        """
         if not isinstance(features, Tensor):
             raise TypeError("features are one tensor")
-        with self._place.autocast(enabled=False):
-            return self.view.head(features.to(self._place.device, self._head_dtype()))
+        dtype = next((weight.dtype for weight in self._head_weights), torch.float32)
+        several = any(weight.dtype != dtype for weight in self._head_weights)
+        if several and self._bank is not None:
+            dtype = self._bank.dtype
+        with self._place.autocast(enabled=several):
+            return self.view.head(features.to(self._place.device, dtype))
 
     def logits_from_inputs(self, inputs: Inputs) -> Tensor:
         """Return the live model's logits from the user's inputs, whatever the method edits."""
@@ -354,23 +366,11 @@ class Run:
             yield
 
     def _on_device(self, inputs: Inputs) -> Inputs:
-        return moved_inputs(inputs, self._place.device, self._input_dtype(inputs))
+        return moved_inputs(inputs, self._place.device, self._input_dtype())
 
-    def _input_dtype(self, inputs: Inputs) -> torch.dtype | None:
-        """Return the type for floating inputs: the first weights', or ``None`` for their own.
-
-        Inputs of a type that some weights have at this moment are right as they are: a scale in
-        float32 may stand before layers in bfloat16.
-        """
-        types = [p.dtype for p in self._model.parameters() if p.is_floating_point()]
-        given = [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
-        if not types or all(one.dtype in types for one in given if one.is_floating_point()):
-            return None
-        return types[0]
-
-    def _head_dtype(self) -> torch.dtype:
-        """Return the head's type: float32 masters while it trains, its own while it is measured."""
-        return next((p.dtype for p in self._editable.values()), torch.float32)
+    def _input_dtype(self) -> torch.dtype | None:
+        """Return the type for floating inputs: that of the first weights at this moment."""
+        return next((p.dtype for p in self._model.parameters() if p.is_floating_point()), None)
 
 
 def _noted(number: float | Tensor) -> float | Tensor:

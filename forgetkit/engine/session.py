@@ -115,8 +115,8 @@ class Storage:
         tensors: every parameter and buffer of the model by dotted path.
         edited: the names that the run may change.
         device: where the run computes.
-        whole: whether the others are in float32 for a while, too, as the layers of a network have
-            to agree on a type; a head alone works in its own.
+        widened: the names that are in float32 for a while, as layers that work together have to
+            agree on a type; all by default.
     """
 
     def __init__(
@@ -125,11 +125,11 @@ class Storage:
         edited: set[str],
         device: torch.device,
         *,
-        whole: bool = True,
+        widened: set[str] | None = None,
     ) -> None:
         self._tensors = dict(tensors)
         self._edited = edited
-        self._widened = set(self._tensors) if whole else edited
+        self._widened = set(self._tensors) if widened is None else widened
         self._device = device
         self._home: dict[str, Tensor] = {}
 

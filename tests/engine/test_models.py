@@ -369,8 +369,8 @@ def test_a_large_bank_lives_in_a_file() -> None:
     x, y = some.train.tensors
     view = adapt(model, x[:2])
     samples = StoredSet(x, y, batch_size=50)
-    bank = FeatureBank(view, Place(torch.device("cpu")), lambda _: None, budget=1024)
-    memory = FeatureBank(view, Place(torch.device("cpu")), lambda _: None)
+    bank = FeatureBank(view, Place(torch.device("cpu")), lambda: None, budget=1024)
+    memory = FeatureBank(view, Place(torch.device("cpu")), lambda: None)
     on_disk, in_memory = bank.extract(samples), memory.extract(samples)
     assert torch.equal(
         torch.cat([b.inputs for b in on_disk.batches() if isinstance(b.inputs, Tensor)]),
@@ -387,7 +387,7 @@ def test_the_head_is_given_many_vectors_at_once_and_few_maps(
     model = some.model.eval()
     x, y = some.train.tensors
     samples = StoredSet(x, y, batch_size=5)
-    bank = FeatureBank(adapt(model, x[:2]), Place(torch.device("cpu")), lambda _: None)
+    bank = FeatureBank(adapt(model, x[:2]), Place(torch.device("cpu")), lambda: None)
     found = bank.extract(samples)
     assert found.at_once == 4096
     assert found.take(torch.arange(3)).at_once == found.relabelled(y).at_once == 4096
