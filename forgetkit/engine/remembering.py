@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 from torch import Tensor, nn
 
+from forgetkit.engine.bit_sums import bit_sums
 from forgetkit.engine.measuring import SetAccuracy
 from forgetkit.types import SampleSet
 
@@ -27,15 +28,15 @@ class Remembered:
     def __init__(self, model: nn.Module, measure: Measure) -> None:
         self._model = model
         self._measure = measure
-        self._writes: tuple[int, ...] | None = None
+        self._state: tuple[int, ...] | None = None
         self._found: list[tuple[SampleSet, Tensor | None, SetAccuracy]] = []
 
     def __call__(self, samples: SampleSet, labels: Tensor | None = None) -> SetAccuracy:
         """Return the accuracy of a set at this moment."""
-        writes = self._count_writes()
-        if writes is None or writes != self._writes:
+        state = self._now()
+        if state is None or state != self._state:
             self._found.clear()
-            self._writes = writes
+            self._state = state
         for known, held_against, found in self._found:
             if known is samples and held_against is labels:
                 return found
@@ -43,9 +44,14 @@ class Remembered:
         self._found.append((samples, labels, found))
         return found
 
-    def _count_writes(self) -> tuple[int, ...] | None:
-        """Return how often each tensor was written to, as autograd counts it; ``None`` unknown."""
+    def _now(self) -> tuple[int, ...] | None:
+        """Return numbers that change with any weight; ``None`` where writes are not counted.
+
+        Autograd counts every write to a tensor, but for those to its ``data``: the sums see them.
+        """
         tensors = [*self._model.parameters(), *self._model.buffers()]
         if any(tensor.is_inference() for tensor in tensors):
             return None
-        return tuple(tensor._version for tensor in tensors)  # noqa: SLF001 - torch has no other name
+        writes = [tensor._version for tensor in tensors]  # noqa: SLF001 - torch has no other name
+        sums = bit_sums({str(number): tensor for number, tensor in enumerate(tensors)})
+        return (*writes, *sums.values())

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from forgetkit.fingerprint import storage_key
+
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer once, by dotted path."""
@@ -95,21 +97,28 @@ def write_back(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> N
     """
     with torch.no_grad():
         for name, value in values.items():
-            if not _shares_elements(tensors[name]):
+            if not _shared(tensors[name]):
                 tensors[name].data.copy_(value)
 
 
-def _shares_elements(tensor: Tensor) -> bool:
+def _shared(tensor: Tensor) -> bool:
+    """Return whether elements of a tensor are one place in memory."""
     return any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    strided = one.layout == other.layout == torch.strided
+    return strided and storage_key(one) == storage_key(other)
 
 
 class Storage:
     """The model's tensors on another device, half-precision ones in float32.
 
     The ``Parameter`` objects stay; only their ``data`` points elsewhere for a while. On leaving,
-    edited tensors are copied into the original memory, in the original type.
+    edited tensors are copied into the original memory, in the original type; also those that a
+    method has given other memory, as ``torch.nn.utils.vector_to_parameters`` does.
 
     Args:
         tensors: every parameter and buffer of the model by dotted path.
@@ -149,18 +158,22 @@ class Storage:
             for name, tensor in self._tensors.items():
                 half = tensor.is_floating_point() and tensor.element_size() < 4
                 dtype = torch.float32 if half and name in self._widened else tensor.dtype
-                if tensor.device != self._device or tensor.dtype != dtype:
+                moves = tensor.device != self._device or tensor.dtype != dtype
+                if moves or tensor.layout == torch.strided:
                     self._home[name] = tensor.data
+                if moves:
                     tensor.data = tensor.data.to(self._device, dtype)
             yield self
         finally:
             try:
                 for name, home in self._home.items():  # in order: homes may overlap
-                    if name in self._edited and not _shares_elements(home):
-                        home.copy_(self._tensors[name].data)
+                    data = self._tensors[name].data
+                    if name in self._edited and not (_same_memory(data, home) or _shared(home)):
+                        home.copy_(data)
             finally:  # a copy may find no memory, or Ctrl-C: all go home even so
                 for name, home in self._home.items():
-                    self._tensors[name].data = home
+                    if not _same_memory(self._tensors[name].data, home):
+                        self._tensors[name].data = home
                 self._home.clear()
 
     @contextmanager

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -10,7 +14,10 @@ from forgetkit.data.sets import StoredSet
 from forgetkit.data.sources import PROBED
 from forgetkit.engine.measuring import SetAccuracy
 from forgetkit.engine.remembering import Remembered
+from forgetkit.engine.run import Run
+from forgetkit.method import Card, Method
 from forgetkit.testing import toy
+from forgetkit.testing.trace import changed, weights
 from forgetkit.types import SampleSet
 
 
@@ -68,12 +75,20 @@ def test_every_way_to_write_a_weight_or_a_statistic_counts() -> None:
         with torch.no_grad():
             linear.bias.copy_(torch.ones(2))
 
+    def write_data() -> None:
+        linear.bias.data[0] = 5.0
+
+    def swap_rows() -> None:
+        linear.weight.data = linear.weight.data.flip(0)
+
     remembered(kept)
     for change in (
         lambda: step(torch.optim.SGD(model.parameters(), 0.1)),
         lambda: step(torch.optim.Adam(model.parameters(), 0.1, foreach=True)),
         lambda: model(torch.randn(4, 2)),
         write,
+        write_data,
+        swap_rows,
     ):
         before = len(measured)
         change()
@@ -103,3 +118,53 @@ def test_a_run_reads_the_forget_set_no_more_than_its_weights_change() -> None:
     looked_at = 2 * LOOKED_AT + PROBED
     assert data.read < 5.2 * len(data) + looked_at
     assert result.after["forget"].accuracy == result.history[-1]["forget_accuracy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncounted(Method):
+    """Lowers the logits of what is to be forgotten in a way that autograd does not count."""
+
+    card: ClassVar[Card] = Card(
+        slug="uncounted",
+        title="Uncounted",
+        goals=("classes",),
+        needs=("forget",),
+        edits="head",
+        steps="none",
+        cost="none",
+        source="none",
+        link="https://example.org",
+        about="Writes to data.",
+    )
+
+    def edit(self, run: Run) -> None:
+        run.parameters["fc.bias"].data[list(run.forget_classes)] = -50.0
+
+
+class Vector(Uncounted):
+    """The same, which gives every parameter other memory."""
+
+    card: ClassVar[Card] = replace(Uncounted.card, slug="vector")
+
+    def edit(self, run: Run) -> None:
+        parameters = list(run.parameters.values())
+        vector = nn.utils.parameters_to_vector(parameters).clone()
+        vector[-1] = -50.0  # the bias of class 3
+        nn.utils.vector_to_parameters(vector, parameters)
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", [Uncounted, Vector])
+def test_a_write_that_autograd_does_not_count_is_measured_and_stays(
+    kind: type[Uncounted], half: bool
+) -> None:
+    some = toy("cnn")
+    model = some.model.bfloat16() if half else some.model
+    before, held = weights(model), {name: p.data_ptr() for name, p in model.named_parameters()}
+    result = forget(model).classes([3]).using(kind()).on("cpu").run(some.loader(), guard=None)
+    assert result.before["forget"].accuracy > 0.9
+    assert result.after["forget"].accuracy == some.accuracy(some.train, [3]) == 0.0
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == held
+    assert result.patch.names == ("fc.bias",) == tuple(changed(before, weights(model)))
+    result.undo()
+    assert not changed(before, weights(model))
