@@ -193,7 +193,8 @@ class Execution:
         self, tensors: dict[str, Tensor], names: set[str], widened: set[str] | None
     ) -> Iterator[Storage]:
         with Storage(tensors, names, self._place.device, widened=widened).borrowed() as storage:
-            halves = set(storage.halved.values())
+            weights = dict(self._model.named_parameters())  # a buffer alone says nothing of layers
+            halves = {dtype for name, dtype in storage.halved.items() if name in weights}
             if not self._head_only and halves and self._place.precision == "no":
                 half: Precision = "fp16" if torch.float16 in halves else "bf16"
                 self._place = replace(self._place, precision=half)

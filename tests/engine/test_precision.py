@@ -105,3 +105,21 @@ def test_a_run_whose_steps_all_move_something_says_nothing_of_it() -> None:
     request = forget(some.model).classes([3]).using("neggrad", epochs=2)
     result = request.on("cpu", mixed_precision="bf16").run(some.loader(), guard=None)
     assert not any("moved nothing" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("kind", ["buffer", "parameter"])
+def test_only_weights_of_half_precision_mean_mixed_precision(kind: str) -> None:
+    some = toy("cnn")
+    scale = torch.ones(1, dtype=torch.bfloat16)
+    last = some.model.get_submodule("dropout")
+    if kind == "buffer":
+        last.register_buffer("scale", scale)
+    else:
+        last.register_parameter("scale", torch.nn.Parameter(scale))
+    seen = set()
+    some.model.get_submodule("fc").register_forward_hook(
+        lambda _, __, logits: seen.add(logits.dtype)
+    )
+    request = forget(some.model).classes([3]).using("finetune", epochs=1).on("cpu")
+    request.run(some.loader(), guard=None)
+    assert (torch.bfloat16 in seen) == (kind == "parameter")
