@@ -21,7 +21,8 @@ _TWO_DEVICES = (
     "images and weights are on two devices: give the images on that of the model, and let every "
     "layer and tensor of it be registered (nn.ModuleList, register_buffer), so that it moves along"
 )
-_TWO_TYPES = re.compile(r"Input type \((\S*?)(\w+)\) and weight type \((\S*?)(\w+)\)")
+_TWO_TYPES = re.compile(r"Input type \((\S+)\) and weight type \((\S+)\)")
+_ACCELERATORS = ("cuda", "mps", "xpu", "npu")
 _CURES = {
     "Input type": f"{_FLOATS}, and images before labels",
     "scalar type": f"{_FLOATS}, and images before labels",
@@ -55,10 +56,15 @@ def cure_of(error: Exception) -> str:
     if isinstance(error, MemoryError):  # often without a word
         return _MEMORY
     types = _TWO_TYPES.search(str(error))
-    if types is not None and types[1] != types[3]:  # "torch." and "torch.cuda."
+    if types is not None and _device(types[1]) != _device(types[2]):
         return _TWO_DEVICES
     known = (cure for sign, cure in _CURES.items() if sign in str(error))
     return next(known, "mend the cause and run again")
+
+
+def _device(tensor_type: str) -> str:
+    """Return the kind of device in ``torch.cuda.FloatTensor``, ``CPUBFloat16Type`` and the like."""
+    return next((kind for kind in _ACCELERATORS if kind in tensor_type.lower()), "cpu")
 
 
 @contextmanager

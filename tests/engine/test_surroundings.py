@@ -67,6 +67,9 @@ def test_a_tensor_that_follows_the_default_device_has_a_cure() -> None:
         ("torch.cuda.FloatTensor", "torch.FloatTensor", "on two devices"),
         ("torch.cuda.ByteTensor", "torch.cuda.FloatTensor", "give floats"),
         ("torch.ByteTensor", "torch.FloatTensor", "give floats"),
+        ("CPUBFloat16Type", "torch.FloatTensor", "give floats"),
+        ("CPUBFloat16Type", "torch.cuda.FloatTensor", "on two devices"),
+        ("torch.cuda.FloatTensor", "CUDABFloat16Type", "give floats"),
     ],
 )
 def test_a_convolution_tells_other_devices_from_other_types(
