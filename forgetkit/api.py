@@ -134,9 +134,11 @@ class Request:
         *,
         mixed_precision: str | None = None,
         accelerator: Accelerator | None = None,
-        accumulate: int = 1,
+        accumulate: int | None = None,
     ) -> Request:
-        """Say where and how to compute; the default is Accelerate's own choice.
+        """Say where and how to compute; the default is a CUDA device, else the CPU.
+
+        What is left out stays as an earlier call has set it.
 
         Args:
             device: where the run computes; the model returns to its own device afterwards.
@@ -144,12 +146,12 @@ class Request:
             accelerator: an existing ``accelerate.Accelerator`` to take all of it from.
             accumulate: parts that each batch is cut into; the gradient is that of the whole, but
                 for what is computed across samples (batch statistics, comparisons), of which a note
-                of the result tells.
+                of the result tells. 1 by default.
 
         Raises:
             BadHyperparameter: ``accumulate`` is not a positive integer, or ``accelerator`` is none.
         """
-        parts = plain(accumulate)
+        parts = self.accumulate if accumulate is None else plain(accumulate)
         if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
             raise BadHyperparameter(
                 f"on(accumulate={accumulate!r}): expected a positive integer, found "
@@ -158,13 +160,13 @@ class Request:
         if accelerator is not None and not hasattr(accelerator, "mixed_precision"):
             raise BadHyperparameter(
                 f"on(accelerator={accelerator!r}): expected an accelerate.Accelerator, found "
-                f"{type(accelerator).__name__}; leave it out for Accelerate's own choice"
+                f"{type(accelerator).__name__}; leave it out to compute as Accelerate launched"
             )
         return replace(
             self,
-            device=device,
-            mixed_precision=mixed_precision,
-            accelerator=accelerator,
+            device=self.device if device is None else device,
+            mixed_precision=self.mixed_precision if mixed_precision is None else mixed_precision,
+            accelerator=self.accelerator if accelerator is None else accelerator,
             accumulate=parts,
         )
 
@@ -176,8 +178,10 @@ class Request:
     ) -> Request:
         """Name the head when detection must be overruled, and where the logits are.
 
+        What is left out stays as an earlier call has set it.
+
         Args:
-            name: dotted path of the head, or several; ``None`` leaves it to detection.
+            name: dotted path of the head, or several; by default detection finds it.
             output: key, index or function that leads to the logits, where the model returns
                 several tensors that could be.
 
@@ -197,7 +201,11 @@ class Request:
                 f"as model.named_modules() gives them, found {type(name).__name__}; for instance "
                 '"fc"'
             )
-        return replace(self, head_name=name, output=output)
+        return replace(
+            self,
+            head_name=self.head_name if name is None else name,
+            output=self.output if output is None else output,
+        )
 
     def fresh(self, initial: Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]) -> Request:
         """Give the untrained weights.

@@ -162,7 +162,7 @@ class Result:
             reference: one or several models trained without the samples to forget.
             level: ``"quick"``, ``"standard"`` or ``"full"``.
             metrics: names or objects to run instead of all of the level.
-            device: where to compute; the default is Accelerate's own choice.
+            device: where to compute; the default is a CUDA device, else the CPU.
             seed: of every random choice; the default is the run's.
             head: dotted path(s) of the head, when detection must be overruled; the default is the
                 run's.

@@ -200,7 +200,7 @@ def explore(
         runs: budget; default 20 where ``minutes`` are not given either.
         minutes: no run is begun after so many.
         seed: of the sampler and of every run.
-        device: where to compute; the default is Accelerate's own choice.
+        device: where to compute; the default is a CUDA device, else the CPU.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         head: dotted path(s) of the head, when detection must be overruled.
         say: called with one line about each run.

@@ -232,3 +232,13 @@ def test_auto_is_for_runs() -> None:
     some = toy("cnn")
     with pytest.raises(UnknownMethod, match="chooses when one request is run"):
         compare(some.model, some.loader(), [3], ["auto"])
+
+
+def test_steps_that_are_taken_twice_keep_what_the_first_has_set() -> None:
+    request = forget(toy("cnn").model).on("cpu", accumulate=2).on(mixed_precision="bf16")
+    assert (request.device, request.mixed_precision, request.accumulate) == ("cpu", "bf16", 2)
+    assert request.on("meta", accumulate=1).device == "meta"
+    assert request.on("meta", accumulate=1).accumulate == 1
+    request = request.head("fc").head(output="logits")
+    assert (request.head_name, request.output) == ("fc", "logits")
+    assert request.head("body").head_name == "body"

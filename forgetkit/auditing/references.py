@@ -63,7 +63,7 @@ def train_references(
         cache: a folder to keep the models in; a second call with the same data, recipe and seed
             reads them. With ``fresh`` nothing tells two functions apart, so it must be ``None``.
         fresh: untrained weights, or a function that builds an untrained model.
-        device: where to train; the default is Accelerate's own choice.
+        device: where to train; the default is a CUDA device, else the CPU.
         seed: of the first model.
         say: called with one line about each model.
         recipe: settings of the method ``retrain``: ``epochs``, ``lr``, ``optimizer``, ...

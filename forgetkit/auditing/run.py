@@ -90,7 +90,7 @@ def audit(
         reference: one or several models trained without the samples to forget.
         level: ``"quick"``, ``"standard"`` or ``"full"``.
         metrics: names or objects to run instead of all of the level.
-        device: where to compute; the default is Accelerate's own choice.
+        device: where to compute; the default is a CUDA device, else the CPU.
         seed: of every random choice.
         head: dotted path(s) of the head, when detection must be overruled.
         output: key, index or function that leads to the logits, where the models return several

@@ -81,7 +81,7 @@ def compare(
         retain: data to keep, when ``loader`` does not hold it.
         validate: data that methods may stop on; must not be the test data.
         out: folder for runs and tables; without it nothing is written and nothing resumed.
-        device: where to compute; the default is Accelerate's own choice.
+        device: where to compute; the default is a CUDA device, else the CPU.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``.
         head: dotted path(s) of the head, when detection must be overruled.
         setting: words about the data or the machine that tell these runs from others.

@@ -119,7 +119,10 @@ def choose_place(
     mixed_precision: str | None,
     accelerator: Accelerator | None,
 ) -> Place:
-    """Return the place that the request names, else Accelerate's own choice.
+    """Return the place that the request names, else a CUDA device where there is one.
+
+    Without, it is the CPU: other accelerators do not all have the types that are needed, and are
+    taken only when they are named. Processes are as Accelerate launched them.
 
     Raises:
         BadHyperparameter: an unknown precision or device, or a conflict with ``accelerator``.
