@@ -67,7 +67,7 @@ class FeatureBank:
         """
         store: Tensor | None = None
         filled = 0
-        finite = Finite("features of the model: expected finite values")
+        finite = Finite("features of the model: expected finite values", self._place)
         for number, batch in enumerate(samples.batches(shard=self._place.shard)):
             features = self._local_features(samples, batch)
             finite.add(number, features)

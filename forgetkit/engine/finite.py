@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from forgetkit.engine.place import Place
 from forgetkit.errors import UnlearningFailed
 
 TOGETHER = 64
@@ -19,11 +20,15 @@ class Finite:
 
     Args:
         expected: the beginning of the message, such as ``"measuring: expected finite logits"``.
+        place: whose processes all refuse what one of them found, once each has seen its batches:
+            they would wait for it else.
     """
 
-    def __init__(self, expected: str) -> None:
+    def __init__(self, expected: str, place: Place) -> None:
         self._expected = expected
+        self._place = place
         self._answers: dict[int, Tensor] = {}
+        self._broken: int | None = None
 
     def add(self, number: int, values: Tensor) -> None:
         """Note whether the values of a batch are finite.
@@ -33,7 +38,9 @@ class Finite:
         """
         self._answers[number] = torch.isfinite(values).all()
         if len(self._answers) == TOGETHER:
-            self.check()
+            self._look()
+            if self._place.world == 1:
+                self.check()
 
     def check(self) -> None:
         """Look at all that was noted; call it after the last batch.
@@ -41,13 +48,19 @@ class Finite:
         Raises:
             UnlearningFailed: values of a batch are not finite.
         """
-        broken = _first_false(self._answers)
+        self._look()
+        if not self._place.anywhere(self._broken is not None):
+            return
+        where = "another process" if self._broken is None else f"batch {self._broken}"
+        raise UnlearningFailed(
+            f"{self._expected}, found NaN or infinity in {where}; check the images of that batch "
+            "and the model's weights"
+        )
+
+    def _look(self) -> None:
+        if self._broken is None:
+            self._broken = _first_false(self._answers)
         self._answers = {}
-        if broken is not None:
-            raise UnlearningFailed(
-                f"{self._expected}, found NaN or infinity in batch {broken}; check the images of "
-                "that batch and the model's weights"
-            )
 
 
 def _first_false(answers: Mapping[int, Tensor]) -> int | None:

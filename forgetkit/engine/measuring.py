@@ -74,7 +74,7 @@ def measure(
     wide = wide_type(place.device)
     right = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
     count = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
-    finite = Finite("measuring: expected finite logits")
+    finite = Finite("measuring: expected finite logits", place)
     for number, batch in enumerate(samples.batches(samples.at_once, shard=place.shard)):
         if len(batch) == 0:
             continue

@@ -66,6 +66,10 @@ class Place:
             raise TypeError("accelerate.utils.reduce did not return a tensor")
         return summed
 
+    def anywhere(self, holds: bool) -> bool:
+        """Return whether something holds in any process; all of them have to ask."""
+        return holds if self.world == 1 else float(self.total(torch.tensor(float(holds)))) > 0
+
     def mean_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace every gradient by its mean over processes, in one message per type."""
         if self.world == 1:

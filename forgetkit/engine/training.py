@@ -87,6 +87,7 @@ class Loop:
         self._rate = 0.0
         self._masks: Mapping[str, Tensor] = {}
         self._outcome = Outcome()
+        self._broken = ""
         self._clipped: int | Tensor = 0  # read at the end: a step does not wait for it
         self._reading: tuple[SampleSet, SampleSet | None] = (run.forget, None)
 
@@ -321,14 +322,27 @@ class Loop:
         if bool(torch.isfinite(values).all()):
             return
         shown = ", ".join(f"{name} = {float(term.detach()):g}" for name, term in terms.items())
-        raise UnlearningFailed(
+        self._broken = (
             f"{self._method.card.slug}: expected a finite loss, found {shown} in epoch "
             f"{self._run.epoch + 1}, step {self._run.step + 1}; lower lr "
             f"(now {self._method.lr:g}) or set max_norm, and check the images for NaN"
         )
+        if self._place.world == 1:
+            raise UnlearningFailed(self._broken)
+
+    def _all_finite(self) -> None:
+        """Stop in all processes where the loss of one is not finite: they would wait for it."""
+        if self._place.anywhere(bool(self._broken)):
+            raise UnlearningFailed(
+                self._broken
+                or f"{self._method.card.slug}: expected a finite loss, found none in another "
+                f"process in epoch {self._run.epoch + 1}, step {self._run.step + 1}; its own "
+                "message says what to do"
+            )
 
     def _apply(self) -> None:
         """Step on the gradients that were added up, averaged over processes."""
+        self._all_finite()
         self._set_rate()
         trained = [*self._parameters, *self._extra]
         self._place.mean_gradients(trained)  # before the look for overflows: all see the same

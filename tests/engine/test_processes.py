@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from forgetkit import forget
+from forgetkit import UnlearningFailed, forget
 from forgetkit.engine import execution
+from forgetkit.engine.finite import TOGETHER, Finite
 from forgetkit.engine.place import Place
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
@@ -116,3 +118,44 @@ def test_processes_average_the_buffers_that_changed_and_no_others(
     statistics = {name for name in names if name.startswith("body.body")}
     assert moved == (statistics if bn == "train" else set())
     assert all(bool(torch.isfinite(buffer).all()) for buffer in model.buffers())
+
+
+class BesideBroken(BesideIdle):
+    """The first of two processes; the other one breaks where it is asked for the third time."""
+
+    asked: ClassVar[list[bool]] = []
+
+    def anywhere(self, holds: bool) -> bool:
+        self.asked.append(holds)
+        return len(self.asked) == 3
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (2, "features .* found NaN or infinity in another process"),
+        (1, "measuring: .* found NaN or infinity in another process"),
+        (0, "lau: expected a finite loss, found none in another process"),
+    ],
+)
+def test_what_breaks_one_process_stops_the_others(
+    monkeypatch: pytest.MonkeyPatch, asked: int, message: str
+) -> None:
+    monkeypatch.setattr(BesideBroken, "asked", [False] * asked)
+    place = BesideBroken(torch.device("cpu"), world=2)
+    monkeypatch.setattr(execution, "choose_place", lambda *_: place)
+    some = toy("cnn")
+    before = weights(some.model)
+    with pytest.raises(UnlearningFailed, match=message):
+        forget(some.model).classes([3]).using("lau").run(some.loader(), guard=None)
+    assert not any(place.asked)
+    assert not changed(before, weights(some.model))
+
+
+def test_a_broken_process_goes_on_until_all_can_stop() -> None:
+    place = BesideIdle(torch.device("cpu"), world=2)
+    finite = Finite("logits: expected numbers", place)
+    for number in range(2 * TOGETHER):
+        finite.add(number, torch.tensor(torch.nan if number == 3 else 0.0))
+    with pytest.raises(UnlearningFailed, match="NaN or infinity in batch 3"):
+        finite.check()
