@@ -209,6 +209,15 @@ class Run:
         with self._place.autocast(enabled=False):
             return self._logits_of(output_with(self._model, parameters, placed))
 
+    def logits_with(self, parameters: Mapping[str, Tensor], batch: Batch) -> Tensor:
+        """Return ``logits`` with other tensors in place of the parameters that they are named by.
+
+        For a whole network, at the precision that the run trains in.
+        """
+        with self._autocast():
+            inputs = self._on_device(batch.inputs)
+            return self._logits_of(output_with(self._model, parameters, inputs))
+
     def logits_of(self, module: nn.Module, batch: Batch) -> Tensor:
         """Return the logits of another network of the same kind, (batch, classes)."""
         with self._autocast():

@@ -318,9 +318,7 @@ class PGU(Trained):
             name: in_region(run.parameters[name], basis, run.extra[name])
             for name, basis in part(run.state, "region").items()
         }
-        if not effective:
-            return run.logits(batch)
-        return run.functional_logits(effective, batch.inputs)
+        return run.logits_with(effective, batch) if effective else run.logits(batch)
 
     def gradients(self, run: Run) -> None:
         """Project every gradient."""

@@ -585,6 +585,21 @@ def test_the_trust_region_is_that_of_the_last_weight_of_the_logits() -> None:
     assert not torch.allclose(found[0], found[1], atol=1e-4)
 
 
+@pytest.mark.parametrize("region", [None, 4])
+def test_a_trust_region_trains_at_the_precision_that_was_asked_for(region: int | None) -> None:
+    model, types = Net(4), set()
+
+    def note(_: nn.Module, __: object, output: Tensor) -> None:
+        if output.requires_grad:
+            types.add(output.dtype)
+
+    model.two.register_forward_hook(note)
+    request = forget(model).depoison([1, 5, 8]).using("pgu", epochs=1, trust_dim=region)
+    request = request.on("cpu", mixed_precision="bf16")
+    request.run(DataLoader(data(4), batch_size=7), guard=None)
+    assert types == {torch.bfloat16}
+
+
 def test_a_last_weight_without_a_row_a_class_has_no_trust_region() -> None:
     model, loader = Net(4), DataLoader(data(4), batch_size=7)
     model.two.weight.requires_grad_(False)
