@@ -109,9 +109,12 @@ class Sets:
         validation: data to measure and stop on, or ``None``.
         places: where D_f stands in the loader's data set, then in the one that this is a
             ``torch.utils.data.Subset`` of, and so on.
+        spare: a few retained samples of a loader that can be read only once, to watch; only where
+            no D_r is at hand.
     """
 
     forget: SampleSet
     retain: SampleSet | None = None
     validation: SampleSet | None = None
     places: tuple[Place, ...] = ()
+    spare: SampleSet | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -16,6 +16,7 @@ from forgetkit.data.batches import Reader, batch_size, rows_of
 from forgetkit.data.labels import by_library, normalised, stored
 from forgetkit.data.loaders import Loader, Reading, covered, reading_of
 from forgetkit.data.randomness import random_state_kept
+from forgetkit.data.reservoir import Reservoir
 from forgetkit.data.sets import IndexedSet, StoredSet, read_chunks
 from forgetkit.errors import DataError
 from forgetkit.types import Inputs
@@ -56,12 +57,14 @@ class Source:
         positions: (samples,) int64 position of every sample seen.
         samples: the samples that can be read again.
         complete: whether these are all that were seen, or only the wanted ones.
+        spare: of an incomplete source, a few of those that are not wanted.
     """
 
     labels: Tensor
     positions: Tensor
     samples: IndexedSet | StoredSet
     complete: bool
+    spare: StoredSet | None = None
 
     @property
     def indexed(self) -> bool:
@@ -78,11 +81,30 @@ class Source:
         return self.samples.take(torch.nonzero(chosen).flatten())
 
 
-def read_source(loader: Loader, num_classes: int, name: str, wanted: Membership) -> Source:
+def read_source(
+    loader: Loader,
+    num_classes: int,
+    name: str,
+    wanted: Membership,
+    *,
+    spare: int | None = None,
+    seed: int = 0,
+) -> Source:
     """Read a loader once, or not at all where its data set tells its labels.
 
     Lists of batches and other loaders with a length are kept whole; of an iterable data set or an
-    iterator only the wanted samples are kept.
+    iterator the wanted samples are kept, and as many others as ``spare`` says.
+
+    Args:
+        loader: what to read.
+        num_classes: width of the model's logits.
+        name: how messages call the loader.
+        wanted: which samples to keep in any case.
+        spare: largest number of others, drawn at random; ``None`` keeps them all.
+        seed: what that draw depends on.
+
+    Returns:
+        What was found.
 
     Raises:
         DataError: the loader holds nothing, or its batches cannot be used.
@@ -91,7 +113,15 @@ def read_source(loader: Loader, num_classes: int, name: str, wanted: Membership)
     if reading is not None:
         samples = _indexed(loader, reading, num_classes, name)
         return Source(samples.labels, samples.positions, samples, complete=True)
-    return _streamed(loader, num_classes, name, None if kept_whole(loader) else wanted)
+    if kept_whole(loader):
+        return _streamed(loader, num_classes, name, None)
+    if spare is None:  # copied row by row: what is read once may fill one buffer again and again
+        return replace(_streamed(loader, num_classes, name, _every), complete=True)
+    return _streamed(loader, num_classes, name, wanted, Reservoir(spare, seed))
+
+
+def _every(labels: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG001
+    return torch.ones(len(positions), dtype=torch.bool)
 
 
 def kept_whole(loader: Loader) -> bool:
@@ -188,7 +218,13 @@ def _labels_read(reading: Reading, positions: Tensor, num_classes: int, name: st
     return _joined(parts, name)
 
 
-def _streamed(loader: Loader, num_classes: int, name: str, wanted: Membership | None) -> Source:
+def _streamed(
+    loader: Loader,
+    num_classes: int,
+    name: str,
+    wanted: Membership | None,
+    others: Reservoir | None = None,
+) -> Source:
     reader = Reader(name)
     labels: list[Tensor] = []
     kept_inputs: list[Inputs] = []
@@ -212,6 +248,9 @@ def _streamed(loader: Loader, num_classes: int, name: str, wanted: Membership | 
         if bool(mask.any()) or not kept:
             kept_inputs.append(rows_of(inputs, torch.nonzero(mask).flatten()))
             kept.append(positions[mask])
+        if others is not None:
+            rows = torch.nonzero(~mask).flatten()
+            others.offer(inputs, rows, positions[rows])
     if not seen:
         raise DataError(
             f"{name}: expected batches, found a loader that yields nothing; pass one that holds "
@@ -219,7 +258,13 @@ def _streamed(loader: Loader, num_classes: int, name: str, wanted: Membership | 
         )
     every, rows = _joined(labels, name), torch.cat(kept)
     samples = StoredSet(_concatenated(kept_inputs, name), every[rows], rows, largest)
-    return Source(every, torch.arange(seen), samples, complete=wanted is None)
+    spare: StoredSet | None = None
+    if others is not None and (held := others.held()):
+        where = torch.tensor([position for position, _ in held])
+        spare = StoredSet(
+            _concatenated([one for _, one in held], name), every[where], where, largest
+        )
+    return Source(every, torch.arange(seen), samples, complete=wanted is None, spare=spare)
 
 
 def iterated(loader: Loader, name: str) -> Iterable[object]:

@@ -25,6 +25,8 @@ def split(
     retain: Loader | None = None,
     validate: Loader | None = None,
     need_retain: bool = False,
+    spare: int | None = None,
+    seed: int = 0,
 ) -> Sets:
     """Read what there is to forget and to keep; leave loaders and random states as they were.
 
@@ -36,10 +38,14 @@ def split(
         retain: data to keep; replaces what the loader holds beside D_f.
         validate: data to measure on.
         need_retain: whether a missing D_r is an error.
+        spare: where D_r is not read, the largest number of retained samples to keep of a loader
+            that can be read only once; ``None`` where D_r is read, and kept whole.
+        seed: what the draw of those samples depends on.
 
     Returns:
-        The sets. ``retain`` is ``None`` where nothing is left beside D_f and none was given. The
-        forget set of the goal ``relabel`` has the old labels in ``labels`` and the new ones in
+        The sets. ``retain`` is ``None`` where nothing is left beside D_f and none was given, and
+        where only a few samples are kept of a stream, which are then in ``spare``. The forget set
+        of the goal ``relabel`` has the old labels in ``labels`` and the new ones in
         ``new_labels``.
 
     Raises:
@@ -48,7 +54,8 @@ def split(
     """
     with random_state_kept():
         wanted = _membership(goal, forget_classes)
-        source = read_source(loader, num_classes, "loader", wanted)
+        few = spare if retain is None else 0
+        source = read_source(loader, num_classes, "loader", wanted, spare=few, seed=seed)
         check_range(source.labels, source.positions, num_classes, "loader")
         _check_positions(goal, source)
         chosen = wanted(source.labels, source.positions)
@@ -65,13 +72,17 @@ def split(
         else:
             kept = source.part(~chosen) if source.complete and not bool(chosen.all()) else None
         if kept is None and need_retain:
-            raise DataError(_nothing_to_retain(source))
+            raise DataError(
+                "retain: expected data to keep, because this method trains on it, found a loader "
+                "that holds samples to forget only; pass it with .retain(loader), or choose a "
+                "method that needs the forget set alone"
+            )
         kind = forget.labels.ndim
         validation = (
             None if validate is None else _explicit(validate, num_classes, "validate", kind)
         )
     where = places(loader, forget.positions, len(source.positions))
-    return Sets(forget, kept, validation, where)
+    return Sets(forget, kept, validation, where, source.spare)
 
 
 def _membership(goal: Goal, forget_classes: tuple[int, ...]) -> Membership:
@@ -180,16 +191,4 @@ def _nothing_to_forget(goal: Goal, source: Source) -> str:
         f"{goal.kind}: expected samples to forget ({goal.describe()}), found none among the "
         f"{len(labels)} samples of the loader, whose labels are {shown}; pass a loader that holds "
         "them, or name classes that it holds"
-    )
-
-
-def _nothing_to_retain(source: Source) -> str:
-    why = (
-        "a loader that holds samples to forget only"
-        if source.complete
-        else "an iterable loader, of which only the samples to forget are kept"
-    )
-    return (
-        f"retain: expected data to keep, because this method trains on it, found {why}; pass it "
-        "with .retain(loader), or choose a method that needs the forget set alone"
     )

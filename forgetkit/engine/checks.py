@@ -47,8 +47,7 @@ def check_sets(method: Method, sets: Sets) -> None:
     if "retain" in method.needs and (sets.retain is None or len(sets.retain) == 0):
         raise DataError(
             f"{method.card.slug} needs samples to keep: expected a retain set, found none; pass "
-            "`.retain(loader)` or run on a loader that holds the whole training set and can be "
-            "read again"
+            "`.retain(loader)` or run on a loader that holds the whole training set"
         )
 
 

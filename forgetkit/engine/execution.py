@@ -72,7 +72,7 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
             with clock("prepare"):
                 place = choose_place(request.device, request.mixed_precision, request.accelerator)
                 checks.check_hooks(unwrap(request.model), place.device)
-                prepared = prepare(request, loader, watched=guard is not None)
+                prepared = prepare(request, loader, watched=guard.most if guard else 0)
             execution = Execution(request, prepared, place, guard, clock)
             return execution.result()
         except ForgetkitError:

@@ -18,10 +18,12 @@ class Guard:
     """What a run may cost before it is undone.
 
     Watched are the retained samples of ``.validate``, else a slice of the retain set, on which then
-    nothing trains (of fewer than 16, all retained samples are watched, and trained on). A run is
-    undone when their accuracy falls by more than ``budget``, and when nothing was forgotten: the
-    accuracy on the forget set, if it was not 0, did not fall and its loss did not rise. Without any
-    retained sample at hand the cost is not watched, and a note of the result says so.
+    nothing trains (of fewer than 16, all retained samples are watched, and trained on). Of a loader
+    that can be read only once, ``most`` of its retained samples are watched where the method reads
+    none of them. A run is undone when their accuracy falls by more than ``budget``, and when
+    nothing was forgotten: the accuracy on the forget set, if it was not 0, did not fall and its
+    loss did not rise. Without any retained sample at hand the cost is not watched, and a note of
+    the result says so.
 
     Args:
         budget: largest loss of accuracy on retained samples, as a fraction.
@@ -62,10 +64,11 @@ FEWEST = 16
 def hold_out(sets: Sets, guard: Guard, generator: Generator) -> tuple[Sets, SampleSet | None]:
     """Return the sets to work on and the slice of the retain set to watch, drawn at random.
 
-    The slice is taken out of the retain set, so that nothing trains on it.
+    The slice is taken out of the retain set, so that nothing trains on it. Without a retain set it
+    is what was kept of a stream for this alone.
     """
     if sets.retain is None:
-        return sets, None
+        return sets, sets.spare
     count = len(sets.retain)
     held = min(guard.most, int(count * guard.share))
     order = torch.randperm(count, generator=generator)

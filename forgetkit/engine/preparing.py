@@ -80,13 +80,13 @@ class Prepared:
         return sizes | {name: len(samples) for name, samples in self.validation.items()}
 
 
-def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
+def prepare(request: Request, loader: Loader, *, watched: int) -> Prepared:
     """Check and split everything that a request names.
 
     Args:
         request: has a goal and a method.
         loader: what ``run`` was given.
-        watched: whether a guard will look at retained samples.
+        watched: how many retained samples a guard will look at at most, 0 without one.
 
     Raises:
         ForgetkitError: the input cannot be used; the message says why.
@@ -121,6 +121,9 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
         retain=request.retain_loader if needs_retain or watched or named is None else None,
         validate=request.validation_loader,
         need_retain=needs_retain,
+        # "auto" may choose a method that reads them
+        spare=None if needs_retain or named is None else watched,
+        seed=request.random_seed,
     )
     facts = Facts(
         goal=goal.kind,
@@ -145,7 +148,7 @@ def prepare(request: Request, loader: Loader, *, watched: bool) -> Prepared:
         forget_classes=forget_classes,
         num_classes=num_classes,
         class_names=names,
-        sets=Sets(chosen, sets.retain, places=taken(sets.places, rows)),
+        sets=Sets(chosen, sets.retain, places=taken(sets.places, rows), spare=sets.spare),
         validation=_parts(sets.validation, forget_classes),
         random_inputs=_differs_when_read_again(sets.forget),
         why=why,

@@ -109,16 +109,58 @@ def test_loaders_that_can_be_read_again(name: str, goal: Goal, positions: list[i
 
 
 @pytest.mark.parametrize("name", ONCE)
-def test_streams_keep_what_is_to_be_forgotten(name: str) -> None:
+def test_streams_keep_what_is_to_be_forgotten_and_as_many_others_as_asked(name: str) -> None:
+    others = [i for i in range(20) if i % 5 != 3]
     for goal in (Classes([3]), Instances([13, 3, 18, 8])):
-        sets = _split(ONCE[name](), goal)  # type: ignore[no-untyped-call]  # a table
-        assert isinstance(sets.forget, StoredSet)
-        assert _pixels(sets.forget) == [3, 8, 13, 18]
-        assert sets.forget.positions.tolist() == [3, 8, 13, 18]
-        assert sets.retain is None
-        assert sets.forget.batch_size in (6, 8)
-    with pytest.raises(DataError, match=r"retain: .*iterable loader.*\.retain\(loader\)"):
-        _split(ONCE[name](), Classes([3]), need_retain=True)  # type: ignore[no-untyped-call]  # a table
+        for spare in (None, 0, 5, 99):
+            sets = _split(ONCE[name](), goal, spare=spare, seed=4)  # type: ignore[no-untyped-call]  # a table
+            assert isinstance(sets.forget, StoredSet)
+            assert _pixels(sets.forget) == [3, 8, 13, 18]
+            assert sets.forget.positions.tolist() == [3, 8, 13, 18]
+            assert sets.forget.batch_size in (6, 8)
+            if spare is None:
+                assert sets.spare is None
+                assert sets.retain is not None
+                assert _pixels(sets.retain) == sets.retain.positions.tolist() == others
+                continue
+            assert sets.retain is None
+            if spare == 0:
+                assert sets.spare is None
+                continue
+            assert sets.spare is not None
+            kept = _pixels(sets.spare)
+            assert len(kept) == min(spare, 16)
+            assert kept == sets.spare.positions.tolist() == sorted(set(kept) & set(others))
+            assert torch.equal(sets.spare.labels, Y[sets.spare.positions])
+
+
+def test_a_stream_may_fill_one_tensor_again_and_again() -> None:
+    def refilled() -> Iterator[tuple[Tensor, Tensor]]:
+        images = torch.empty(4, 1, 1, 1)
+        for first in range(0, 20, 4):
+            yield images.copy_(X[first : first + 4]), Y[first : first + 4]
+
+    for spare in (None, 16):
+        sets = _split(refilled(), Classes([3]), spare=spare)
+        rest = sets.retain or sets.spare
+        assert rest is not None
+        assert _pixels(sets.forget) + _pixels(rest) == [
+            *range(3, 20, 5), *(i for i in range(20) if i % 5 != 3)
+        ]  # fmt: skip
+
+
+def test_every_other_sample_of_a_stream_may_be_kept_by_the_seed() -> None:
+    def drawn(seed: int) -> tuple[int, ...]:
+        sets = _split(iter(BATCHES), Instances([0]), spare=4, seed=seed)
+        assert sets.spare is not None
+        return tuple(sets.spare.positions.tolist())
+
+    draws = [drawn(seed) for seed in range(200)]
+    assert draws[7] == drawn(7)
+    counts = torch.bincount(torch.tensor(draws).flatten(), minlength=20)
+    assert counts[0] == 0  # to be forgotten
+    # 4 of 19 in 200 draws are 42 for each, with a standard deviation of 5.8
+    assert 20 < counts[1:].min() < counts[1:].max() < 65
 
 
 @pytest.mark.parametrize("name", [*LOADERS, *ONCE])

@@ -30,6 +30,20 @@ def test_a_run_that_costs_too_much_is_undone() -> None:
     assert result.after == result.before
 
 
+def test_retained_samples_of_a_stream_are_watched() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("neggrad", lr=1.0, max_norm=None, epochs=3)
+    result = request.on("cpu").run(iter(some.loader()), guard=Guard(budget=0.02, most=50))
+    assert result.rolled_back
+    assert "budget" in result.stopped_because
+    assert changed(before, weights(some.model)) == []
+    assert result.before["retain"].samples == 50
+    assert execution.UNWATCHED not in result.notes
+    alone = request.on("cpu").run(iter(some.forget_loader()))
+    assert execution.UNWATCHED in alone.notes
+
+
 def test_the_same_run_stands_without_a_guard() -> None:
     some = toy("cnn")
     before = weights(some.model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -163,6 +163,22 @@ def test_streams_serve_methods_that_need_the_forget_set_alone() -> None:
     assert result.after["forget"].accuracy == 0.0
 
 
+@pytest.mark.parametrize("method", ["finetune", "auto"])
+def test_streams_serve_methods_that_read_the_retained_samples(method: str) -> None:
+    settings = {"epochs": 1} if method == "finetune" else {}
+    models, samples = [], []
+    whole = toy("cnn").loader()
+    loader: Iterable[object]
+    for loader in (iter(whole), whole):
+        some = toy("cnn")
+        request = forget(some.model).classes([3]).using(method, **settings).on("cpu")
+        samples.append(request.run(loader, guard=None).samples)
+        models.append(some.model.state_dict())
+    assert samples[0] == samples[1] == {"forget": 60, "retain": 180}
+    for name, value in models[0].items():
+        assert torch.equal(value, models[1][name]), name
+
+
 class Batches(IterableDataset[list[Tensor]]):
     """A stream of whole batches, as WebDataset's loader is."""
 
@@ -211,7 +227,7 @@ def test_what_can_be_read_only_once_loses_no_batch(around: type[Around]) -> None
     x, y = some.train.tensors
     loader = around(zip(x.split(32), y.split(32), strict=True))
     request = forget(some.model).instances([0, 1]).using("neggrad", epochs=1).on("cpu")
-    prepared = prepare(request, loader, watched=False)
+    prepared = prepare(request, loader, watched=0)
     assert torch.equal(next(iter(prepared.sets.forget.batches())).inputs, x[:2])  # type: ignore[arg-type]  # one tensor
     retain = prepared.sets.retain  # what has a length is kept whole
     assert (retain is not None and len(retain) == len(x) - 2) == (around is SizedAround)
