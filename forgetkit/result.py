@@ -229,6 +229,7 @@ class Result:
 
         Raises:
             PatchMismatch: as for ``save``.
+            ModelError: a path instead of a name, not logged in, not allowed, or not reached.
         """
         from forgetkit.saving import push_to_hub
 

@@ -29,6 +29,8 @@ CARD_FILE = "README.md"
 _PREPROCESSING = "preprocessor_config.json"
 _OVERWRITE = "call forgetkit.saving.save_model(model, directory, overwrite=True)"
 _SHOWN = 3
+_OTHER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+_CONFIGURATIONS = ("config.json", "adapter_config.json", _PREPROCESSING, RECORD_FILE)
 
 
 def save_model(
@@ -62,7 +64,7 @@ def save_model(
     """
     inner = unwrapped(model)
     target = Path(directory)
-    refuse_in_use(target, overwrite=overwrite)
+    refuse_in_use(target, overwrite=overwrite, card=card is not None)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(target)
     partial.mkdir()
@@ -78,11 +80,17 @@ def save_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_in_use(directory: str | Path, *, overwrite: bool = False) -> None:
+def refuse_in_use(directory: str | Path, *, overwrite: bool = False, card: bool = True) -> None:
     """Refuse a place that holds something else than an earlier save.
 
+    Args:
+        directory: where to save.
+        overwrite: whether files of the same names that forgetkit did not write may be replaced.
+        card: whether a model card is to be written.
+
     Raises:
-        ModelError: it is a file, or a folder of other files.
+        ModelError: it is a file, a folder of other files, or an earlier save that came to hold
+            files of something else with names that a save needs.
     """
     target = Path(directory)
     if not target.exists():
@@ -91,12 +99,29 @@ def refuse_in_use(directory: str | Path, *, overwrite: bool = False) -> None:
         raise ModelError(
             f"directory {target} is expected to be a folder; found a file. Choose another path."
         )
-    foreign = sorted(path.name for path in target.iterdir())
-    if foreign and not _earlier_files(target) and not overwrite:
+    earlier = _earlier_files(target)
+    foreign = sorted({path.name for path in target.iterdir()} - earlier)
+    if foreign and not earlier and not overwrite:
         raise ModelError(
             f"directory {target} is expected to be empty or an earlier save; found {foreign[:4]}. "
             f"Choose another folder, or {_OVERWRITE}."
         )
+    needed = {*_CONFIGURATIONS, *((CARD_FILE,) if card else ())}
+    in_the_way = [name for name in foreign if name in needed or holds_weights(name)]
+    if in_the_way and not overwrite:
+        raise ModelError(_not_ours(target, in_the_way))
+
+
+def _not_ours(target: Path, names: list[str]) -> str:
+    return (
+        f"directory {target} is expected to be empty or an earlier save; found {names[:4]} in it, "
+        f"which forgetkit did not write. Choose another folder, or {_OVERWRITE}."
+    )
+
+
+def holds_a_save(directory: Path) -> bool:
+    """Return whether a folder holds an earlier save, which the next one replaces."""
+    return bool(_earlier_files(directory))
 
 
 def push_to_hub(
@@ -117,13 +142,17 @@ def push_to_hub(
         The address of the repository.
 
     Raises:
-        ModelError: not logged in, not allowed, or not reached.
+        ModelError: a path instead of a name, not logged in, not allowed, or not reached.
     """
     from huggingface_hub import HfApi  # slow; only when asked for
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    if Path(name).is_absolute() or name.startswith((".", "~")):
+        raise ModelError(
+            f"name {name!r} is expected to be that of a hub repository, owner/name; found a path. "
+            "Write to a folder with save()."
+        )
     api = HfApi(library_name="forgetkit")
-    unwritten: tuple[type[Exception], ...] = (HfHubHTTPError, OSError, ValueError, *_unreached())
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         save_model(model, folder, card=card)
@@ -134,22 +163,19 @@ def push_to_hub(
                 folder_path=folder,
                 commit_message="Upload the model after forgetting",
             )
-        except unwritten as error:
+        except (HfHubHTTPError, LocalTokenNotFoundError, ValueError) as error:
             raise ModelError(
                 f"name {name!r} is expected to be a hub repository that you may write to; found "
-                f"{type(error).__name__}: {error}. Log in with 'hf auth login', or save to a "
-                "folder."
+                f"{type(error).__name__}: {error}. Check the name, log in with 'hf auth login', "
+                "or write to a folder with save()."
+            ) from error
+        except Exception as error:  # of the HTTP library that the hub's client is built on
+            raise ModelError(
+                f"name {name!r} is expected to be on a hub that answers; found "
+                f"{type(error).__name__}: {error}. Check the connection and try again; save() "
+                "keeps the model in a folder meanwhile."
             ) from error
     return str(repo)
-
-
-def _unreached() -> tuple[type[Exception], ...]:
-    """Return what the hub's client raises without a network, beside ``OSError``."""
-    try:
-        import httpx  # of newer versions of huggingface_hub
-    except ImportError:
-        return ()
-    return (httpx.HTTPError,)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -279,10 +305,7 @@ def _put(partial: Path, target: Path, files: list[str], *, overwrite: bool) -> l
     foreign = sorted(present - earlier)
     in_the_way = [name for name in foreign if name in files]
     if in_the_way and not overwrite:
-        raise ModelError(
-            f"directory {target} is expected to hold no other {in_the_way[:4]}; found such files, "
-            f"not written by forgetkit. Move them, or {_OVERWRITE}."
-        )
+        raise ModelError(_not_ours(target, in_the_way))
     stale = [name for name in foreign if name not in files and holds_weights(name)]
     if stale:
         raise ModelError(

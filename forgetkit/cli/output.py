@@ -30,6 +30,7 @@ Json: TypeAlias = Annotated[
 _ALONE = r"(?<![\w./\\-]){}(?![\w/\\-]|\.\w)"
 OPTIONS = {
     re.escape(", or untrained=True to look at the architecture"): "",
+    r", or call forgetkit\.saving\.save_model\([^()]*\)": "",
     _ALONE.format("allow_download=True(?: to load_model)?"): "--download",
     r"(?<![\w./\\-])state_dict=\.\.\.": "--weights FILE",
     r"(?<![\w./\\-])state_dict=": "--weights ",

@@ -64,11 +64,14 @@ def run(
     """Make a model forget classes of an image folder, and save it."""
     from forgetkit.checkpoint import refuse_folder
     from forgetkit.loading import load_model
-    from forgetkit.saving import refuse_in_use
+    from forgetkit.saving import holds_a_save, refuse_in_use
 
     wanted = parse_classes(classes)
     chosen = parse_settings(using, settings or [])
-    refuse_in_use(out)  # before the work, not after it
+    _refuse_same(out, model)  # before the work, not after it
+    refuse_in_use(out)
+    if holds_a_save(out):
+        say(f"{out} holds an earlier save, which this one will replace")
     if patch is not None:
         refuse_folder(patch)
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
@@ -94,6 +97,15 @@ def run(
     if result.rolled_back:
         say("rolled back: nothing was saved")
         raise typer.Exit(ROLLED_BACK)
+
+
+def _refuse_same(out: Path, model: str) -> None:
+    folder = model_folder(model)
+    if folder is not None and folder.resolve() == out.resolve():
+        raise BadHyperparameter(
+            f"--out {out}: expected another folder than MODEL, found the same; choose a new one, "
+            "for the model that came in is what the edited one is compared with"
+        )
 
 
 def folder_images(

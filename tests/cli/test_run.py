@@ -11,7 +11,10 @@ from typing import TypeAlias
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 from typer.testing import Result
+
+from forgetkit.saving import save_model
 
 Invoke: TypeAlias = Callable[..., Result]
 
@@ -187,6 +190,28 @@ def test_a_run_that_costs_too_much_is_rolled_back_with_status_3(
     assert done.exit_code == 3
     assert record["saved"] == []
     assert not (tmp_path / "out").exists()
+
+
+def test_the_place_of_the_result_is_looked_at_before_the_work(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    save_model(nn.Linear(2, 2), out)
+    done = invoke("run", out, *words(colours, tmp_path / "out" / ".." / "out"))
+    assert done.exit_code == 2
+    assert "--out" in done.stderr
+    assert "another folder than MODEL" in done.stderr
+    (out / "config.json").write_text("mine")
+    done = invoke("run", "no_such_package:model", *words(colours, out))
+    assert done.exit_code == 2
+    assert "['config.json'] in it, which forgetkit did not write. Choose another folder." in (
+        " ".join(done.stderr.split())
+    )
+    (out / "config.json").unlink()
+    name, weights = factory
+    done = invoke("run", name, "--weights", weights, *words(colours, out))
+    assert done.exit_code == 0, done.output
+    assert f"{out} holds an earlier save, which this one will replace" in done.stderr
 
 
 FACTORIES = """

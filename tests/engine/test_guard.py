@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import Guard, forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.engine import execution
-from forgetkit.engine.guard import BestState, Reading, hold_out, verdict
+from forgetkit.engine.guard import UNWATCHED, BestState, Reading, hold_out, verdict
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 from forgetkit.types import Sets
@@ -39,9 +39,9 @@ def test_retained_samples_of_a_stream_are_watched() -> None:
     assert "budget" in result.stopped_because
     assert changed(before, weights(some.model)) == []
     assert result.before["retain"].samples == 50
-    assert execution.UNWATCHED not in result.notes
+    assert UNWATCHED not in result.notes
     alone = request.on("cpu").run(iter(some.forget_loader()))
-    assert execution.UNWATCHED in alone.notes
+    assert UNWATCHED in alone.notes
 
 
 def test_the_same_run_stands_without_a_guard() -> None:

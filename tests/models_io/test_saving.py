@@ -19,7 +19,7 @@ from forgetkit import load_model
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import model_tensors
 from forgetkit.model_card import model_card
-from forgetkit.saving import push_to_hub, save_model, unwrapped
+from forgetkit.saving import push_to_hub, refuse_in_use, save_model, unwrapped
 from forgetkit.torchvision_models import name_of
 from forgetkit.weights import load_weights
 
@@ -362,9 +362,30 @@ def test_an_earlier_save_is_replaced_whole(tmp_path: Path) -> None:
     save_model(model, out)
     assert {p.name for p in out.iterdir()} == {"forgetkit.json", "model.safetensors", "notes.txt"}
     (out / "README.md").write_text("mine")
-    with pytest.raises(ModelError, match="no other"):
+    with pytest.raises(ModelError, match=r"found \['README.md'\] in it, which forgetkit did not"):
         save_model(model, out, card="new")
     assert (out / "README.md").read_text() == "mine"
+    save_model(model, out)  # needs no such file
+    assert (out / "README.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "README.md",
+        "model-00001-of-00002.safetensors",
+        "pytorch_model.bin.index.json",
+    ],
+)
+def test_what_would_be_in_the_way_of_a_save_is_known_before(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    save_model(nn.Linear(2, 2), out)
+    refuse_in_use(out)
+    (out / name).write_text("mine")
+    with pytest.raises(ModelError, match="did not write"):
+        refuse_in_use(out)
+    refuse_in_use(out, overwrite=True)
 
 
 def test_no_second_set_of_weights_stays_behind(tmp_path: Path) -> None:
@@ -434,9 +455,23 @@ def test_push_to_hub_uploads_a_folder_that_loads(monkeypatch: pytest.MonkeyPatch
     assert calls == [("forgetful", True, True), ("me/forgetful", True)]
 
 
-def test_push_to_hub_says_why_not() -> None:
-    with pytest.raises(ModelError, match=r"name 'me/model' is expected .* Log in"):
-        push_to_hub(nn.Linear(2, 2), "me/model")
+class Unreached(Exception):
+    """What an HTTP library raises, of no kind that Python knows."""
+
+
+def test_push_to_hub_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(self: object, name: str, **_: object) -> object:
+        raise Unreached("no route") if name == "me/model" else ValueError("no name")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
+    model = nn.Linear(2, 2)
+    for name in ("/tmp/model", "./model", "~/model"):  # noqa: S108  never written
+        with pytest.raises(ModelError, match=r"found a path. Write to a folder with save\(\)"):
+            push_to_hub(model, name)
+    with pytest.raises(ModelError, match=r"found ValueError: no name. .*log in with"):
+        push_to_hub(model, "me//model")
+    with pytest.raises(ModelError, match=r"hub that answers; found Unreached: no route. .*save"):
+        push_to_hub(model, "me/model")
 
 
 def test_model_card() -> None:
