@@ -23,6 +23,7 @@ from forgetkit.comparing.accuracies import ground_of, score_of
 from forgetkit.comparing.grid import changed_settings
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
+from forgetkit.data.overlap import check_held_out
 from forgetkit.data.sources import labels_kept
 from forgetkit.engine.place import choose_place
 from forgetkit.errors import (
@@ -212,7 +213,8 @@ def explore(
         BadHyperparameter: Optuna is not installed, a field cannot be searched, a budget is not
             positive, or single samples are to be forgotten and there is no reference.
         BadTarget: the goal does not fit method or data.
-        DataError: the data cannot be used, or ``validate`` lacks what the objective needs.
+        DataError: the data cannot be used, or ``validate`` lacks what the objective needs or holds
+            training samples.
         UnlearningFailed: every run failed.
     """
     _need_optuna()
@@ -230,6 +232,7 @@ def explore(
             "reference: expected a retrained model, because the unlearning score is defined for "
             "whole classes only, found none; pass reference=... to search for single samples"
         )
+    check_held_out("validate", validate, {"loader": loader, "retain": retain})
     bare = unwrap(model)
     ground = ground_of(bare, aim, loader, retain=retain, test=validate)
     missing = [name for name in ("D_tr", "D_tf") if name not in ground.sets]

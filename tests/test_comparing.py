@@ -351,6 +351,11 @@ def test_what_cannot_be_run_is_said_before_anything_runs() -> None:
         compare(model, loader, [Depoison([1])], ["lau"])
     with pytest.raises(DataError, match="read again"):
         compare(model, iter(loader), [3], ["lau"])
+    test = held_out(problem)
+    with pytest.raises(DataError, match=r"test: .* than those of validate, found the same loader"):
+        compare(model, loader, [3], ["lau"], test=test, validate=test)
+    with pytest.raises(DataError, match=r"test: .* than those of loader, found 240 of the same"):
+        compare(model, loader, [3], ["lau"], test=problem.train)
 
 
 def test_a_wrong_device_or_a_launch_without_a_folder_is_refused_and_leaves_none(

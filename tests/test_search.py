@@ -228,6 +228,8 @@ def test_what_cannot_be_searched_is_said_before_anything_runs() -> None:
     only = TensorDataset(*(tensor[kept] for tensor in problem.test.tensors))
     with pytest.raises(DataError, match="none of the forgotten classes"):
         refused(validate=DataLoader(only, 64))
+    with pytest.raises(DataError, match=r"validate: .* of loader, found \d+ of the same"):
+        refused(validate=DataLoader(problem.train, 64))
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from forgetkit.comparing.table import Comparison
 from forgetkit.comparing.written import RunFolder, RunRecord
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
+from forgetkit.data.overlap import check_held_out
 from forgetkit.data.sources import labels_kept
 from forgetkit.engine.place import Place, alone, choose_place
 from forgetkit.errors import BadHyperparameter, BadTarget, ForgetkitError, ModelError
@@ -97,10 +98,13 @@ def compare(
         BadHyperparameter: nothing to run, something is named twice, or several processes without
             ``out``.
         BadTarget: a target does not fit the data.
-        DataError: the data cannot be used, or ``out`` was made for another model.
+        DataError: the data cannot be used, ``test`` shares samples with other data, or ``out`` was
+            made for another model.
     """
     entries = _entries(methods)
     numbers = _seeds(seeds)
+    if test is not None:
+        check_held_out("test", test, {"loader": loader, "retain": retain, "validate": validate})
     bare = unwrap(model)
     _copied(bare)
     asked = as_list("targets", targets, "what is forgotten in turn", "targets=[3, 5]")

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from forgetkit.data.loaders import covered, reading_of
+from forgetkit.data.randomness import random_state_kept
 from forgetkit.errors import DataError
 from forgetkit.types import Place
 
@@ -31,6 +33,44 @@ def check_disjoint(loader: object, forget: Tensor, retain: object, kept: Tensor)
             f"retain: expected data without the samples to forget, found {shared} of them in it "
             "again; remove them, or leave retain out when the main loader holds the rest already"
         )
+
+
+def in_common(one: object, other: object) -> str:
+    """Say what two loaders are known to share; empty where they share nothing, or nobody knows.
+
+    The same loader, or samples at the same positions of one data set. Copies of a data set, and
+    two that read the same files, are not found.
+    """
+    if one is other:
+        return "the same loader"
+    nothing = torch.empty(0, dtype=torch.int64)
+    datasets = [found[-1][0] for each in (one, other) if (found := origins(each, nothing))]
+    if len(datasets) < 2 or datasets[0] is not datasets[1]:
+        return ""
+    if reading_of(one) is None or reading_of(other) is None:
+        return "the same data set"
+    with random_state_kept():
+        rows = [origins(each, covered(each, "loader"))[-1][1] for each in (one, other)]
+    shared = int(torch.isin(rows[0].unique(), rows[1]).sum())
+    return f"{shared} of the same samples" if shared else ""
+
+
+def check_held_out(name: str, held_out: object, others: dict[str, object]) -> None:
+    """Raise ``DataError`` when data that should be apart share samples with others.
+
+    Args:
+        name: of the argument.
+        held_out: its loader.
+        others: loaders by the name of their argument, ``None`` where there is none.
+    """
+    for other, loader in others.items():
+        found = "" if loader is None else in_common(held_out, loader)
+        if found:
+            raise DataError(
+                f"{name}: expected other samples than those of {other}, found {found} in both, on "
+                "which figures are too good; cut the data in parts that share nothing, with "
+                "torch.utils.data.random_split for instance"
+            )
 
 
 def origins(loader: object, positions: Tensor) -> list[tuple[object, Tensor]]:

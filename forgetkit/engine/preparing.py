@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from forgetkit.adapting import adapt, example_logits, logits_of, unwrap
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
-from forgetkit.data.overlap import taken
+from forgetkit.data.overlap import in_common, taken
 from forgetkit.data.randomness import repeats
 from forgetkit.data.split import split
 from forgetkit.dryrun.outputs import are_probabilities
@@ -38,6 +38,21 @@ PROBABILITIES = (
     "are taken as logits; end the model before its softmax, or say where the logits are with "
     ".head(..., output=...)"
 )
+
+
+def _validated_on_others(request: Request, loader: Loader) -> tuple[str, ...]:
+    """Return a note where validation data are training samples, as far as loaders can tell."""
+    if request.validation_loader is None:
+        return ()
+    for name, other in (("run", loader), ("retain", request.retain_loader)):
+        found = "" if other is None else in_common(request.validation_loader, other)
+        if found:
+            return (
+                f"validate: it is given {found} as .{name}(...), so the figures on it are no "
+                "figures on unseen samples, and the run stops by what it trains on; pass samples "
+                "that the model was not trained on",
+            )
+    return ()
 
 
 @dataclass(frozen=True)
@@ -102,6 +117,7 @@ def prepare(request: Request, loader: Loader, *, watched: int) -> Prepared:
     if named is not None:
         checks.check_goal(named, goal)
     names = class_names(model, loader)
+    notes = _validated_on_others(request, loader)
     loader, first = peeked(loader)
     here = next(model.parameters()).device
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -152,7 +168,7 @@ def prepare(request: Request, loader: Loader, *, watched: int) -> Prepared:
         validation=_parts(sets.validation, forget_classes),
         random_inputs=_differs_when_read_again(sets.forget),
         why=why,
-        notes=(PROBABILITIES,) if are_probabilities(logits) else (),
+        notes=(PROBABILITIES, *notes) if are_probabilities(logits) else notes,
     )
 
 

@@ -55,6 +55,19 @@ def test_what_a_result_holds() -> None:
     assert record["method"]["method"] == "lau"
 
 
+def test_validation_on_training_samples_is_noted() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("lau").on("cpu")
+    loader = some.loader()
+    for given, words in (
+        (loader, "the same loader as .run(...)"),
+        (DataLoader(some.train, batch_size=50), "240 of the same samples as .run(...)"),
+    ):
+        notes = " ".join(request.validate(given).run(loader, guard=None).notes)
+        assert f"validate: it is given {words}, so the figures on it are no figures" in notes
+    assert "validate" not in " ".join(lau()[0].notes)
+
+
 def test_display() -> None:
     result, _ = lau()
     console = Console(width=100, file=io.StringIO(), record=True)
