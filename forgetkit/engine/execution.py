@@ -309,6 +309,8 @@ class Execution:
             undone = None
             if self._guard is not None:
                 undone = verdict(self._guard, start, self._reading(measured_after))
+            if undone is None:
+                self._say_if_not_forgotten(start.forget, self._reading(measured_after).forget)
         finally:
             run.close()
         return measured_before, measured_after, outcome, undone
@@ -563,6 +565,16 @@ class Execution:
             f"{self._method.card.slug} trains until no forget sample is predicted right, which is "
             f"more than a model that never saw them would do; {how}"
         )
+
+    def _say_if_not_forgotten(self, before: float, after: float) -> None:
+        """Say when a class is predicted as well as before, which the guard lets stand."""
+        one_class_each = self._prepared.sets.forget.labels.ndim == 1
+        if self._prepared.goal.kind == "classes" and one_class_each and after >= before > 0.0:
+            self._active().log(
+                f"{self._method.card.slug}: the accuracy on the forget set did not fall "
+                f"({100 * before:.1f} % to {100 * after:.1f} %), so this is not forgotten; train "
+                "longer or with a larger lr, or choose another method"
+            )
 
     def _fallback_target(self, start: Reading) -> float:
         """Return the forget accuracy that the guard counts as forgotten when no rule names one."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from forgetkit import Guard, forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.engine import execution
 from forgetkit.engine.guard import UNWATCHED, BestState, Reading, hold_out, verdict
+from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 from forgetkit.types import Sets
@@ -78,6 +80,21 @@ def test_a_better_epoch_is_kept_of_a_method_whose_finish_left_the_weights_alone(
     assert not result.rolled_back
     assert "the guard keeps the better weights after epoch" in result.stopped_because
     assert result.after["retain"].accuracy > 0.95
+
+
+def test_a_class_that_is_predicted_as_before_is_noted_where_the_run_stands() -> None:
+    def noted(goal: Goal, method: str, **settings: object) -> str:
+        some = toy("cnn")
+        request = replace(forget(some.model), goal=goal).using(method, **settings).on("cpu")
+        result = request.run(some.loader(), guard=None)
+        assert not result.rolled_back
+        return " ".join(result.notes)
+
+    said = noted(Classes([3]), "finetune", lr=1e-6, epochs=1, bn="frozen")
+    assert "did not fall (100.0 % to 100.0 %), so this is not forgotten; train longer" in said
+    assert "not forgotten" not in noted(Classes([3]), "lau")
+    # what a model knows of single samples it may know without them
+    assert "not forgotten" not in noted(Instances([0, 1]), "finetune", lr=1e-6, epochs=1)
 
 
 def test_validation_data_are_watched_instead_of_a_slice() -> None:
