@@ -1,4 +1,4 @@
-"""A progress bar that exists only on a terminal."""
+"""How far long work is: a progress bar on a terminal, and a sentence for whoever asks elsewhere."""
 
 from __future__ import annotations
 
@@ -21,6 +21,49 @@ class Bar:
     advance: Callable[[], None] = lambda: None
 
 
+@dataclass(eq=False)
+class _Work:
+    """Something that is under way."""
+
+    title: str
+    done: int = 0
+    steps: int | None = None
+
+    def expect(self, steps: int) -> None:
+        self.steps = steps
+
+    def advance(self) -> None:
+        self.done += 1
+
+    def __str__(self) -> str:
+        if self.steps is None:
+            return self.title + (f" {self.done}" if self.done else "")
+        return f"{self.title} {self.done} of {self.steps}"
+
+
+_under_way: list[_Work] = []  # of the whole process: another thread asks for it
+
+
+def under_way() -> str:
+    """Say what this process is doing, from the outside in; empty when nobody told."""
+    return ", ".join(map(str, list(_under_way)))
+
+
+@contextmanager
+def working(title: str) -> Iterator[Bar]:
+    """Let ``under_way`` name the block.
+
+    Args:
+        title: a word or two.
+    """
+    work = _Work(title)
+    _under_way.append(work)
+    try:
+        yield Bar(work.expect, work.advance)
+    finally:
+        _under_way.remove(work)
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Bar]:
     """Yield a bar that is drawn on standard error if that is a terminal.
@@ -29,7 +72,8 @@ def progress(title: str) -> Iterator[Bar]:
         title: shown before the bar.
     """
     if not sys.stderr.isatty():
-        yield Bar()
+        with working(title) as bar:
+            yield bar
         return
     from rich.console import Console
     from rich.progress import (
@@ -43,9 +87,9 @@ def progress(title: str) -> Iterator[Bar]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
-    ) as bar:
-        task = bar.add_task(title, total=None)
+    ) as drawn:
+        task = drawn.add_task(title, total=None)
         yield Bar(
-            expect=lambda steps: bar.update(task, total=steps),
-            advance=lambda: bar.advance(task),
+            expect=lambda steps: drawn.update(task, total=steps),
+            advance=lambda: drawn.advance(task),
         )

@@ -6,7 +6,10 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, ParamSpec, TypeAlias
 
 import typer
@@ -14,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from forgetkit.errors import ForgetkitError
+from forgetkit.progress import under_way
 
 P = ParamSpec("P")
 
@@ -53,7 +57,8 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
-            command(*args, **kwargs)
+            with signs_of_life():
+                command(*args, **kwargs)
         except (ForgetkitError, FileNotFoundError) as error:
             Console(stderr=True, soft_wrap=True).print(Text(_as_options(str(error)), style="red"))
             raise typer.Exit(FAILED) from error
@@ -71,6 +76,33 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             raise typer.Exit(FAILED) from error
 
     return wrapped
+
+
+EVERY = 60.0
+"""Seconds between two signs of life."""
+
+
+@contextmanager
+def signs_of_life() -> Iterator[None]:
+    """Say about once a minute what long work is at, where no terminal shows a bar."""
+    if sys.stderr.isatty():
+        yield
+        return
+    ended, begun = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        while not ended.wait(EVERY):
+            at = under_way()
+            say(f"still at work after {time.monotonic() - begun:.0f} s" + (at and f": {at}"))
+
+    # a thread, for some work takes minutes without a step at which it could be told
+    teller = threading.Thread(target=tell, name="signs of life", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        teller.join()
 
 
 def say(line: str) -> None:

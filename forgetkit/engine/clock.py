@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from forgetkit.progress import working
+
 
 class Clock:
     """Adds up wall time by phase and remembers the phase that is running.
@@ -29,7 +31,8 @@ class Clock:
         self._inside.append(0.0)
         start = time.perf_counter()
         try:
-            yield
+            with working(phase):
+                yield
             if len(self._inside) > 1:
                 self.phase = outer
         finally:
