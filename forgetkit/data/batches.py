@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from forgetkit.types import Inputs
 IMAGE_KEYS = ("pixel_values", "image", "img", "images", "x", "input", "inputs")
 LABEL_KEYS = ("labels", "label", "y", "target", "targets", "fine_label")
 _KEYWORD_INPUTS = "pixel_values"  # transformers: what stands beside it is passed by keyword
-_CONVERT = "convert the batches in the collate_fn"
+_CONVERT = "convert the batches, in the collate_fn if it is a DataLoader"
 _FORMS = (
     "(images, labels), a mapping such as {'pixel_values': images, 'labels': labels} or an object "
     "with such attributes"
@@ -189,6 +190,26 @@ def rows_of(inputs: Inputs, rows: Tensor | slice) -> Inputs:
     return {name: of(value) for name, value in inputs.items()}
 
 
+def is_batch(given: object) -> bool:
+    """Return whether something is one batch of images and labels, and so no iterable of batches.
+
+    A list of two batches without labels is none: the second one is no batch of labels.
+    """
+    fields = _fields(given) if isinstance(given, (Mapping, tuple)) else None
+    if fields is not None:
+        images, labels = (
+            next((fields[key] for key in keys if key in fields), None)
+            for keys in (IMAGE_KEYS, LABEL_KEYS)
+        )
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
+        images, labels = given
+    else:
+        return False
+    if not isinstance(images, (Tensor, np.ndarray)) or not isinstance(labels, (Tensor, np.ndarray)):
+        return False
+    return 0 < labels.ndim < images.ndim and len(images) == len(labels)
+
+
 def is_picture(value: object) -> bool:
     """Return whether a value is an image object of PIL, without importing PIL."""
     return any(kind.__module__.startswith("PIL.") for kind in type(value).__mro__)
@@ -199,7 +220,7 @@ def _advice(sample: object) -> str:
         return "add torchvision.transforms.ToTensor() (or the model's image processor) to the data"
     if isinstance(sample, Tensor):
         return "stack them, for instance with torch.utils.data.default_collate"
-    return "convert them with torch.as_tensor in the collate_fn"
+    return "convert them with torch.as_tensor, in the collate_fn if it is a DataLoader"
 
 
 def _fields(raw: object) -> Mapping[str, object] | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from forgetkit.data.batches import Reader, batch_size, rows_of
+from forgetkit.data.batches import Reader, batch_size, is_batch, rows_of
 from forgetkit.data.labels import by_library, normalised, stored
 from forgetkit.data.loaders import Loader, Reading, covered, reading_of
 from forgetkit.data.randomness import random_state_kept
@@ -273,6 +273,11 @@ def iterated(loader: Loader, name: str) -> Iterable[object]:
     Raises:
         DataError: it yields none.
     """
+    if is_batch(loader):
+        raise DataError(
+            f"{name}: expected an iterable of batches, found one batch, a {type(loader).__name__}; "
+            "pass a list of it, [batch], or of several"
+        )
     single = isinstance(loader, (Dataset, str, bytes, dict))
     if single or not isinstance(loader, Iterable):
         raise DataError(
