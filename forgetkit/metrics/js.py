@@ -21,7 +21,7 @@ class JSToRetrained(Metric):
         JS(p, q) = (KL(p || m) + KL(q || m)) / (2 log 2),  m = (p + q) / 2
 
     p = probabilities of the model, q = of the first retrained one; behind a masked head over the
-    kept classes.
+    kept classes. JS_tr and JS_tf of the benchmark tables are in nats, log 2 = 0.693 times as large.
 
     Verdict: ``residual`` when the model is surely farther from the first retrained model than any
         other one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
@@ -45,7 +45,8 @@ class JSToRetrained(Metric):
         cost="nothing beyond the collected outputs",
         source="Lin 1991, IEEE Transactions on Information Theory",
         link="https://doi.org/10.1109/18.61115",
-        about="How far predictions are from the retrained model's, the same in both directions.",
+        about="How far predictions are from the retrained model's, in bits, the same in both "
+        "directions.",
     )
 
     def measure(self, evidence: Evidence) -> Finding:
