@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from forgetkit.errors import DataError
-from forgetkit.fingerprint import plain_names
 from forgetkit.log_storage import Storage, hit_chance
+from forgetkit.logged_tensors import change, copies, logged_tensors, not_held, trainable
 from forgetkit.written_log import HEADER, VERSION, step_files
 
 Sensitive: TypeAlias = Iterable[int] | Tensor | Callable[[int], bool] | None
@@ -34,12 +34,13 @@ class AmnesiacLog:
 
     Call ``batch(positions)`` before the forward pass of every batch; the rest happens in a hook of
     the optimiser. Training stays bit-identical: the hook only reads. Parameters and the buffers of
-    normalisation layers are logged. With several processes each passes its own positions and the
-    first one writes. A step that a gradient scaler skips is logged with the step after it.
+    normalisation layers are logged; what is frozen when ``batch`` is called counts as unmoved. With
+    several processes each passes its own positions and the first one writes. A step that a gradient
+    scaler skips is logged with the step after it.
 
     Args:
         model: what is trained; wrappers of compile and data parallel may be around it.
-        optimizer: its ``step`` is watched.
+        optimizer: its ``step`` is watched; of several optimisers, the one that steps last.
         folder: for the files; created when absent.
         sensitive: positions in the data set that may have to be forgotten one day, or a function
             that says so of a position; ``None`` tracks all of them.
@@ -68,9 +69,10 @@ class AmnesiacLog:
         self.folder = Path(folder)
         self._samples = samples
         self._sensitive = _positions_of(sensitive)
-        self._parameters, self._buffers = _logged_tensors(model)
+        self._model = model
         self._positions: set[int] = set()
         self._before: dict[str, Tensor] = {}
+        self._outside: dict[str, Tensor] = {}
         self._started = False
         self._steps = self._open(resume=resume)
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
@@ -97,7 +99,8 @@ class AmnesiacLog:
         whole, rest = divmod(samples, batch_size)
         chances = whole * hit_chance(samples, batch_size, tracked)
         chances += hit_chance(samples, rest, tracked)
-        tensors = {**self._parameters, **self._buffers}
+        parameters, buffers = logged_tensors(self._model)
+        tensors = {**trainable(parameters), **buffers}
         size = sum(t.numel() * max(t.element_size(), 4) for t in tensors.values())
         storage = Storage(size, epochs * chances)
         free = shutil.disk_usage(self.folder).free
@@ -113,15 +116,23 @@ class AmnesiacLog:
         """Announce the samples of the coming forward pass, as positions in the data set.
 
         With gradient accumulation call it before each part; the step counts for all of them.
+
+        Raises:
+            DataError: weights moved that the watched optimiser does not hold.
         """
         listed = positions.tolist() if isinstance(positions, Tensor) else positions
         found = _over_processes({int(p) for p in listed if self._tracks(int(p))})
+        # Looked up anew: layers are thawed during training, and conversions replace buffers.
+        parameters, buffers = logged_tensors(self._model)
         # Weights move in the step alone, so they can wait for a tracked sample; buffers cannot.
         if not self._started:
-            self._before = _copies(self._buffers)
+            self._check_outside(parameters)
+            self._before = copies(buffers)
             self._started = True
-        if found and not self._positions:
-            self._before |= _copies(self._parameters)
+        if found:
+            self._before |= copies(
+                {n: p for n, p in trainable(parameters).items() if n not in self._before}
+            )
         self._positions |= found
 
     def close(self) -> None:
@@ -142,26 +153,45 @@ class AmnesiacLog:
     @torch.no_grad()
     def _stepped(self) -> None:
         if self._positions and _first_process():
-            now = {**self._parameters, **self._buffers}
-            changes = {name: _change(now[name], old) for name, old in self._before.items()}
+            parameters, buffers = logged_tensors(self._model)
+            now = {**parameters, **buffers}
+            changes = {name: change(now[name], old) for name, old in self._before.items()}
             rate = float(self._optimizer.param_groups[0]["lr"])
             file = self.folder / f"step-{self._steps:09d}.safetensors"
             partial = file.with_suffix(".partial")
             save_file(
-                {name: change for name, change in changes.items() if bool(change.any())},
+                {name: moved for name, moved in changes.items() if bool(moved.any())},
                 partial,
                 metadata={"positions": json.dumps(sorted(self._positions)), "lr": repr(rate)},
             )
             partial.rename(file)
+            self._outside = copies(not_held(trainable(parameters), self._optimizer))
         self._steps += 1
         self._positions, self._before, self._started = set(), {}, False
+
+    def _check_outside(self, parameters: Mapping[str, Tensor]) -> None:
+        """Raise when a weight moved after a logged step that another optimiser holds."""
+        moved = [
+            name
+            for name, old in self._outside.items()
+            if not parameters[name].detach().to(old.device, old.dtype).equal(old)
+        ]
+        self._outside = {}
+        if moved:
+            raise DataError(
+                f"AmnesiacLog(folder={str(self.folder)!r}): expected an optimizer that holds every "
+                f"weight that training moves, found {len(moved)} that moved without its step, the "
+                f"first of them {moved[0]}; pass one optimizer over all of them, or of several the "
+                "one that steps last"
+            )
 
     def _open(self, *, resume: bool) -> int:
         """Write the header, or hold it against this model; return the number of the next step."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not _first_process():  # only one of them writes
             return 0
-        tensors = {**self._parameters, **self._buffers}
+        parameters, buffers = logged_tensors(self._model)
+        tensors = {**parameters, **buffers}
         header = {
             "version": VERSION,
             "tracked": _described(self._sensitive),
@@ -239,28 +269,6 @@ def practise(
             nn.functional.cross_entropy(logits, labels.to(device)).backward()
             optimizer.step()
     return {"log": folder}
-
-
-def _logged_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return what training moves, by plain name: trainable parameters, and numeric buffers."""
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    buffers = {name: b for name, b in model.named_buffers() if b.dtype != torch.bool}
-    short = plain_names([*parameters, *buffers])
-    return (
-        {short[name]: tensor for name, tensor in parameters.items()},
-        {short[name]: tensor for name, tensor in buffers.items()},
-    )
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-
-def _change(new: Tensor, old: Tensor) -> Tensor:
-    """Return new minus old on the CPU, in at least float32 so that half types lose nothing."""
-    if new.is_floating_point() and new.element_size() < 4:
-        new, old = new.float(), old.float()
-    return (new.detach() - old).cpu().contiguous()
 
 
 def _positions_of(sensitive: Sensitive) -> frozenset[int] | Callable[[int], bool] | None:

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from forgetkit.errors import BadHyperparameter, DataError
 from forgetkit.fields import artefact, bounded, choice
+from forgetkit.logged_tensors import logged_tensors
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Facts, Need, Pair, register
 from forgetkit.per_sample import wide_type
@@ -90,18 +91,25 @@ class Amnesiac(FullNetwork):
     def begin(self, run: Run) -> None:
         """Subtract the logged changes of every step that saw a sample of D_f."""
         written = self._written()
-        live = {**run.parameters, **dict(run.model.named_buffers())}
+        parameters, buffers = logged_tensors(run.model)
+        live = {**parameters, **buffers}
         for name, shape in written.shapes.items():
             found = live.get(name)
             if found is None or tuple(found.shape) != shape:
-                here = "frozen or absent" if found is None else str(tuple(found.shape))
+                here = "absent" if found is None else str(tuple(found.shape))
                 raise DataError(
                     f"log={self.log!r}: expected a log of this model, found {name} of shape "
                     f"{shape}, which is {here} in it; pass the log of this model's own training"
                 )
         steps = written.covering(written.located(run.images.places))
+        editable = {id(tensor) for tensor in run.parameters.values()}
         for name, change in written.total(steps).items():
             tensor = live[name]
+            if name in parameters and id(tensor) not in editable:
+                raise DataError(
+                    f"log={self.log!r}: expected that all weights may change that the steps to "
+                    f"take back have moved, found {name} frozen; call requires_grad_(True) on it"
+                )
             wide = wide_type(tensor.device)
             taken = tensor.to(wide) - change.to(tensor.device, wide)
             if name.endswith("running_var"):  # a part of its changes may leave no variance at all
