@@ -32,7 +32,8 @@ def trainer_callback(
         sensitive: positions that may have to be forgotten one day, or a function that says so of a
             position; ``None`` tracks all of them.
         key: name of the entry that holds the positions.
-        resume: whether to go on with a log that is already in the folder.
+        resume: whether to go on with a log that is already in the folder, from the checkpoint that
+            the trainer resumes from: files of later steps are set aside.
     """
     from transformers import TrainerCallback
 
@@ -55,7 +56,7 @@ def trainer_callback(
             samples = len(kwargs["train_dataloader"].dataset)
             self._log = AmnesiacLog(
                 model, kwargs["optimizer"], folder, sensitive=sensitive, samples=samples,
-                resume=resume,
+                resume=resume and state.global_step,
             )  # fmt: skip
             size = state.train_batch_size or args.per_device_train_batch_size
             size *= args.gradient_accumulation_steps * args.world_size
@@ -65,6 +66,16 @@ def trainer_callback(
             self._handle = model.register_forward_pre_hook(
                 self._announce, with_kwargs=True, prepend=True
             )
+
+        def on_step_begin(
+            self,
+            args: TrainingArguments,  # noqa: ARG002
+            state: TrainerState,
+            control: TrainerControl,  # noqa: ARG002
+            **_: Any,  # noqa: ANN401
+        ) -> None:
+            if self._log is not None:  # steps that a scaler skips count in a checkpoint's number
+                self._log.steps = state.global_step
 
         def _announce(
             self, model: nn.Module, args: tuple[object, ...], kwargs: dict[str, Any]

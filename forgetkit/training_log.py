@@ -21,9 +21,10 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from forgetkit.errors import DataError
+from forgetkit.log_header import close_log, open_log, weights_digest
 from forgetkit.log_storage import Storage, hit_chance
 from forgetkit.logged_tensors import change, copies, logged_tensors, not_held, trainable
-from forgetkit.written_log import HEADER, VERSION, step_files
+from forgetkit.written_log import VERSION
 
 Sensitive: TypeAlias = Iterable[int] | Tensor | Callable[[int], bool] | None
 logger = logging.getLogger("forgetkit")
@@ -46,10 +47,18 @@ class AmnesiacLog:
             that says so of a position; ``None`` tracks all of them.
         samples: size of the data set in which positions count. A later request finds by it in which
             data set its own positions have to be counted, when its loader is over a ``Subset``.
-        resume: whether to go on with a log that is already in the folder.
+        resume: go on with a log that is in the folder already. After a checkpoint was restored it
+            is the number of steps that its model has made, ``log.steps`` when it was saved: files
+            of later steps are set aside, as the model holds nothing of them (they end in
+            ``.aside`` and may be deleted). ``True`` goes on where the log was closed, with the
+            weights of that moment.
+
+    Attributes:
+        steps: steps of the optimiser so far, over all parts of a training that was resumed.
 
     Raises:
-        DataError: the folder holds a log already, or one of another model.
+        DataError: the folder holds a log already, one of another model, or one that this model's
+            training did not leave.
 
     Source: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021.
 
@@ -64,7 +73,7 @@ class AmnesiacLog:
         *,
         sensitive: Sensitive = None,
         samples: int | None = None,
-        resume: bool = False,
+        resume: bool | int = False,
     ) -> None:
         self.folder = Path(folder)
         self._samples = samples
@@ -73,8 +82,8 @@ class AmnesiacLog:
         self._positions: set[int] = set()
         self._before: dict[str, Tensor] = {}
         self._outside: dict[str, Tensor] = {}
-        self._started = False
-        self._steps = self._open(resume=resume)
+        self._started = self._closed = False
+        self.steps = self._open(resume)
         inner = getattr(optimizer, "optimizer", optimizer)  # Accelerate wraps the real one
         self._optimizer = inner
         self._handle = inner.register_step_post_hook(lambda *_: self._stepped())
@@ -136,8 +145,14 @@ class AmnesiacLog:
         self._positions |= found
 
     def close(self) -> None:
-        """Let go of the optimiser; the files stay."""
+        """Let go of the optimiser and note the weights that training left; the files stay.
+
+        By them a later request knows that nothing of this log was taken back yet.
+        """
         self._handle.remove()
+        if not self._closed and _first_process():
+            close_log(self.folder, weights_digest(self._model))
+        self._closed = True
 
     def __enter__(self) -> Self:
         return self
@@ -157,7 +172,7 @@ class AmnesiacLog:
             now = {**parameters, **buffers}
             changes = {name: change(now[name], old) for name, old in self._before.items()}
             rate = float(self._optimizer.param_groups[0]["lr"])
-            file = self.folder / f"step-{self._steps:09d}.safetensors"
+            file = self.folder / f"step-{self.steps:09d}.safetensors"
             partial = file.with_suffix(".partial")
             save_file(
                 {name: moved for name, moved in changes.items() if bool(moved.any())},
@@ -166,7 +181,7 @@ class AmnesiacLog:
             )
             partial.rename(file)
             self._outside = copies(not_held(trainable(parameters), self._optimizer))
-        self._steps += 1
+        self.steps += 1
         self._positions, self._before, self._started = set(), {}, False
 
     def _check_outside(self, parameters: Mapping[str, Tensor]) -> None:
@@ -185,41 +200,23 @@ class AmnesiacLog:
                 "one that steps last"
             )
 
-    def _open(self, *, resume: bool) -> int:
+    def _open(self, resume: bool | int) -> int:
         """Write the header, or hold it against this model; return the number of the next step."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if not _first_process():  # only one of them writes
-            return 0
+            return int(resume)
         parameters, buffers = logged_tensors(self._model)
         tensors = {**parameters, **buffers}
-        header = {
+        header: dict[str, object] = {
             "version": VERSION,
             "tracked": _described(self._sensitive),
             "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
         }
         if self._samples is not None:
             header["samples"] = self._samples
-        file = self.folder / HEADER
-        if not file.exists():
-            file.write_text(json.dumps(header), encoding="utf-8")
-            return 0
-        if not resume:
-            raise DataError(
-                f"AmnesiacLog(folder={str(self.folder)!r}): expected a folder without a log, found "
-                f"{HEADER} in it; pass resume=True to go on with it, or name another folder"
-            )
-        known = json.loads(file.read_text(encoding="utf-8"))
-        size = known.get("samples")
-        header = {"samples": size, **header}  # without a size of its own this log goes on with it
-        if {**known, "samples": header["samples"] if size is None else size} != header:
-            raise DataError(
-                f"AmnesiacLog(folder={str(self.folder)!r}, resume=True): expected a log of this "
-                "model, data set and these sensitive samples, found another one; name another "
-                "folder"
-            )
-        if size is None and self._samples is not None:  # it is known only now
-            file.write_text(json.dumps(header), encoding="utf-8")
-        return max((int(f.stem.partition("-")[2]) + 1 for f in step_files(self.folder)), default=0)
+        return open_log(
+            self.folder, header, resume=resume, weights=lambda: weights_digest(self._model)
+        )
 
 
 class Numbered(Dataset[Any]):

@@ -15,6 +15,8 @@ from forgetkit.types import Place
 
 HEADER = "log.json"
 VERSION = 1
+LEFT = "left"
+"""Entry of the header: the digest of the weights that training left, once the log is closed."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class WrittenLog:
             ) from error
         self._tracked = frozenset(tracked) if isinstance(tracked, list) else tracked
         self.samples: int | None = header.get("samples")
+        self.left: str | None = header.get(LEFT)
         self.shapes = {name: tuple(shape) for name, shape in header["tensors"].items()}
 
     def located(self, places: Sequence[Place]) -> list[int]:

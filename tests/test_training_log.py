@@ -346,3 +346,37 @@ def test_a_trainer_that_was_refused_can_be_mended(
     steps = -(-len(Pictures()) // 7)
     assert len(WrittenLog(tmp_path / "log").steps) == steps
     assert f"{steps} logged steps" in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the trainer, none of ours
+def test_a_trainer_that_resumes_leaves_no_steps_that_its_model_never_kept(tmp_path: Path) -> None:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    from forgetkit.trainer_log import trainer_callback
+
+    class Breaks(TrainerCallback):
+        def on_step_end(self, *args: Any, **_: Any) -> None:  # noqa: ANN401  as Trainer calls it
+            if args[1].global_step == 5:
+                raise KeyboardInterrupt
+
+    def trainer(*callbacks: TrainerCallback) -> Trainer:
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_train_epochs=2,
+            remove_unused_columns=False, report_to=[], save_strategy="steps", save_steps=3,
+            use_cpu=True, disable_tqdm=True, seed=0,
+        )  # fmt: skip
+        data = Numbered(Pictures())
+        return Trainer(Classifier(), arguments, train_dataset=data, callbacks=list(callbacks))
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(trainer_callback(tmp_path / "log"), Breaks()).train()
+    again = trainer(trainer_callback(tmp_path / "log", resume=True))
+    again.train(resume_from_checkpoint=True)
+    log = WrittenLog(tmp_path / "log")
+    assert [step.file.stem for step in log.steps] == [f"step-{n:09d}" for n in range(12)]
+    assert len(list((tmp_path / "log").glob("*.aside"))) == 2
+    before, after = state(Classifier()), state(again.model)
+    for name, change in log.total(log.steps).items():
+        moved = after[name].double() - before[name].double()
+        torch.testing.assert_close(change, moved, atol=1e-6, rtol=0)
