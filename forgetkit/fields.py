@@ -21,8 +21,8 @@ class Bounds:
     """What a field accepts.
 
     Args:
-        kind: ``"number"``, ``"integer"``, ``"choice"``, ``"flag"``, ``"interval"`` or
-            ``"artefact"``.
+        kind: ``"number"``, ``"integer"``, ``"choice"``, ``"flag"``, ``"interval"``,
+            ``"artefact"`` or ``"positions"``.
         about: one line: meaning, unit, the paper's letter.
         low: smallest value, included.
         high: largest value, included.
@@ -32,7 +32,7 @@ class Bounds:
         by_channel: whether the ends of an interval may be tuples, one number a channel.
     """
 
-    kind: Literal["number", "integer", "choice", "flag", "interval", "artefact"]
+    kind: Literal["number", "integer", "choice", "flag", "interval", "artefact", "positions"]
     about: str
     low: float = -math.inf
     high: float = math.inf
@@ -53,6 +53,8 @@ class Bounds:
                 text += ", each one number or a tuple of one for each channel"
         elif self.kind == "artefact":
             text = "the path of a file or folder"
+        elif self.kind == "positions":
+            text = "positions of samples, whole numbers from 0"
         else:
             noun = "an integer" if self.kind == "integer" else "a number"
             text = f"{noun} in [{self.low:g}, {self.high:g}]"
@@ -76,6 +78,8 @@ class Bounds:
             )
         if self.kind == "artefact":
             return isinstance(value, (str, PurePath)) and bool(str(value))
+        if self.kind == "positions":
+            return isinstance(value, tuple) and all(map(_is_position, value))
         if self.by_layer and isinstance(value, dict):
             one = replace(self, by_layer=False, optional=False)
             return bool(value) and all(
@@ -135,6 +139,16 @@ def artefact(about: str) -> str | None:
     return _declare(nothing, Bounds("artefact", about, optional=True))
 
 
+def positions(about: str) -> tuple[int, ...] | None:
+    """Declare optional positions of samples in a data set."""
+    nothing: tuple[int, ...] | None = None
+    return _declare(nothing, Bounds("positions", about, optional=True))
+
+
+def _is_position(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
 def _pairs(value: object, *, by_channel: bool) -> list[tuple[object, object]]:
     """Return the pairs (low, high) of an interval, or nothing when it is none."""
     if not isinstance(value, tuple) or len(value) != 2:
@@ -165,11 +179,11 @@ def bounds_of(declared: Field[Any]) -> Bounds:
 
 
 def plain(value: object) -> object:
-    """Return a value with every NumPy scalar as the Python number that it is."""
+    """Return a value with every NumPy scalar as a Python number, and every list as a tuple."""
     if isinstance(value, np.generic):
         number: object = value.item()
         return number
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list, range)):
         return tuple(plain(one) for one in value)
     if isinstance(value, dict):
         return {name: plain(one) for name, one in value.items()}

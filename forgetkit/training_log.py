@@ -167,6 +167,12 @@ class AmnesiacLog:
 
     @torch.no_grad()
     def _stepped(self) -> None:
+        if self._sensitive is None and not self._started:
+            raise DataError(
+                f"AmnesiacLog(folder={str(self.folder)!r}): expected batch(positions) before each "
+                f"forward pass, as all samples are tracked, found step {self.steps} without it; "
+                "call it, or name the samples to track in sensitive="
+            )
         if self._positions and _first_process():
             parameters, buffers = logged_tensors(self._model)
             now = {**parameters, **buffers}
@@ -251,7 +257,7 @@ def practise(
     The contract tests make a log so; positions count through the batches.
 
     Returns:
-        Settings for ``amnesiac``.
+        Settings for ``amnesiac``, for whichever toy model it then takes the steps from.
     """
     optimizer = torch.optim.Adam(model.parameters(), 0.1)
     device = next(model.parameters()).device
@@ -265,7 +271,7 @@ def practise(
             logits = model(images.to(device))
             nn.functional.cross_entropy(logits, labels.to(device)).backward()
             optimizer.step()
-    return {"log": folder}
+    return {"log": folder, "forgotten": ()}
 
 
 def _positions_of(sensitive: Sensitive) -> frozenset[int] | Callable[[int], bool] | None:

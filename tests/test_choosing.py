@@ -186,7 +186,7 @@ def test_the_loader_tells_what_is_at_hand() -> None:
 
 def test_a_log_at_hand_is_used(tmp_path: Path) -> None:
     some = toy("cnn")
-    practise(toy("cnn").model, some.loader(), str(tmp_path))
+    practise(some.model, some.loader(), str(tmp_path))
     result = (
         forget(some.model)
         .instances([0, 1])

@@ -106,3 +106,21 @@ def test_weights_that_no_optimiser_holds_may_stay_unfrozen(tmp_path: Path) -> No
         for rows in BATCHES:
             step(model, log, rows, optimizer)
     moved_by_the_log(tmp_path, before, state(model))
+
+
+def test_a_step_whose_batch_was_not_announced_is_refused_where_all_are_tracked(
+    tmp_path: Path,
+) -> None:
+    images, labels = blobs().tensors
+    for sensitive in (None, {0}):
+        model = fresh()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with AmnesiacLog(model, optimizer, tmp_path / f"{sensitive}", sensitive=sensitive) as log:
+            step(model, log, BATCHES[0], optimizer)
+            functional.cross_entropy(model(images[32:64]), labels[32:64]).backward()
+            if sensitive is None:
+                with pytest.raises(DataError, match="found step 1 without it"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+            assert log.steps == (1 if sensitive is None else 2)

@@ -106,6 +106,8 @@ def _read(bounds: Bounds, word: str, text: str) -> object:
             return int(text)
         if bounds.kind == "number":
             return float(text)
+        if bounds.kind == "positions":
+            return tuple(int(position) for position in text.split(",") if position)
         if bounds.kind == "interval":
             low, high = (end.split(":") for end in text.split(","))
             ends = tuple(map(float, low)), tuple(map(float, high))

@@ -9,7 +9,8 @@ import torch
 from typing_extensions import Self
 
 from forgetkit.errors import BadHyperparameter, DataError
-from forgetkit.fields import artefact, bounded, choice
+from forgetkit.fields import artefact, bounded, choice, positions
+from forgetkit.log_header import weights_digest
 from forgetkit.logged_tensors import logged_tensors
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Facts, Need, Pair, register
@@ -33,7 +34,9 @@ class Amnesiac(FullNetwork):
 
     It needs the log that ``forgetkit.training_log.AmnesiacLog`` wrote during training, and works
     for few samples: for a whole class nearly every step is taken back, which leaves the initial
-    weights. Other works call training on random labels "amnesiac"; that is ``random_label``.
+    weights. A step is taken back once: a further request names the samples of the earlier ones in
+    ``forgotten``; without, a model that is not as training left it is refused. Other works call
+    training on random labels "amnesiac"; that is ``random_label``.
 
     Source: Graves, Nagisetty and Ganesh, "Amnesiac Machine Learning", AAAI 2021,
         https://arxiv.org/abs/2010.10981.
@@ -63,6 +66,10 @@ class Amnesiac(FullNetwork):
     )
 
     log: str | None = artefact("folder that AmnesiacLog wrote during training")
+    forgotten: tuple[int, ...] | None = positions(
+        "samples whose steps this model has had taken back already, () for none; None demands the "
+        "model as its training left it"
+    )
     epochs: int = bounded(1, 0, 1000, "passes over D_r after the subtraction; 0 repairs nothing")
     lr: float | None = bounded(
         None, 0.0, 10.0, "step size of the repair; None takes that of the last logged step"
@@ -86,6 +93,12 @@ class Amnesiac(FullNetwork):
                 f"amnesiac: expected a log with steps in it, found none in {self.log!r}; pass lr= "
                 "to repair only"
             )
+        if steps[-1].lr == 0.0 and self.epochs > 0:
+            raise DataError(
+                f"amnesiac: expected a step size above 0 for the repair, found that of the last "
+                f"step in {self.log!r}, where the schedule had come down to 0; pass lr=, or "
+                "epochs=0 to repair nothing"
+            )
         return replace(self, lr=steps[-1].lr)
 
     def begin(self, run: Run) -> None:
@@ -101,7 +114,15 @@ class Amnesiac(FullNetwork):
                     f"log={self.log!r}: expected a log of this model, found {name} of shape "
                     f"{shape}, which is {here} in it; pass the log of this model's own training"
                 )
-        steps = written.covering(written.located(run.images.places))
+        wanted = written.located(run.images.places)
+        earlier = self._earlier(written, run)
+        if self.epochs and not earlier <= set(wanted):
+            run.log(
+                "amnesiac: where the loader holds samples forgotten earlier, the repair learns "
+                "them again; name them in .instances() as well as in forgotten="
+            )
+        done = {step.file for step in written.covering(earlier)}
+        steps = [step for step in written.covering(wanted) if step.file not in done]
         editable = {id(tensor) for tensor in run.parameters.values()}
         for name, change in written.total(steps).items():
             tensor = live[name]
@@ -115,7 +136,31 @@ class Amnesiac(FullNetwork):
             if name.endswith("running_var"):  # a part of its changes may leave no variance at all
                 taken = torch.where(taken > 0, taken, tensor)
             tensor.copy_(taken)
-        run.log(f"took back {len(steps)} of {len(written.steps)} logged steps")
+        already = f"; {len(done)} had been taken back earlier" if done else ""
+        run.log(f"took back {len(steps)} of {len(written.steps)} logged steps{already}")
+
+    def _earlier(self, written: WrittenLog, run: Run) -> set[int]:
+        """Return the samples that were forgotten with this log before.
+
+        Raises:
+            DataError: what the settings say of them does not agree with the weights.
+        """
+        with run.own_precision():
+            untouched = written.left is not None and written.left == weights_digest(run.model)
+        if self.forgotten is None and not untouched:
+            found = "other weights" if written.left else "a log that was not closed and cannot tell"
+            raise DataError(
+                f"log={self.log!r}: expected the model as its training left it, found {found}; "
+                "name the samples that were forgotten with this log before in forgotten=[...], so "
+                "that no step is taken back twice, or pass forgotten=() if there are none"
+            )
+        if self.forgotten and untouched:
+            raise DataError(
+                f"log={self.log!r}: expected a model from which the steps of "
+                f"forgotten={list(self.forgotten)} were taken back, found it as its training left "
+                "it; leave forgotten out, or load the model that the last request left"
+            )
+        return set(self.forgotten or ())
 
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return the cross-entropy on retained samples."""

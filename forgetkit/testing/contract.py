@@ -291,6 +291,8 @@ def check_bounds(method: MethodType, kind: str) -> None:  # noqa: ARG001
             inside = [True, False]
         elif bounds.kind == "artefact":
             inside, outside = ["a-file"], [object(), 1.5, ""]
+        elif bounds.kind == "positions":
+            inside, outside = [(), (0, 3), [5]], [*outside, (-1,), (1.5,), (True,), 3]
         else:
             inside = [(0.0, 1.0)]
             outside += [(1.0, 0.0), (1.0,)]
@@ -370,6 +372,8 @@ def _probes(bounds: Bounds, default: object) -> list[object]:
         return [True, False]
     if bounds.kind == "interval":
         return [None, (-0.01, 0.01)]
+    if bounds.kind == "positions":
+        return [(), (0,)]
     if bounds.kind == "integer":
         low = max(int(bounds.low), 1)
         if default is None:

@@ -15,6 +15,8 @@ from forgetkit.errors import BadHyperparameter
         ("pgu", "gamma=none", {"gamma": None}),
         ("pgu", "gamma=0.9", {"gamma": 0.9}),
         ("pgu", "gamma=fc=0.9,default=0.95", {"gamma": {"fc": 0.9, "default": 0.95}}),
+        ("amnesiac", "forgotten=17,42", {"forgotten": (17, 42)}),
+        ("amnesiac", "forgotten=", {"forgotten": ()}),
         ("adv", "bounds=-1,1", {"bounds": (-1.0, 1.0)}),
         ("adv", "bounds=-2:-1.5:-1,2:2.5:3", {"bounds": ((-2.0, -1.5, -1.0), (2.0, 2.5, 3.0))}),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,9 @@ def test_weights_in_bfloat16_are_rounded_once(tmp_path: Path) -> None:
     model.to(torch.bfloat16)
     before = state(model)
     changes = WrittenLog(str(tmp_path)).total(WrittenLog(str(tmp_path)).steps)
-    run(model, list(range(96)), log=str(tmp_path), epochs=0)
+    with pytest.raises(DataError, match=r"found other weights.* forgotten=\(\)"):
+        run(model, list(range(96)), log=str(tmp_path), epochs=0)
+    run(model, list(range(96)), log=str(tmp_path), epochs=0, forgotten=())
     twice = []  # where rounding the change as well would give something else
     for name, tensor in model.named_parameters():
         assert tensor.dtype == torch.bfloat16
@@ -119,6 +122,50 @@ def test_a_variance_stays_positive(tmp_path: Path) -> None:
     assert bool((variance > 0).all())
     assert variance[0] == before[0]
     assert not bool((variance[1:] == before[1:]).any())
+
+
+def test_requests_one_after_another_take_a_step_back_once(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, {0, 5, 40})
+    together, _ = trained(tmp_path / "twin", {0, 5, 40})
+    run(together, [0, 5, 40], log=str(tmp_path / "twin"), epochs=0)
+    first = run(model, [0], log=str(tmp_path), epochs=0)
+    after = state(model)
+    with pytest.raises(DataError, match="forgotten with this log before"):
+        run(model, [5], log=str(tmp_path), epochs=0)
+    second = run(model, [5], log=str(tmp_path), epochs=0, forgotten=[0])
+    assert any("took back 0 of 4 logged steps; 2 had been" in note for note in second.notes)
+    assert all(tensor.equal(after[name]) for name, tensor in state(model).items())
+    third = run(model, [40], log=str(tmp_path), epochs=0, forgotten=(0, 5))
+    for name, tensor in together.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], tensor, atol=1e-6, rtol=0)
+    assert build("amnesiac", third.method.hyperparameters() | {"lr": 0.1}) is not None
+    for result in (third, second, first):
+        result.undo()
+    with pytest.raises(DataError, match="leave forgotten out"):
+        run(model, [5], log=str(tmp_path), epochs=0, forgotten=(0,))
+    run(model, [5], log=str(tmp_path), epochs=0)
+    assert all(tensor.equal(after[name]) for name, tensor in state(model).items())
+
+
+def test_a_log_that_was_not_closed_cannot_tell(tmp_path: Path) -> None:
+    model, states = trained(tmp_path, {0})
+    header = json.loads((tmp_path / "log.json").read_text())
+    del header["left"]
+    (tmp_path / "log.json").write_text(json.dumps(header))
+    with pytest.raises(DataError, match="not closed and cannot tell"):
+        run(model, [0], log=str(tmp_path), epochs=0)
+    assert all(tensor.equal(states[-1][name]) for name, tensor in state(model).items())
+    run(model, [0], log=str(tmp_path), epochs=0, forgotten=())
+
+
+def test_a_repair_that_would_learn_earlier_samples_again_is_noted(tmp_path: Path) -> None:
+    model, _ = trained(tmp_path, {0, 40})
+    run(model, [0], log=str(tmp_path), epochs=1)
+    alone = run(copy.deepcopy(model), [40], log=str(tmp_path), forgotten=(0,))
+    named = run(copy.deepcopy(model), [0, 40], log=str(tmp_path), forgotten=(0,))
+    assert any("learns them again" in note for note in alone.notes)
+    assert not any("learns them again" in note for note in named.notes)
+    assert any("took back 2 of 4 logged steps; 2 had" in note for note in named.notes)
 
 
 def test_the_repair_trains_on_the_rest(tmp_path: Path) -> None:
@@ -252,3 +299,18 @@ def test_the_repair_takes_the_rate_of_the_last_step_and_learns_statistics(tmp_pa
     facts = Facts("instances", 10, 90, 10, transformer=False)
     method = build("amnesiac", {"log": str(tmp_path)}).tuned(facts)
     assert (method.to_json()["lr"], method.to_json()["bn"]) == (0.02, "train")
+
+
+def test_a_schedule_that_came_down_to_nothing_repairs_nothing(tmp_path: Path) -> None:
+    model = ToyCNN()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    images, labels = blobs().tensors
+    with AmnesiacLog(model, optimizer, tmp_path) as log:
+        log.batch([0, 1, 2, 3])
+        functional.cross_entropy(model(images[:4]), labels[:4]).backward()
+        optimizer.step()
+    facts = Facts("instances", 10, 90, 10, transformer=False)
+    with pytest.raises(DataError, match="come down to 0; pass lr="):
+        build("amnesiac", {"log": str(tmp_path)}).tuned(facts)
+    build("amnesiac", {"log": str(tmp_path), "epochs": 0}).tuned(facts)
+    build("amnesiac", {"log": str(tmp_path), "lr": 0.1}).tuned(facts)
