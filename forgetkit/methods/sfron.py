@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from forgetkit.fields import bounded, choice
 from forgetkit.importance import FORMS, measured
@@ -106,16 +107,18 @@ class SFRon(FullNetwork):
     def passes(self, run: Run) -> Sequence[Pass]:
         """Return the ascents and descents of an epoch."""
         first, end = self.iterations * run.epoch, self.iterations * (run.epoch + 1)
+        forget, retain = run.forget, run.retain
+        forgotten, kept = _orders(run, forget, "forget"), _orders(run, retain, "retain")
         found: list[Pass] = []
         while first < end:
             if first % self.every == 0 and self.ascent > 0.0:
                 number = first // self.every
-                rows = self._rows(run, run.forget, "forget", number, number + 1)
+                rows = self._rows(run, forget, forgotten, number, number + 1)
                 found.append(
                     Pass("forget", "ascent", forget=rows, batch_size=len(rows), shuffle=False)
                 )
             until = min(end, (first // self.every + 1) * self.every)
-            rows = self._rows(run, run.retain, "retain", first, until)
+            rows = self._rows(run, retain, kept, first, until)
             size = len(rows) // (until - first)
             found.append(Pass("retain", "descent", retain=rows, batch_size=size, shuffle=False))
             first = until
@@ -146,7 +149,9 @@ class SFRon(FullNetwork):
         norm = nn.utils.clip_grad_norm_([parameter for parameter, _ in moved], self.ascent_norm)
         run.tally("clipped_ascents", (norm > self.ascent_norm) & norm.isfinite())
 
-    def _rows(self, run: Run, samples: SampleSet, name: str, first: int, end: int) -> SampleSet:
+    def _rows(
+        self, run: Run, samples: SampleSet, order: Callable[[int], Tensor], first: int, end: int
+    ) -> SampleSet:
         """Return the samples of batches ``first`` to ``end``: one random order after another.
 
         The last batch of an order is left out when it is short; another order has other samples.
@@ -156,6 +161,15 @@ class SFRon(FullNetwork):
         rows = []
         for number in range(first, end):
             cycle, place = divmod(number, in_order)
-            order = run.uniform(f"sfron {name} {cycle}", samples.positions).argsort()
-            rows.append(order[place * size : (place + 1) * size])
+            rows.append(order(cycle)[place * size : (place + 1) * size])
         return run.rows(samples, torch.cat(rows))
+
+
+def _orders(run: Run, samples: SampleSet, name: str) -> Callable[[int], Tensor]:
+    """Return what gives the rows of a set in the order of a cycle, drawn once."""
+
+    @cache  # sorting a large set for every batch takes longer than the steps
+    def order(cycle: int) -> Tensor:
+        return run.uniform(f"sfron {name} {cycle}", samples.positions).argsort()
+
+    return order

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from forgetkit import forget
+from forgetkit import draws, forget
 from forgetkit.draws import uniform
 from forgetkit.methods.sfron import SFRon
 from forgetkit.result import Result
@@ -134,6 +135,21 @@ def test_every_sample_is_read_once_before_one_comes_again() -> None:
     orders = [order_of("retain", cycle, positions) for cycle in (0, 1)]
     assert all(sorted(order.tolist()) == list(range(12)) for order in orders)
     assert orders[0].tolist() != orders[1].tolist()
+
+
+def test_an_order_is_drawn_once_an_epoch_and_cycle(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: Counter[str] = Counter()
+
+    def counted(seed: int, purpose: str, positions: Tensor) -> Tensor:
+        drawn[purpose] += 1
+        return uniform(seed, purpose, positions)
+
+    monkeypatch.setattr(draws, "uniform", counted)
+    run(toy("vit"), epochs=1, iterations=30)  # 180 retained samples: 5 whole batches a cycle
+    orders = {purpose: count for purpose, count in drawn.items() if purpose.startswith("sfron")}
+    assert orders == {f"sfron forget {c}": 1 for c in range(6)} | {
+        f"sfron retain {c}": 1 for c in range(6)
+    }
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
