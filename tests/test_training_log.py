@@ -376,6 +376,7 @@ def test_a_trainer_that_resumes_leaves_no_steps_that_its_model_never_kept(tmp_pa
     log = WrittenLog(tmp_path / "log")
     assert [step.file.stem for step in log.steps] == [f"step-{n:09d}" for n in range(12)]
     assert len(list((tmp_path / "log").glob("*.aside"))) == 2
+    assert again.model is not None
     before, after = state(Classifier()), state(again.model)
     for name, change in log.total(log.steps).items():
         moved = after[name].double() - before[name].double()
