@@ -167,7 +167,8 @@ def effort(method: Method, facts: Facts) -> float:
     }[method.steps]
     look = facts.forget_size / 3
     epoch = driving * (1 + method.further_forwards / 3) + look
-    return (method.epochs or USUAL_EPOCHS) * epoch + _attack(method, facts)
+    further = method.further_passes(facts) + _attack(method, facts)
+    return (method.epochs or USUAL_EPOCHS) * epoch + further
 
 
 def _attack(method: Method, facts: Facts) -> float:

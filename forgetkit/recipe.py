@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from forgetkit.errors import BadHyperparameter
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import capped_ascent, cross_entropy
-from forgetkit.method import Method
+from forgetkit.method import Facts, Method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -58,6 +58,13 @@ class Trained(Method):
     @property
     def further_forwards(self) -> float:
         """Forward passes over the driving set in an epoch, beside the steps and a look at D_f."""
+        return 0.0
+
+    def further_passes(self, facts: Facts) -> float:  # noqa: ARG002
+        """Return the forward and backward passes over one sample of a run beside its ``steps``.
+
+        For a method whose epochs hold passes over another set. A forward alone is a third.
+        """
         return 0.0
 
     def __post_init__(self) -> None:

@@ -118,7 +118,10 @@ def test_the_effort_counts_passes() -> None:
     assert effort(build("neggrad", {"epochs": 3}), facts) == pytest.approx(3 * (100 + look))
     assert effort(find("suli")(), facts) == pytest.approx(40 * (100 + 2 * look))  # two layers
     scrub = build("scrub", {"epochs": 4})
-    assert effort(scrub, facts) == pytest.approx(4 * (1000 * 4 / 3 + look))  # and a teacher
+    teacher = 4 / 3  # a forward beside forward and backward, and three max passes
+    assert effort(scrub, facts) == pytest.approx(4 * (1000 * teacher + look) + 3 * 100 * teacher)
+    least = build("scrub", {"epochs": 2, "max_epochs": 5})
+    assert effort(least, facts) == pytest.approx(2 * (1100 * teacher + look))
     assert effort(find("lau")(), facts) == pytest.approx(100 / 3)
     assert effort(build("adv", {"adversaries": 3, "attack_steps": 7}), facts) >= 100 * 3 * 7
 

@@ -136,6 +136,11 @@ class Scrub(FullNetwork):
         """The teacher's."""
         return 1.0
 
+    def further_passes(self, facts: Facts) -> float:
+        """Return those of the max passes, with the teacher's forward."""
+        most = min(self.max_epochs or 0, self.epochs)
+        return most * facts.forget_size * (1 + self.further_forwards / 3)
+
     def tuned(self, facts: Facts) -> Self:
         """Fill in what was published for the kind of goal."""
         published = _PUBLISHED.get(facts.goal, _INSTANCES)
