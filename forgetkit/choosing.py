@@ -29,6 +29,7 @@ class Situation:
         seconds: how long the run may take, or ``None`` for no limit.
         sample_seconds: a forward and backward pass of the model over one sample, or ``None`` when
             no limit is set.
+        head_fixed: why the head of this model cannot be edited, or ``None``.
     """
 
     facts: Facts
@@ -36,6 +37,7 @@ class Situation:
     at_hand: Mapping[str, str] = field(default_factory=dict)
     seconds: float | None = None
     sample_seconds: float | None = None
+    head_fixed: str | None = None
 
     @property
     def has_retain(self) -> bool:
@@ -87,7 +89,8 @@ def choose(situation: Situation) -> tuple[Method, str]:
 
     Of the methods that fit goal and data, the Card's rank decides. One that takes a file made
     earlier is considered only with that file, an attack only while it costs less than an epoch of
-    training, and with a time limit only what is estimated to keep it, else the fastest.
+    training, an edit of the head only where that can be edited, and with a time limit only what is
+    estimated to keep it, else the fastest.
 
     Raises:
         BadTarget: no registered method fits.
@@ -203,6 +206,8 @@ def _possible(method: type[Method], situation: Situation) -> bool:
         return False
     if not _serves(method, situation):
         return False
+    if method.card.edits == "head" and situation.head_fixed is not None:
+        return False
     return not _attacks(method) or _attack(method(), facts) <= _training_set(situation)
 
 
@@ -231,6 +236,8 @@ def _why(method: Method, situation: Situation) -> str:
     idle = [name for name in situation.at_hand if name not in artefacts(type(method))]
     if idle:
         extra += f"; it does not use {', '.join(f'{name}=' for name in idle)}"
+    if situation.head_fixed is not None:
+        extra += f"; methods that edit the head were passed over: {situation.head_fixed}"
     return (
         f"auto chose {card.slug}: the goal is {situation.facts.goal}, what it needs is at hand "
         f"({', '.join(wanted)}), and it costs {card.cost}{extra}"

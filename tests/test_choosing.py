@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import choosing, forget
 from forgetkit.choosing import Situation, artefacts, choose, effort, fits, wants
-from forgetkit.errors import BadHyperparameter, BadTarget
+from forgetkit.errors import BadHyperparameter, BadTarget, CannotSplitModel
 from forgetkit.method import Facts, GoalKind, Method, all_methods, build, find
 from forgetkit.testing import toy
 from forgetkit.training_log import practise
@@ -173,6 +174,57 @@ def test_a_whole_run_says_why() -> None:
     assert result.method.card.slug == "lau"
     assert result.why is not None
     assert "the goal is classes" in result.why
+
+
+class Tied(torch.nn.Module):
+    """Class vectors that are read on the way as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(8))
+        self.head = torch.nn.Linear(8, 4, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.body(images)
+        mixed = features + features.softmax(dim=1)[:, :4] @ self.head.weight
+        logits: Tensor = self.head(mixed)
+        return logits
+
+
+class Fixed(torch.nn.Module):
+    """Class vectors that are no parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.LazyLinear(8)
+        self.register_buffer("vectors", torch.linspace(-1, 1, 32).view(8, 4).cos())
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.body(images.flatten(1)) @ self.vectors
+        return logits
+
+
+@pytest.mark.parametrize("spoilt", ["frozen", "named", "tied", "no parameters"])
+def test_a_head_that_cannot_be_edited_is_passed_over(spoilt: str) -> None:
+    some = toy("cnn")
+    model: torch.nn.Module = some.model
+    if spoilt in ("frozen", "named"):
+        some.model.fc.requires_grad_(False)
+    else:
+        torch.manual_seed(0)
+        model = Tied() if spoilt == "tied" else Fixed()
+        model(some.train.tensors[0][:2])
+    request = forget(model).classes([3]).using("auto").on("cpu")
+    request = request.head("fc") if spoilt == "named" else request
+    result = request.run(some.loader(), guard=None)
+    assert result.method.card.slug == "delete"
+    words = {"tied": "shared with", "no parameters": "fixed numbers"}.get(
+        spoilt, "found all 2 frozen"
+    )
+    assert result.why is not None
+    assert words in result.why.split("passed over: ")[1]
+    with pytest.raises(CannotSplitModel):
+        forget(model).classes([3]).using("auto").head("nowhere").on("cpu").run(some.loader())
 
 
 def test_the_loader_tells_what_is_at_hand() -> None:

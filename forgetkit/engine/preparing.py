@@ -21,7 +21,7 @@ from forgetkit.engine import checks
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.peeking import peeked
 from forgetkit.engine.place import moved_inputs
-from forgetkit.errors import BadTarget
+from forgetkit.errors import BadTarget, CannotSplitModel, ModelError
 from forgetkit.goal import Classes, Goal, resolve_classes
 from forgetkit.method import Facts, Method
 from forgetkit.types import Inputs, SampleSet, Sets
@@ -179,15 +179,41 @@ def _chosen(
     from forgetkit.choosing import Situation, choose
 
     limit = request.seconds_allowed
-    return choose(
-        Situation(
-            facts=facts,
-            multilabel=sets.forget.labels.ndim == 2,
-            at_hand=request.at_hand,
-            seconds=limit,
-            sample_seconds=None if limit is None else _sample_seconds(request, model, example),
-        )
+    situation = Situation(
+        facts=facts,
+        multilabel=sets.forget.labels.ndim == 2,
+        at_hand=request.at_hand,
+        seconds=limit,
+        sample_seconds=None if limit is None else _sample_seconds(request, model, example),
     )
+    method, why = choose(situation)
+    fixed = _head_fixed(request, model, method, example)
+    if fixed is not None:
+        return choose(replace(situation, head_fixed=fixed))
+    return method, why
+
+
+def _head_fixed(request: Request, model: nn.Module, method: Method, example: Inputs) -> str | None:
+    """Return why a method that edits the head cannot do so here, or ``None``.
+
+    Raises:
+        CannotSplitModel: the head that the request names is none.
+    """
+    if method.card.edits != "head":
+        return None
+    try:
+        view = _view(request, model, method, example)
+        if view is not None:
+            candidates = view.head_parameters()
+            checks.check_untied(candidates, view.tied)
+            checks.editable_parameters(candidates, method)
+    except CannotSplitModel as error:
+        if request.head_name is not None:
+            raise
+        return str(error)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def _sample_seconds(request: Request, model: nn.Module, example: Inputs) -> float:
