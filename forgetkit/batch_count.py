@@ -11,6 +11,6 @@ def joins_last(samples: int, size: int) -> bool:
     return size > 1 and samples > size and samples % size == 1
 
 
-def batches_in(samples: int, size: int, *, shuffled: bool = True) -> int:
-    """Return the number of batches; ``shuffled`` as for training, else in order."""
-    return -(-samples // size) - (shuffled and joins_last(samples, size))
+def batches_in(samples: int, size: int) -> int:
+    """Return the number of batches that training makes of samples."""
+    return -(-samples // size) - joins_last(samples, size)

@@ -62,12 +62,15 @@ class SampleSet(Protocol):
         *,
         generator: Generator | None = None,
         shard: tuple[int, int] = (0, 1),
+        training: bool = False,
     ) -> Iterable[Batch]:
         """Iterate once: in order, or shuffled when a CPU generator is given.
 
-        ``batch_size`` defaults to the user's loader's. ``shard=(rank, world)`` yields rows
-        ``rank::world`` of every batch; ``Batch.total`` is the size before that cut. A process
-        whose share of a batch is empty gets an empty batch, so that all make the same steps.
+        A single last sample joins the batch before it when shuffled or for ``training``: a batch
+        of one has no statistics to normalise by. ``batch_size`` defaults to the user's loader's.
+        ``shard=(rank, world)`` yields rows ``rank::world`` of every batch; ``Batch.total`` is the
+        size before that cut. A process whose share of a batch is empty gets an empty batch, so
+        that all make the same steps.
         """
         ...
 

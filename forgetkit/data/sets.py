@@ -57,13 +57,14 @@ class IndexedSet:
         *,
         generator: Generator | None = None,
         shard: tuple[int, int] = (0, 1),
+        training: bool = False,
     ) -> Iterator[Batch]:
         """Iterate once; see ``SampleSet``.
 
         Raises:
             DataError: a batch cannot be used, or its labels are not those found before.
         """
-        whole = cut(len(self), batch_size or self.batch_size, generator)
+        whole = cut(len(self), batch_size or self.batch_size, generator, training=training)
         seed = next(self._reads)
         if generator is not None:
             seed += generator.initial_seed()
@@ -179,9 +180,10 @@ class StoredSet:
         *,
         generator: Generator | None = None,
         shard: tuple[int, int] = (0, 1),
+        training: bool = False,
     ) -> Iterator[Batch]:
         """Iterate once; see ``SampleSet``."""
-        whole = cut(len(self), batch_size or self.batch_size, generator)
+        whole = cut(len(self), batch_size or self.batch_size, generator, training=training)
         return self.read(whole, shard=shard)
 
     def read(
@@ -259,17 +261,18 @@ def _unreadable(name: str, number: int, chunk: list[int], error: Exception) -> s
     )
 
 
-def cut(samples: int, size: int, generator: Generator | None) -> tuple[Tensor, ...]:
+def cut(
+    samples: int, size: int, generator: Generator | None, *, training: bool = False
+) -> tuple[Tensor, ...]:
     """Return the rows of each batch; the order is drawn at once, not when batches are read.
 
-    In random order, as for training, a single last row joins the batch before it.
+    In random order, and in order for training, a single last row joins the batch before it.
     """
     if samples == 0:
         return ()
-    if generator is None:
-        return tuple(torch.arange(samples).split(size))
-    rows = torch.randperm(samples, generator=generator)
-    if joins_last(samples, size):
+    ordered = generator is None
+    rows = torch.arange(samples) if ordered else torch.randperm(samples, generator=generator)
+    if joins_last(samples, size) and (training or not ordered):
         *whole, last = rows[:-1].split(size)
         return (*whole, torch.cat([last, rows[-1:]]))
     return tuple(rows.split(size))

@@ -32,12 +32,13 @@ class _Composed(abc.ABC):
         *,
         generator: Generator | None = None,
         shard: tuple[int, int] = (0, 1),
+        training: bool = False,
     ) -> Iterator[Batch]:
         """Iterate once; see ``SampleSet``."""
         seed = next(self._reads)
         if generator is not None:
             seed = (seed + generator.initial_seed()) % 2**63
-        chunks = cut(len(self), batch_size or self.batch_size, generator)
+        chunks = cut(len(self), batch_size or self.batch_size, generator, training=training)
         return self.read(chunks, seed=seed, shard=shard)
 
     @abc.abstractmethod

@@ -16,7 +16,7 @@ def _forever(
     samples: SampleSet, size: int | None, generator: Generator | None, shard: tuple[int, int]
 ) -> Iterator[Batch]:
     while True:
-        yield from samples.batches(size, generator=generator, shard=shard)
+        yield from samples.batches(size, generator=generator, shard=shard, training=True)
 
 
 def pairs(
@@ -36,7 +36,7 @@ def pairs(
     the other one is restarted as often as needed (rule R2), so that no sample is dropped.
     """
     if steps == "forget":
-        for batch in forget.batches(batch_size, generator=generator, shard=shard):
+        for batch in forget.batches(batch_size, generator=generator, shard=shard, training=True):
             yield Pair(batch, None)
         return
     if retain is None:
@@ -45,17 +45,17 @@ def pairs(
             "that holds the whole training set"
         )
     if steps == "retain":
-        for batch in retain.batches(batch_size, generator=generator, shard=shard):
+        for batch in retain.batches(batch_size, generator=generator, shard=shard, training=True):
             yield Pair(None, batch)
         return
     other_size = other_batch_size or batch_size
     if (once or larger(forget, retain)) == "forget":
         other = _forever(retain, other_size, generator, shard)
-        for batch in forget.batches(batch_size, generator=generator, shard=shard):
+        for batch in forget.batches(batch_size, generator=generator, shard=shard, training=True):
             yield Pair(batch, next(other))
     else:
         other = _forever(forget, other_size, generator, shard)
-        for batch in retain.batches(batch_size, generator=generator, shard=shard):
+        for batch in retain.batches(batch_size, generator=generator, shard=shard, training=True):
             yield Pair(next(other), batch)
 
 

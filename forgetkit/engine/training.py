@@ -244,7 +244,7 @@ class Loop:
         drives = one.once or larger(forget, retain) if one.steps == "both" else one.steps
         rows = len(forget) if drives == "forget" else len(retain or ())
         size = one.batch_size or self._method.batch_size or forget.batch_size
-        count = batches_in(rows, size, shuffled=one.shuffle)
+        count = batches_in(rows, size)
         return count if one.limit is None else min(count, one.limit)
 
     def _prepare_optimizer(self, one: Pass) -> None:

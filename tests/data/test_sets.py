@@ -210,8 +210,11 @@ def test_batches_are_counted_as_they_are_cut(shuffled: bool) -> None:
     generator = Generator().manual_seed(0) if shuffled else None
     for samples in (1, 2, 15, 16, 17, 64, 65):
         for size in (1, 2, 16, 100):
-            found = len(cut(samples, size, generator))
-            assert batches_in(samples, size, shuffled=shuffled) == found, (samples, size)
+            chunks = cut(samples, size, generator, training=True)
+            assert batches_in(samples, size) == len(chunks), (samples, size)
+            assert sorted(torch.cat(chunks).tolist()) == list(range(samples))
+            plain = cut(samples, size, generator)
+            assert len(plain) == (len(chunks) if shuffled else -(-samples // size))
 
 
 class Flipping(TensorDataset):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.engine.run import Run
@@ -209,3 +210,30 @@ def test_step_size_follows_the_kind_of_network() -> None:
     wide = Facts("classes", 5000, retain_size=0, num_classes=10, transformer=True)
     assert Spotter().tuned(wide).lr == 5e-5
     assert Spotter(lr=0.3).tuned(wide).lr == 0.3
+
+
+@pytest.mark.parametrize(("least", "steps"), [(1, 4), (2, 8)])
+def test_it_may_stop_within_an_epoch_only_after_the_least_ones(least: int, steps: int) -> None:
+    some = toy("cnn")
+    method = Spotter(lr=0.02, batch_size=16, check_every=1, least_epochs=least)
+    result = forget(some.model).classes([3]).using(method).on("cpu").run(some.forget_loader())
+    assert result.history[-1]["steps"] == steps  # 60 samples: four steps an epoch
+    first = Spotter(lr=0.02, batch_size=16, check_every=1, epochs=1)
+    again = toy("cnn")
+    forget(again.model).classes([3]).using(first).on("cpu").run(again.forget_loader())
+    assert again.accuracy(again.train, [3]) == 0.0  # it was gone before that
+
+
+@pytest.mark.parametrize("classes", [[2], [2, 3]])
+def test_no_batch_is_left_with_one_sample(classes: list[int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.cat([torch.full((17,), 2), torch.full((16 if len(classes) > 1 else 40,), 3)])
+    labels = torch.cat([labels, torch.arange(2).repeat(20)])
+    images = torch.randn(len(labels), 8, generator=generator)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    method = Spotter(bn="train", batch_size=16, epochs=2, least_epochs=1)
+    loader = DataLoader(TensorDataset(images, labels), batch_size=32)
+    request = forget(model).classes(classes).using(method).on("cpu")
+    result = request.run(loader, guard=None)  # 17 or 33 samples
+    assert result.history[0]["steps"] == len(classes)
