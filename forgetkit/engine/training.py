@@ -83,7 +83,7 @@ class Loop:
         self._extra = list(run.extra.values())
         self._optimizer = self._new_optimizer()
         self._scaler = place.scaler()
-        self._steps_an_epoch = 1
+        self._first_step, self._steps_an_epoch = 0, 1
         self._rate = 0.0
         self._masks: Mapping[str, Tensor] = {}
         self._outcome = Outcome()
@@ -124,9 +124,10 @@ class Loop:
         if replaced is not None:
             run.state = replaced
         passes = method.passes(run)
-        if run.epoch == 0:
-            self._steps_an_epoch = max(sum(self._count(one) for one in passes), 1)
-            bar.expect(method.epochs * self._steps_an_epoch)
+        self._first_step = run.step
+        self._steps_an_epoch = max(sum(self._count(one) for one in passes), 1)
+        # what the coming epochs will hold is not known yet: a method may leave passes out
+        bar.expect(run.step + (method.epochs - run.epoch) * self._steps_an_epoch)
         sums: Sums = {}
         why: str | None = None
         for one in passes:
@@ -263,7 +264,9 @@ class Loop:
     def _set_rate(self) -> None:
         factor = 1.0
         if self._method.schedule == "cosine":
-            share = self._run.step / (self._method.epochs * self._steps_an_epoch)
+            steps = self._steps_an_epoch  # of this epoch: others may have fewer or more passes
+            done = self._run.epoch * steps + self._run.step - self._first_step
+            share = done / (self._method.epochs * steps)
             factor = (1.0 + math.cos(math.pi * min(share, 1.0))) / 2.0
         scales = (1.0, self._method.extra_rate)
         for group, scale in zip(self._optimizer.param_groups, scales, strict=False):

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from forgetkit import forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.data.views import Joined, RowsOf
+from forgetkit.engine import training
 from forgetkit.engine.steps import chunks, pairs
 from forgetkit.errors import BadHyperparameter, DataError, ModelError
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Method, Pair, Pass, Seen, build
+from forgetkit.progress import Bar
 from forgetkit.recipe import FullNetwork, StopsEarly
 from forgetkit.result import Result
 from forgetkit.testing import Toy, toy
@@ -215,6 +219,42 @@ def test_a_cosine_schedule_falls_to_zero_over_the_run() -> None:
     result = ask(Probe(epochs=4, lr=0.1, schedule="cosine", batch_size=1000), some)
     losses = [row["loss"] for row in result.history]
     assert abs(losses[3] - losses[2]) < abs(losses[1] - losses[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dwindles(Probe):
+    """Five steps in the first epoch, two in the others."""
+
+    def passes(self, run: Run) -> Sequence[Pass]:
+        few = Pass("retain", limit=2)
+        return (Pass("forget", limit=3, batch_size=20), few) if run.epoch == 0 else (few,)
+
+    def checked(self, seen: Seen, run: Run) -> None:
+        """Make all epochs."""
+
+
+def test_a_schedule_and_the_bar_heed_epochs_of_different_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    some = toy("cnn")
+    rates: list[float] = []
+    totals: list[int] = []
+
+    @contextmanager
+    def drawn(_: str) -> Iterator[Bar]:
+        yield Bar(expect=totals.append)
+
+    monkeypatch.setattr(training, "progress", drawn)
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"])
+    )
+    try:
+        ask(Dwindles(epochs=4, lr=0.1, schedule="cosine"), some)
+    finally:
+        hook.remove()
+    shares = [k / 20 for k in range(5)] + [k / 8 for k in range(2, 8)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * share)) for share in shares])
+    assert totals == [20, 11, 11, 11]
 
 
 @dataclass(frozen=True, kw_only=True)
