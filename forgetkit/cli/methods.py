@@ -37,13 +37,22 @@ def methods(
     with_log: Annotated[
         bool, typer.Option("--with-log", help="A log that training wrote is at hand.")
     ] = False,
+    with_importance: Annotated[
+        bool,
+        typer.Option(
+            "--with-importance", help="An importance file saved from the training set is at hand."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """List the methods with what each needs, edits and costs, or one with its settings."""
     if name is not None:
         _show_one(find(name), as_json=as_json)
         return
-    files = [file for file, there in (("statistics", with_statistics), ("log", with_log)) if there]
+    given = {
+        "statistics": with_statistics, "log": with_log, "importance_file": with_importance,
+    }  # fmt: skip
+    files = [file for file, there in given.items() if there]
     found = all_methods()
     if goal is not None or without_retain or files:
         found = _fitting(found, goal, has_retain=not without_retain, at_hand=files)

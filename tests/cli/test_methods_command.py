@@ -9,6 +9,7 @@ from typing import TypeAlias
 import pytest
 from typer.testing import Result
 
+from forgetkit.choosing import artefacts, known_artefacts
 from forgetkit.method import all_methods, find
 
 Invoke: TypeAlias = Callable[..., Result]
@@ -41,6 +42,18 @@ def test_files_at_hand_add_what_takes_them(invoke: Invoke) -> None:
     assert "pgu" in more
     assert all(hasattr(find(slug)(), "statistics") for slug in more - without)
     assert listed(invoke(*words, "--with-log")) == listed(invoke(*words)) | {"amnesiac"}
+
+
+def test_every_file_that_a_method_takes_can_be_said_to_be_at_hand(invoke: Invoke) -> None:
+    options = {"statistics": "--with-statistics", "log": "--with-log"}
+    options["importance_file"] = "--with-importance"
+    assert set(options) == known_artefacts()
+    for file, option in options.items():
+        found = listed(invoke("methods", option, "--json"))
+        assert {m.card.slug for m in all_methods() if file in artefacts(m)} <= found
+    found = listed(invoke("methods", "--without-retain", "--with-importance", "--json"))
+    assert {"ssd", "lfssd", "assd"} <= found
+    assert not {"ssd", "pgu"} & listed(invoke("methods", "--without-retain", "--json"))
 
 
 def test_the_table_says_goals_needs_edits_cost_and_source(invoke: Invoke) -> None:
