@@ -18,17 +18,17 @@ class Guard:
     """What a run may cost before it is undone.
 
     Watched are the retained samples of ``.validate``, else a slice of the retain set, on which then
-    nothing trains (of fewer than 16, all retained samples are watched, and trained on). Of a loader
-    that can be read only once, ``most`` of its retained samples are watched where the method reads
-    none of them. A run is undone when their accuracy falls by more than ``budget``, and when
-    nothing was forgotten: the accuracy on the forget set, if it was not 0, did not fall and its
-    loss did not rise. Without any retained sample at hand the cost is not watched, and a note of
-    the result says so.
+    nothing trains. Where ``share`` comes to fewer than 16 samples none are held out: all retained
+    ones are watched, ``most`` of them at most, and trained on. Of a loader that can be read only
+    once, ``most`` of its retained samples are watched where the method reads none of them. A run is
+    undone when their accuracy falls by more than ``budget``, and when nothing was forgotten: the
+    accuracy on the forget set, if it was not 0, did not fall and its loss did not rise. Without any
+    retained sample at hand the cost is not watched, and a note of the result says so.
 
     Args:
         budget: largest loss of accuracy on retained samples, as a fraction.
         share: part of the retain set that is held out and watched.
-        most: largest number of samples in that slice.
+        most: largest number of samples that are watched.
 
     Raises:
         BadHyperparameter: a value is out of range.
@@ -58,7 +58,7 @@ UNWATCHED = (
 )
 
 FEWEST = 16
-"""A held-out slice smaller than this measures nothing; then all retained samples are watched."""
+"""A share smaller than this measures nothing; then all retained samples may be watched."""
 
 
 def hold_out(sets: Sets, guard: Guard, generator: Generator) -> tuple[Sets, SampleSet | None]:
@@ -70,9 +70,10 @@ def hold_out(sets: Sets, guard: Guard, generator: Generator) -> tuple[Sets, Samp
     if sets.retain is None:
         return sets, sets.spare
     count = len(sets.retain)
-    held = min(guard.most, int(count * guard.share))
+    share = int(count * guard.share)
+    held = min(guard.most, share)
     order = torch.randperm(count, generator=generator)
-    if held < FEWEST:
+    if share < FEWEST:
         return sets, sets.retain.take(order[: guard.most].sort().values)
     watched = sets.retain.take(order[:held].sort().values)
     rest = sets.retain.take(order[held:].sort().values)

@@ -142,6 +142,39 @@ def test_the_watched_slice_is_not_trained_on() -> None:
     assert not held & rest
 
 
+@pytest.mark.parametrize(
+    ("count", "most", "watched_size", "trained_on"),
+    [(400, 10, 10, False), (400, 1, 1, False), (150, 1024, 150, True), (150, 10, 10, True)],
+)
+def test_few_samples_are_held_out_where_the_guard_asks_for_few(
+    count: int, most: int, watched_size: int, trained_on: bool
+) -> None:
+    samples = StoredSet(torch.zeros(count, 1), torch.arange(count) % 4)
+    generator = torch.Generator().manual_seed(0)
+    sets, watched = hold_out(Sets(samples, samples), Guard(most=most), generator)
+    assert watched is not None
+    assert sets.retain is not None
+    assert len(watched) == watched_size
+    shared = set(watched.positions.tolist()) & set(sets.retain.positions.tolist())
+    assert len(shared) == (watched_size if trained_on else 0)
+
+
+def test_of_states_that_score_the_same_the_last_one_is_kept() -> None:
+    weight = torch.zeros(1)
+    best = BestState({"weight": weight}, reading(1.0, 0.9), target=0.0, budget=0.1)
+    for value, kept_accuracy in ((1.0, 0.9), (2.0, 0.9), (3.0, 0.8)):
+        weight.fill_(value)
+        best.offer(reading(0.0, kept_accuracy))
+    assert "after epoch 2 of 3" in str(best.restore())
+    assert weight.item() == 2.0
+    kept = BestState({"weight": weight}, reading(0.0, 0.9), target=0.0, budget=0.1)
+    weight.fill_(4.0)
+    kept.offer(reading(0.0, 0.9))  # as good as the start
+    weight.fill_(5.0)
+    assert kept.restore() is None  # it is the last one offered
+    assert weight.item() == 4.0
+
+
 def test_the_best_state_is_kept() -> None:
     """A run that ruins itself after a good epoch ends with that epoch's weights, and says so."""
     some = toy("vit")
