@@ -120,12 +120,15 @@ class StopsEarly(Trained):
     Attributes:
         to_zero: whether that is 0 for single samples even where validation data tell how well
             unseen ones are predicted.
-        single_samples_go_on: whether all epochs are made where single samples are to be forgotten.
     """
 
     to_zero: ClassVar[bool] = False
-    single_samples_go_on: ClassVar[bool] = False
 
     check_every: int | None = bounded(
         None, 1, 100000, "steps between checks of the forget accuracy; None checks every epoch"
     )
+
+    @property
+    def single_samples_go_on(self) -> bool:
+        """Whether all epochs are made where single samples are to be forgotten."""
+        return False

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import Self
 
-from forgetkit.fields import bounded
+from forgetkit.fields import bounded, flag
 from forgetkit.masked_targets import target_divergence
-from forgetkit.method import Card, Facts, Pair, register
+from forgetkit.method import Card, Facts, Pair, State, register
 from forgetkit.soft_targets import SoftTargets
 from forgetkit.types import Terms
 
@@ -31,8 +31,9 @@ class Delete(SoftTargets):
         https://github.com/shaaaaron/DELETE.
 
     Differences: the gradient never vanishes, so the run stops by the forget accuracy, the code
-        after 20 epochs; normalisation statistics are frozen (an option there); with several
-        forgotten classes all are masked (the code: the label), so none is poured into another.
+        after 20 epochs (``all_epochs``); normalisation statistics are frozen (an option there);
+        with several forgotten classes all are masked (the code: the label), so none is poured into
+        another.
     """
 
     card: ClassVar[Card] = Card(
@@ -50,6 +51,7 @@ class Delete(SoftTargets):
         toy={"lr": 0.005, "batch_size": 16, "check_every": 1},
         probe={
             "": {"lr": 0.0003, "batch_size": 16},
+            "all_epochs": {"lr": 0.01, "batch_size": 8, "epochs": 4},
             "check_every": {"lr": 0.01, "batch_size": 8, "epochs": 4},
             "max_norm": {"lr": 0.002, "batch_size": 16, "max_norm": 0.05},
             "reference": {"lr": 0.002, "batch_size": 4, "epochs": 8, "reference": 0.9},
@@ -58,10 +60,14 @@ class Delete(SoftTargets):
         presets={
             "code": {
                 "epochs": 20, "batch_size": 128, "bn": "train", "removed": "label",
+                "all_epochs": True,
             },
         },
     )  # fmt: skip
 
+    all_epochs: bool = flag(
+        default=False, about="whether the run goes on when the forget accuracy reached its target"
+    )
     epochs: int = bounded(20, 1, 1000, "largest number of passes over D_f")
     lr: float | None = bounded(
         None, 0.0, 10.0, "step size; None is 1e-4, and 5e-5 for a transformer"
@@ -73,6 +79,18 @@ class Delete(SoftTargets):
         if self.lr is not None:
             return self
         return replace(self, lr=5e-5 if facts.transformer else 1e-4)
+
+    @property
+    def single_samples_go_on(self) -> bool:
+        """As ``all_epochs`` says."""
+        return self.all_epochs
+
+    def setup(self, run: Run) -> State:
+        """Compute the targets, and drop the accuracy to stop at where all epochs are wanted."""
+        found = super().setup(run)
+        if self.all_epochs:
+            run.target = None
+        return found
 
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return the divergence of the model from its masked targets."""

@@ -49,8 +49,6 @@ class InitialLabel(FullNetwork, StopsEarly):
     Differences: a first choice that is forgotten or the sample's own gives way to the next best.
     """
 
-    single_samples_go_on: ClassVar[bool] = True
-
     card: ClassVar[Card] = Card(
         slug="initial_label",
         title="Initial labels",
@@ -71,6 +69,11 @@ class InitialLabel(FullNetwork, StopsEarly):
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     batch_size: int | None = bounded(64, 1, 65536, "samples a step")
+
+    @property
+    def single_samples_go_on(self) -> bool:
+        """Other labels are learnt over all epochs."""
+        return True
 
     def setup(self, run: Run) -> State:
         """Ask the untrained twin once for one label per forget sample, (N_f,)."""

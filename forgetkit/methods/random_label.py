@@ -40,8 +40,6 @@ class RandomLabel(FullNetwork, StopsEarly):
         statistics frozen and a weight decay of 1e-5, unless ``bn`` and ``weight_decay`` are given.
     """
 
-    single_samples_go_on: ClassVar[bool] = True
-
     card: ClassVar[Card] = Card(
         slug="random_label",
         title="Random labels",
@@ -72,6 +70,11 @@ class RandomLabel(FullNetwork, StopsEarly):
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     batch_size: int | None = bounded(64, 1, 65536, "samples a step")
+
+    @property
+    def single_samples_go_on(self) -> bool:
+        """Other labels are learnt over all epochs."""
+        return True
 
     @property
     def needs(self) -> tuple[Need, ...]:

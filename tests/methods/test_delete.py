@@ -189,3 +189,22 @@ def test_the_label_alone_may_be_removed() -> None:
     assert float(own.gather(1, 5 - gone).max()) > 0.0
     assert float(every[:, 2:].abs().max()) == 0.0
     assert build("delete", {"preset": "code"}).to_json()["removed"] == "label"
+
+
+def test_the_codes_preset_makes_all_its_epochs() -> None:
+    for all_epochs in (True, False):
+        request = forget(toy("cnn").model).classes([3]).on("cpu")
+        request = request.using("delete", preset="code", lr=0.02, all_epochs=all_epochs)
+        result = request.run(toy("cnn").loader(), guard=None)
+        assert result.after["forget"].accuracy == 0.0
+        assert ("all 20 epochs done" in result.stopped_because) == all_epochs
+        assert ("reached its target" in result.stopped_because) != all_epochs
+
+
+def test_the_codes_preset_does_not_say_that_single_samples_stop_it() -> None:
+    for preset in ({"preset": "code"}, {}):
+        request = forget(toy("cnn").model).instances(range(8)).on("cpu")
+        request = request.using("delete", epochs=2, lr=0.001, **preset)
+        result = request.run(toy("cnn").loader(), guard=None)
+        assert any("trains until" in note for note in result.notes) == (not preset)
+        assert len(result.history) == 2

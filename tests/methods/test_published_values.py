@@ -172,7 +172,9 @@ PRESETS: list[tuple[str, str, Settings]] = [
     ("influence1", "code", {"step_size": 2e-5, "repeats": 10}),
     ("influence1", "paper", {"step_size": 2e-5, "repeats": 1}),
     ("influence2", "code", {"solver": "lissa", "curvature": "hessian", "iterations": 10000}),
-    ("delete", "code", {"lr": None, "epochs": 20, "batch_size": 128, "removed": "label"}),
+    ("delete", "code", {
+        "lr": None, "epochs": 20, "batch_size": 128, "removed": "label", "all_epochs": True,
+    }),
     ("ssd", "paper", {**BY_BATCH, "threshold": 10.0, "strength": 1.0}),
     ("ssd", "paper_vit", {**BY_BATCH, "threshold": 5.0}),
     ("ssd", "paper_vit_subclass", {**BY_BATCH, "threshold": 25.0}),
