@@ -55,13 +55,13 @@ class Rewinding(ScrubRewind):
         self._note(run)
         return super().start_epoch(run)
 
-    def finish(self, run: Run) -> None:
+    def finish(self, run: Run) -> bool:
         self._note(run)
         samples = run.validation
         assert samples is not None
         own = torch.isin(samples.labels, run.forget.labels)
         self.reference.append(1 - run.accuracy(samples.take(own.nonzero().flatten())))
-        super().finish(run)
+        return super().finish(run)
 
     def _note(self, run: Run) -> None:
         self.states.append((run.snapshot(), 1 - run.accuracy(run.forget)))
