@@ -86,7 +86,7 @@ def open_log(
             "behind its checkpoint are no part of it"
         )
     if made is not True:
-        _set_aside(folder, made)
+        set_aside(folder, made)
     file.write_text(json.dumps(mine), encoding="utf-8")
     return _next_number(folder) if made is True else made
 
@@ -98,8 +98,8 @@ def close_log(folder: Path, weights: str | None) -> None:
     file.write_text(json.dumps({**header, LEFT: weights}), encoding="utf-8")
 
 
-def _set_aside(folder: Path, made: int) -> None:
-    """Rename the files of steps that the restored model has not made."""
+def set_aside(folder: Path, made: int) -> None:
+    """Rename the files of steps that a restored model has not made."""
     for file in step_files(folder):
         if _number(file) >= made:
             file.replace(file.with_suffix(".aside"))

@@ -94,11 +94,14 @@ def trainer_callback(
 
         def on_train_end(
             self,
-            args: TrainingArguments,  # noqa: ARG002
-            state: TrainerState,  # noqa: ARG002
+            args: TrainingArguments,
+            state: TrainerState,
             control: TrainerControl,  # noqa: ARG002
             **_: Any,  # noqa: ANN401
         ) -> None:
+            best = state.best_model_checkpoint  # whose weights the trainer has loaded by now
+            if self._log is not None and args.load_best_model_at_end and best is not None:
+                self._log.rewind(int(best.rpartition("-")[2]))
             self.close()
 
         def close(self) -> None:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from typing_extensions import Self
 
 from forgetkit.errors import DataError
-from forgetkit.log_header import close_log, open_log, weights_digest
+from forgetkit.log_header import close_log, open_log, set_aside, weights_digest
 from forgetkit.log_storage import Storage, hit_chance
 from forgetkit.logged_tensors import change, copies, logged_tensors, not_held, trainable
 from forgetkit.written_log import VERSION
@@ -143,6 +143,16 @@ class AmnesiacLog:
                 {n: p for n, p in trainable(parameters).items() if n not in self._before}
             )
         self._positions |= found
+
+    def rewind(self, steps: int) -> None:
+        """Go back with the model to an earlier checkpoint: later files are set aside.
+
+        Args:
+            steps: ``log.steps`` when that checkpoint was saved.
+        """
+        if _first_process():
+            set_aside(self.folder, steps)
+        self.steps = steps
 
     def close(self) -> None:
         """Let go of the optimiser and note the weights that training left; the files stay.

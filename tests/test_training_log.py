@@ -20,6 +20,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from forgetkit.errors import DataError
+from forgetkit.log_header import weights_digest
 from forgetkit.log_storage import hit_chance
 from forgetkit.testing import toy
 from forgetkit.testing.toys import ToyCNN, blobs
@@ -381,3 +382,38 @@ def test_a_trainer_that_resumes_leaves_no_steps_that_its_model_never_kept(tmp_pa
     for name, change in log.total(log.steps).items():
         moved = after[name].double() - before[name].double()
         torch.testing.assert_close(change, moved, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the trainer, none of ours
+def test_a_trainer_that_ends_with_its_best_model_leaves_the_steps_of_that_one(
+    tmp_path: Path,
+) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    from forgetkit.trainer_log import trainer_callback
+
+    class Earlier(Trainer):
+        def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:  # noqa: ANN401  as it declares
+            found = {"eval_loss": abs(self.state.global_step - 4.0)}
+            self.log(found)
+            return found
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "out"), per_device_train_batch_size=8, num_train_epochs=2,
+        remove_unused_columns=False, report_to=[], save_strategy="steps", save_steps=2,
+        eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, use_cpu=True,
+        disable_tqdm=True, seed=0,
+    )  # fmt: skip
+    data, model = Numbered(Pictures()), Classifier()
+    before = copy.deepcopy(state(model))
+    callbacks = [trainer_callback(tmp_path / "log")]
+    Earlier(model, arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks).train()
+    log = WrittenLog(tmp_path / "log")
+    assert len(log.steps) == 4
+    assert len(list((tmp_path / "log").glob("*.aside"))) == 8
+    after = state(model)
+    for name, change in log.total(log.steps).items():
+        moved = after[name].double() - before[name].double()
+        torch.testing.assert_close(change, moved, atol=1e-6, rtol=0)
+    assert log.left == weights_digest(model)
