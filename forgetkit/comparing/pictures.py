@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 from forgetkit.auditing.evidence import Missing
@@ -13,7 +14,7 @@ from forgetkit.comparing.table import Row
 from forgetkit.comparing.tradeoff import tradeoff_figure
 from forgetkit.comparing.written import digest
 from forgetkit.report.bars import bars_figure
-from forgetkit.report.drawing import Picture
+from forgetkit.report.drawing import Picture, attempt
 from forgetkit.report.page import Drawn
 from forgetkit.report.pictures.radar import FEWEST, radar_figure
 
@@ -39,22 +40,30 @@ def draw(rows: Sequence[Row]) -> Drawn:
             ("Accuracy by set", _accuracy), ("Forgetting and keeping", _tradeoff),
             ("All columns at once", _radar),
         ):  # fmt: skip
-            try:
-                made = picture(target, measured)
-            except Missing as reason:
-                left_out[f"{title}: {target}"] = str(reason)
+            made = attempt(partial(_titled, title, picture, target, measured))
+            if isinstance(made, str):
+                left_out[f"{title}: {target}"] = made
             else:
-                caption = made.caption + _masked_words(measured)
-                pictures.append(replace(made, title=f"{title}: {target}", caption=caption))
+                pictures.append(made)
     if len(targets) > MOST:
         left_out["Targets"] = f"the last pictures show the first {MOST} of {len(targets)}"
     some = {target: targets[target] for target in list(targets)[:MOST]}
     for title, picture_of in (("Unlearning score", _score), ("Seconds", _seconds)):
-        try:
-            pictures.append(picture_of(some))
-        except Missing as reason:
-            left_out[title] = str(reason)
+        made = attempt(partial(picture_of, some))
+        if isinstance(made, str):
+            left_out[title] = made
+        else:
+            pictures.append(made)
     return Drawn(pictures, left_out)
+
+
+def _titled(
+    title: str, picture: Callable[[str, Sequence[Row]], Picture], target: str, rows: Sequence[Row]
+) -> Picture:
+    """Return a picture of a target with its title, and what it cannot show of masked heads."""
+    made = picture(target, rows)
+    caption = made.caption + _masked_words(rows)
+    return replace(made, title=f"{title}: {target}", caption=caption)
 
 
 def _masked_words(rows: Sequence[Row]) -> str:

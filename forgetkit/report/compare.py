@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from forgetkit.auditing.evidence import Missing
@@ -11,7 +12,7 @@ from forgetkit.auditing.readings import MARK
 from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError
 from forgetkit.report.bars import bars_figure
-from forgetkit.report.drawing import Picture, inline
+from forgetkit.report.drawing import Picture, attempt, inline
 from forgetkit.report.page import Drawn, environment, number_words, place_of
 from forgetkit.report.pictures import radar
 from forgetkit.report.record import (
@@ -85,10 +86,11 @@ def _draw(records: Sequence[Record]) -> Drawn:
     if len(records) > MOST:
         left_out["Records"] = f"pictures show the first {MOST} of {len(records)}"
     for title, draw in (("Accuracy by set", _accuracy), ("All axes at once", radar.picture_of)):
-        try:
-            pictures.append(draw(some))
-        except Missing as reason:
-            left_out[title] = str(reason)
+        found = attempt(partial(draw, some))
+        if isinstance(found, str):
+            left_out[title] = found
+        else:
+            pictures.append(found)
     return Drawn(pictures, left_out)
 
 

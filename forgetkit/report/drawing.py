@@ -5,17 +5,22 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forgetkit.auditing.evidence import Missing
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+logger = logging.getLogger("forgetkit")
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#8C8C8C")
 """Okabe and Ito's colours, readable without colour vision; black is left to the text."""
@@ -136,7 +141,29 @@ def ink_on(share: float) -> str:
 
 def short(name: str, length: int = 16) -> str:
     """Return a name that fits on an axis."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    return plain(name if len(name) <= length else name[: length - 1] + "…")
+
+
+def plain(text: str) -> str:
+    """Return a text that is drawn letter by letter: between two dollars matplotlib reads TeX."""
+    return text.replace("$", r"\$")
+
+
+def attempt(make: Callable[[], Picture]) -> Picture | str:
+    """Make a picture and draw it, or return in one sentence why that cannot be done.
+
+    A picture that breaks must not cost the page: the numbers behind it took long to measure.
+    """
+    try:
+        made = make()
+        made.svg  # noqa: B018  # drawn here, since much fails no earlier
+    except Missing as reason:
+        return str(reason)
+    except Exception as error:  # matplotlib and what it draws raise of many kinds
+        logger.debug("a picture failed", exc_info=True)
+        text = (str(error).strip().splitlines() or ["no message"])[0]
+        return f"an error stopped it: {type(error).__name__}: {text}"
+    return made
 
 
 def svg_of(figure: Figure) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.evidence import Evidence
 from forgetkit.auditing.record import Audit
 from forgetkit.errors import DataError
-from forgetkit.report.drawing import NAMES, ORDER, Picture, inline
+from forgetkit.report.drawing import NAMES, ORDER, Picture, attempt, inline
 from forgetkit.report.pictures import PICTURES
 from forgetkit.report.record import (
     GROUPS,
@@ -96,14 +97,15 @@ def place_of(folder: Path | str, name: str) -> Path:
 
 
 def draw(record: Record, evidence: Evidence | None = None) -> Drawn:
-    """Draw every picture that the record and the evidence allow."""
+    """Draw every picture that the record and the evidence allow; of the others say why not."""
     pictures: list[Picture] = []
     left_out: dict[str, str] = {}
     for title, picture in PICTURES.items():
-        try:
-            pictures.append(picture(record, evidence))
-        except Missing as reason:
-            left_out[title] = str(reason)
+        found = attempt(partial(picture, record, evidence))
+        if isinstance(found, str):
+            left_out[title] = found
+        else:
+            pictures.append(found)
     return Drawn(pictures, left_out)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from forgetkit.auditing.evidence import Evidence, Missing
-from forgetkit.report.drawing import PALETTE, Picture, sheet, soft_grid, style
+from forgetkit.report.drawing import PALETTE, Picture, plain, sheet, soft_grid, style
 from forgetkit.report.record import Record
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def history_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
                 values = [row.get(name, float("nan")) for row in rows]
                 axes.plot(
                     epochs, values, color=PALETTE[place], marker=MARKERS[place], markersize=3.5,
-                    linewidth=1.4, label=name.replace("_", " "),
+                    linewidth=1.4, label=plain(name.replace("_", " ")),
                 )  # fmt: skip
             if title == "accuracy":
                 axes.set_ylim(-0.03, 1.03)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from forgetkit.auditing.evidence import Evidence, Missing
-from forgetkit.report.drawing import GRID, PALETTE, Picture, sheet, style
+from forgetkit.report.drawing import GRID, PALETTE, Picture, plain, sheet, style
 from forgetkit.report.record import Record, mapping_in, number_in
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def radar_figure(
             axes.plot(
                 [*angles, angles[0]], closed, color=PALETTE[place % len(PALETTE)],
                 linestyle=STYLES[place % len(STYLES)], marker="o", markersize=3.5,
-                linewidth=1.6, label=name, clip_on=False,
+                linewidth=1.6, label=plain(name), clip_on=False,
             )  # fmt: skip
         axes.set_ylim(0, 1)
         axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", ".5", "", "1"], color=GRID)
