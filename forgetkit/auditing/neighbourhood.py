@@ -38,7 +38,9 @@ def jensen_shannon(left: Tensor, right: Tensor) -> Tensor:
 
 
 def answer_of(subject: Subject, evidence: Evidence, *, open_head: bool) -> Answer:
-    """Return a model as a function of its inputs.
+    """Return a model as a function of its inputs, which it gets in the type it computes in.
+
+    Attacks move pixels in float32, where steps smaller than a half-precision one still add up.
 
     Args:
         subject: the model; the caller puts it into eval mode.
@@ -49,10 +51,11 @@ def answer_of(subject: Subject, evidence: Evidence, *, open_head: bool) -> Answe
     Raises:
         Missing: the nearest mean needs features that are not at hand.
     """
+    dtype = dtype_of(subject)
     if not open_head:
 
         def plain(inputs: Inputs) -> Tensor:
-            model = subject.model
+            model, inputs = subject.model, moved_inputs(inputs, evidence.device, dtype)
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
             return logits_of(output)
 
@@ -69,7 +72,8 @@ def answer_of(subject: Subject, evidence: Evidence, *, open_head: bool) -> Answe
     shown = view
 
     def nearest(inputs: Inputs) -> Tensor:
-        return nn.functional.linear(shown.features(inputs).flatten(1).float(), weight, bias)
+        features = shown.features(moved_inputs(inputs, evidence.device, dtype))
+        return nn.functional.linear(features.flatten(1).float(), weight, bias)
 
     return nearest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -265,6 +266,25 @@ def test_an_attack_stays_in_its_ball() -> None:
         assert float(far) <= 0.05 + 1e-6
         before, after = (logits_over(one, answer)[:, 0].mean() for one in (inputs, moved))
     assert float(after) > float(before)
+
+
+@pytest.mark.parametrize("head_masked", [False, True])
+@pytest.mark.parametrize("half", [("unlearned",), ("original", "unlearned", "retrained")])
+def test_attacks_move_images_of_half_precision_models(
+    half: tuple[Role, ...], head_masked: bool
+) -> None:
+    evidence = toys.evidence()
+    twins = {
+        role: toys.subject(copy.deepcopy(one.model).bfloat16()) if role in half else one
+        for role, one in evidence.subjects.items()
+    }
+    evidence = replace(
+        evidence, subjects=twins, references=(twins["retrained"],), head_masked=head_masked
+    )
+    for metric in (AdversarialRecovery(steps=2, most=4), OverUnlearning(most=4)):
+        value = metric.measure(evidence).value
+        assert value is not None
+        assert 0.0 <= value <= 1.0
 
 
 def test_a_masked_head_is_opened_for_attacks() -> None:
