@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
+from forgetkit import __version__
 from forgetkit.adapting import unwrap
 from forgetkit.api import Request, forget
 from forgetkit.auditing import inputs
@@ -22,7 +24,7 @@ from forgetkit.data.loaders import Loader
 from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.goal import Classes, Goal, Instances
-from forgetkit.method import build
+from forgetkit.method import Method, build
 
 logger = logging.getLogger("forgetkit")
 
@@ -60,8 +62,11 @@ def train_references(
         count: number of models.
         minutes: begin no further training when the next is likely to end later; the first one
             is always trained.
-        cache: a folder to keep the models in; a second call with the same data, recipe and seed
-            reads them. With ``fresh`` nothing tells two functions apart, so it must be ``None``.
+        cache: a folder to keep the models in; a second call with the same architecture, data,
+            recipe, seed and version of forgetkit reads them. Two architectures are told apart by
+            how the model prints itself, with the names and shapes of its tensors: after a change
+            of a ``forward`` alone, take another folder. With ``fresh`` nothing tells two functions
+            apart, so it must be ``None``.
         fresh: untrained weights, or a function that builds an untrained model.
         device: where to train; the default is a CUDA device, else the CPU.
         seed: of the first model.
@@ -97,9 +102,9 @@ def train_references(
             "train_references(cache=..., fresh=...): expected one of the two, found both; keep the "
             "models yourself, since the cache cannot tell what another function would build"
         )
-    build("retrain", recipe)  # refuses a bad recipe before data are read
+    method = build("retrain", recipe)  # refuses a bad recipe before data are read
     goal: Goal = Classes(classes) if classes is not None else Instances(instances)
-    key = None if cache is None else _key(model, inputs.Given(goal, loader, retain), recipe)
+    key = None if cache is None else _key(model, inputs.Given(goal, loader, retain), method)
     folder = None if cache is None else Path(cache)
     found: list[nn.Module] = []
     start = time.perf_counter()
@@ -145,14 +150,18 @@ def _request(
     return request if fresh is None else request.fresh(fresh)
 
 
-def _key(model: nn.Module, given: inputs.Given, recipe: Mapping[str, object]) -> str:
-    """Return a name for what these models depend on: architecture, data and recipe."""
+def _key(model: nn.Module, given: inputs.Given, method: Method) -> str:
+    """Return a name for what these models depend on: architecture, data, recipe and version."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     material = inputs.read(model, given, device, seed=0)
+    # Activations and settings that no tensor shows; addresses differ from process to process.
+    layers = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
     described = {
-        "model": type(model).__qualname__,
+        "version": __version__,
+        "model": f"{type(model).__module__}.{type(model).__qualname__}",
+        "layers": layers,
         "tensors": [(n, list(t.shape), str(t.dtype)) for n, t in model.state_dict().items()],
         "sets": {name: inputs.set_digest(samples) for name, samples in material.sets.items()},
-        "recipe": {name: repr(value) for name, value in sorted(recipe.items())},
+        "recipe": method.to_json(),  # defaults too, which another version may change
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]

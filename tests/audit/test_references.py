@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from forgetkit import BadHyperparameter, BadTarget, audit, train_references
 from forgetkit.auditing import references
+from forgetkit.method import build
 from forgetkit.testing import toy
 
 GONE = 3
@@ -78,6 +79,37 @@ def test_the_cache_is_read_and_tells_requests_apart(
             )
     assert all(same(*pair) for pair in zip(states(first), states(again), strict=True))
     assert same(first[1].state_dict(), second[0].state_dict())
+
+
+class Printed(nn.Identity):
+    """A layer that prints a function, so with an address of this process."""
+
+    def extra_repr(self) -> str:
+        return repr(lambda: None)
+
+
+def test_the_cache_tells_architectures_recipes_and_versions_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = toy("cnn")
+
+    def files(activation: nn.Module, **recipe: Any) -> int:  # noqa: ANN401
+        layers = nn.Flatten(), nn.LazyLinear(4), activation, nn.Linear(4, 4)
+        model = nn.Sequential(*layers)
+        model(some.train.tensors[0][:2])
+        train_references(
+            model, some.loader(), classes=[GONE], count=1, cache=tmp_path, device="cpu",
+            epochs=1, **recipe,
+        )  # fmt: skip
+        return len(list(tmp_path.glob("*.safetensors")))
+
+    assert files(nn.ReLU()) == 1
+    assert files(nn.Tanh()) == 2
+    assert files(nn.ReLU()) == 2
+    assert files(nn.ReLU(), lr=build("retrain", {}).to_json()["lr"]) == 2  # the default itself
+    assert files(Printed()) == files(Printed()) == 3
+    monkeypatch.setattr(references, "__version__", "another")
+    assert files(nn.ReLU()) == 4
 
 
 def test_the_budget_leaves_the_rest_out() -> None:
