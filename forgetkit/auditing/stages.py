@@ -18,8 +18,8 @@ from forgetkit.types import SampleSet
 def pooled(output: object) -> Tensor | None:
     """Return (batch, channels) of a block's output, or ``None`` when it has no such shape.
 
-    Maps (batch, channels, height, width) are averaged over positions, tokens (batch, tokens, dim)
-    over tokens; of a tuple the first tensor counts.
+    Maps (batch, channels, height, width), or with channels last, are averaged over positions,
+    tokens (batch, tokens, dim) over tokens; of a tuple the first tensor counts.
     """
     if isinstance(output, (tuple, list)) and output:
         output = output[0]
@@ -27,7 +27,18 @@ def pooled(output: object) -> Tensor | None:
         return None
     if output.ndim == 2:
         return output
-    return output.mean(dim=1) if output.ndim == 3 else output.mean(dim=(2, 3))
+    if output.ndim == 3:
+        return output.mean(dim=1)
+    return output.mean(dim=(1, 2) if channels_last(output) else (2, 3))
+
+
+def channels_last(maps: Tensor) -> bool:
+    """Return whether maps (batch, ...) have their channels last, as windowed transformers do.
+
+    Nothing but the shape tells: two equal sizes before another one are height and width. Maps that
+    are not square are taken to have their channels first.
+    """
+    return maps.shape[1] == maps.shape[2] != maps.shape[3]
 
 
 @torch.no_grad()

@@ -46,6 +46,8 @@ def test_hooks_go_after_a_failure() -> None:
 def test_pooled() -> None:
     assert pooled(torch.ones(2, 3, 4, 5)).shape == (2, 3)  # type: ignore[union-attr]  # a map
     assert pooled((torch.ones(2, 7, 3), None)).shape == (2, 3)  # type: ignore[union-attr]  # tokens
+    maps = torch.randn(2, 8, 4, 4)
+    assert torch.allclose(pooled(maps.permute(0, 2, 3, 1)), pooled(maps))  # type: ignore[arg-type]  # channels last
     assert pooled(torch.ones(2)) is None
     assert pooled("text") is None
 

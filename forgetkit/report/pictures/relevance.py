@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from forgetkit.adapting import logits_of
 from forgetkit.auditing.evidence import Evidence, Missing, Subject
+from forgetkit.auditing.stages import channels_last
 from forgetkit.engine.modes import evaluating
 from forgetkit.engine.place import moved_inputs
 from forgetkit.report.drawing import Picture, sheet, style
@@ -256,8 +257,7 @@ def _layer(output: Tensor, count: int) -> _Layer | None:
     if len(output) != count or not output.is_floating_point():
         return None
     if output.ndim == 4:
-        last = output.shape[1] == output.shape[2] != output.shape[3]  # (height, width, channels)
-        layer = _Layer(output, channels_last=last)
+        layer = _Layer(output, channels_last=channels_last(output))
         return layer if min(layer.grid(output).shape[-2:]) > 1 else None
     if output.ndim != 3:
         return None
