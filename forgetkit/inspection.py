@@ -68,14 +68,15 @@ class Inspection:
     def __rich__(self) -> Table:
         """Return one small table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(
-            title=f"{self.model} ({self.ecosystem})", show_header=False, title_style="bold"
+        table = Table(  # brackets in names are no markup
+            title=Text(f"{self.model} ({self.ecosystem})", style="bold"), show_header=False
         )
         table.add_column(style="dim")
         table.add_column()
         for label, text in self.lines():
-            table.add_row(label, text)
+            table.add_row(label, Text(text))
         return table
 
     def lines(self) -> list[tuple[str, str]]:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from forgetkit.auditing.readings import HIDDEN, MARK
 from forgetkit.listed import shortened
 
 _TAGS = ("machine-unlearning", "image-classification")
 _ONE = "accuracy"  # the single figure of a set that is given as a number
+_EDITED = (
+    "# Model after forgetting",
+    "This model was edited with forgetkit so that it no longer does what it had learned from "
+    "the data named below. Its architecture and labels are unchanged.",
+)
+_ROLLED_BACK = (
+    "# Model after a run that was rolled back",
+    "This model is the one that came in: forgetkit was asked to make it forget the data named "
+    "below, and the run was rolled back. It still does what it had learned from them.",
+)
 LONGEST_LIST = 100
 """Entries of a list that are printed; of a longer one the first few, and how many more."""
 
@@ -20,6 +31,8 @@ def model_card(
     limits: str,
     *,
     library: str | None = None,
+    masked: Collection[str] = (),
+    rolled_back: bool = False,
 ) -> str:
     """Return the text of a ``README.md``.
 
@@ -31,6 +44,9 @@ def model_card(
         after: the same after the edit.
         limits: what the figures do not show, in full sentences.
         library: the hub's ``library_name``, such as ``timm``.
+        masked: the sets whose accuracy after the edit is 0 by construction, because output rows
+            were masked; they are marked.
+        rolled_back: whether the edit was taken back, so that the model is the one that came in.
 
     Raises:
         ValueError: ``limits`` is empty; a card must say what was not tested.
@@ -41,13 +57,12 @@ def model_card(
         )
     parts = [
         _front_matter(library),
-        "# Model after forgetting",
-        "This model was edited with forgetkit so that it no longer does what it had learned from "
-        "the data named below. Its architecture and labels are unchanged.",
+        *(_ROLLED_BACK if rolled_back else _EDITED),
         "## What was asked",
         _table(("item", "value"), [(str(k), f"`{_text(v)}`") for k, v in request.items()]),
         "## How it was tested",
-        _accuracies(before, after),
+        _accuracies(before, after, masked),
+        *([f"{MARK}: accuracy is {HIDDEN}."] if masked else []),
         *_by_class(before, after),
         "## Limits",
         limits.strip(),
@@ -60,12 +75,20 @@ def _front_matter(library: str | None) -> str:
     return "\n".join([*lines, *(f"- {tag}" for tag in _TAGS), "---"])
 
 
-def _accuracies(before: Mapping[str, object], after: Mapping[str, object]) -> str:
+def _accuracies(
+    before: Mapping[str, object], after: Mapping[str, object], masked: Collection[str]
+) -> str:
     rows = []
     for name in dict.fromkeys((*before, *after)):
         old, new = _figures(before.get(name)), _figures(after.get(name))
+        mark = f" ({MARK})" if name in masked else ""
         rows += [
-            (_cell(name), _cell(measure), _figure(old.get(measure)), _figure(new.get(measure)))
+            (
+                _cell(name),
+                _cell(measure),
+                _figure(old.get(measure)),
+                _figure(new.get(measure)) + mark * (measure == _ONE and measure in new),
+            )
             for measure in dict.fromkeys((*old, *new))
         ]
     if not rows:

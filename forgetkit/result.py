@@ -272,7 +272,7 @@ class Result:
         )
 
     def card(self) -> str:
-        """Return the Markdown model card of the edited model."""
+        """Return the Markdown model card of the model as the run left it."""
         from forgetkit.model_card import model_card
 
         undone = {"rolled back": self.stopped_because} if self.rolled_back else {}
@@ -282,6 +282,8 @@ class Result:
             {name: measured.to_json() for name, measured in self.before.items()},
             {name: measured.to_json() for name, measured in self.after.items()},
             LIMITS,
+            masked=[name for name in self.after if self._masked(name)],
+            rolled_back=self.rolled_back,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -311,13 +313,15 @@ class Result:
 
         state = "rolled back" if self.rolled_back else "done"
         table = Table(
-            title=f"{self.method.card.title}: {self.goal.describe()} ({state})",
-            caption=Text("\n".join(self._ending())),  # its brackets are no markup
+            title=Text(
+                f"{self.method.card.title}: {self.goal.describe()} ({state})", style="table.title"
+            ),
+            caption=Text("\n".join(self._ending())),  # brackets are no markup
         )
         for name in ("", "samples", "before", "after"):
             table.add_column(name, justify="left" if not name else "right")
         for row in self._rows():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def _rows(self) -> list[tuple[str, str, str, str]]:
@@ -325,7 +329,7 @@ class Result:
         for name, title in SETS.items():
             if name in self.before and name in self.after:
                 old, new = self.before[name], self.after[name]
-                if name.endswith("forget") and self.head_masked:
+                if self._masked(name):
                     title += " (head masked)"
                 rows.append(
                     (title, str(new.samples), f"{100 * old.accuracy:.2f} %",
@@ -335,6 +339,10 @@ class Result:
         if old_us is not None and new_us is not None:
             rows.append(("unlearning score", "", f"{old_us:.3f}", f"{new_us:.3f}"))
         return rows
+
+    def _masked(self, name: str) -> bool:
+        """Return whether the accuracy on a set is 0 by construction."""
+        return self.head_masked and name.endswith("forget")
 
     def __repr__(self) -> str:
         """Return the same table as plain text."""

@@ -221,17 +221,18 @@ class Audit:
     def __rich__(self) -> Table:
         """Return one table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         state = ", interrupted" if self.partial else ""
-        table = Table(
-            title=f"Audit ({self.level}{state}): {self.target}",
-            caption="\n".join(self.verdict),
+        table = Table(  # brackets in names are no markup
+            title=Text(f"Audit ({self.level}{state}): {self.target}", style="table.title"),
+            caption=Text("\n".join(self.verdict), style="table.caption"),
             caption_justify="left",
         )
         for name in ("", "value", "95 %", "retrained", "verdict"):
             table.add_column(name, justify="left" if name in ("", "verdict") else "right")
         for row in self.rows():
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         return table
 
     def __repr__(self) -> str:

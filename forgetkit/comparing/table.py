@@ -161,12 +161,13 @@ class Comparison:
     def __rich__(self) -> Table:
         """Return one table for a terminal."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table()
         for name in ("method", "target", "seeds", *COLUMNS, "note"):
             table.add_column(name, justify="right" if name in COLUMNS else "left")
         for row in self.rows():
-            table.add_row(*_words(row))
+            table.add_row(*map(Text, _words(row)))  # their brackets are no markup
         return table
 
 

@@ -274,6 +274,7 @@ class Patch:
     def __rich__(self) -> Table:
         """Show the changed tensors and the request as one table in a terminal."""
         from rich.table import Table  # printing only; keep the import of forgetkit light
+        from rich.text import Text
 
         table = Table("tensor", "dtype", "shape", "size", title=repr(self), title_justify="left")
         for name, delta in self._deltas.items():
@@ -281,7 +282,8 @@ class Patch:
             table.add_row(
                 name, print_before.dtype, str(print_before.shape), _readable(delta.numel())
             )
-        table.caption = "\n".join(f"{key}: {value}" for key, value in self.request.items())
+        lines = (f"{key}: {value}" for key, value in self.request.items())
+        table.caption = Text("\n".join(lines), style="table.caption")  # brackets are no markup
         table.caption_justify = "left"
         return table
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from forgetkit import PatchMismatch, Request, Result, forget, load_model
+from forgetkit.comparing import Comparison, RunRecord
 from forgetkit.demo.contenders import build_vit
+from forgetkit.goal import Classes
 from forgetkit.losses import unlearning_score
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
@@ -90,6 +93,29 @@ def test_notes_are_shown_wherever_a_result_is() -> None:
         assert "was not watched" in text
         assert "layers [1] and [2]" in text
     assert result.to_json()["notes"] == result.notes
+
+
+def test_a_masked_head_is_marked_in_the_table_and_in_the_card() -> None:
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using("linear_filtration", form="naive").on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert "forget set (head masked)" in repr(result)
+    assert "0.0000 (head masked) |" in result.card()
+
+
+def test_brackets_in_names_are_printed_as_they_are() -> None:
+    result, _ = lau()
+    odd = "[small]dog[/b]"
+    audit = result.audit(test=toy("cnn").loader(), metrics=["accuracy"], device="cpu")
+    record = replace(audit, target=odd, verdict=(odd,))
+    result = replace(result, goal=Classes((odd,)), notes=[odd])
+    failed = RunRecord(odd, {}, {}, odd, 0, error=f"pip install forgetkit[audit] {odd}")
+    patch = result.patch
+    patch.request["goal"] = odd
+    for thing, count in ((result, 2), (record, 2), (Comparison((failed,)), 3), (patch, 1)):
+        console = Console(width=300, file=io.StringIO(), record=True)
+        console.print(thing)
+        assert console.export_text().count(odd) == count, type(thing)
 
 
 def test_undo_once() -> None:

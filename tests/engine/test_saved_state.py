@@ -48,7 +48,8 @@ def test_a_run_that_was_rolled_back_is_not_saved_and_its_card_says_so(tmp_path: 
     assert result.rolled_back
     with pytest.raises(PatchMismatch, match="rolled back"):
         result.save(tmp_path / "out")
-    assert "rolled back" in result.card()
+    assert "run that was rolled back" in result.card()
+    assert "was edited" not in result.card()
     assert result.stopped_because in result.card()
 
 

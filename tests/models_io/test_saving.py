@@ -496,6 +496,15 @@ def test_model_card() -> None:
         model_card({}, {}, {}, " ")
 
 
+def test_the_card_marks_what_is_0_by_construction() -> None:
+    before, after = ({"forget": {"accuracy": a, "loss": 1.0}, "test": a} for a in (1.0, 0.0))
+    card = model_card({}, before, after, "None was tested.", masked=["forget"])
+    assert "| forget | accuracy | 1.0000 | 0.0000 (head masked) |" in card
+    assert "| forget | loss | 1.0000 | 1.0000 |" in card
+    assert "| test | accuracy | 1.0000 | 0.0000 |" in card
+    assert "head masked: accuracy is 0 by construction" in card
+
+
 @pytest.mark.slow
 def test_nothing_heavy_is_imported_early() -> None:
     import subprocess
