@@ -67,6 +67,22 @@ def test_a_missing_axis_is_a_gap() -> None:
         radar.picture_of([read_record({"findings": []})])
 
 
+def test_what_rests_on_a_masked_head_is_marked_in_the_radar() -> None:
+    records = [read_record({**record("a"), "head_masked": True}), read_record(record("b"))]
+    found = radar.picture_of(records)
+    assert [row[0] for row in found.rows] == ["a (head masked)", "b"]
+    assert found.caption.endswith("of 0 by construction (head masked): a.")
+    (legend,) = found.figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a (head masked)", "b"]
+    assert "head masked" not in radar.picture_of(records[1:]).caption
+
+
+def test_speed_is_half_for_the_median_time() -> None:
+    records = [read_record({**record(str(t)), "times": {"unlearning": t}}) for t in (1.0, 3.0)]
+    speeds = [values[-1] for values in radar.polygons(records).values()]
+    assert speeds == pytest.approx([2 / 3, 0.4])
+
+
 @pytest.mark.parametrize(
     ("own", "retrained", "wanted"),
     [(6.0, 12.0, 0.5), (24.0, 12.0, 1.0), ("inf", 12.0, 1.0), (6.0, "inf", None),
@@ -114,6 +130,20 @@ def test_forgotten_classes_come_first_in_the_confusion() -> None:
     assert words == ["dog", "ant", "bee", "cat"]
 
 
+def test_the_confusion_names_classes_without_test_samples() -> None:
+    found = confusion.matrices(read_record(record()), None)
+    assert "No test sample" not in found.caption
+    matrix = torch.eye(4)
+    matrix[1] = 0.0
+    finding = {"slug": "confusion", "value": 0.1, "details": {
+        "matrix": {"unlearned": matrix.tolist()}}}  # fmt: skip
+    found = confusion.matrices(read_record({**record(), "findings": [finding]}), None)
+    assert "No test sample is of bee: empty rows." in found.caption
+    finding["details"] = {"matrix": {"unlearned": torch.eye(40).tolist()}}
+    found = confusion.matrices(read_record({"findings": [finding]}), None)
+    assert "what was taken for another class is not shown" in found.caption
+
+
 def test_a_confusion_written_by_cells_is_drawn_as_one_written_whole() -> None:
     before = torch.eye(40, dtype=torch.float64)
     after = before.roll(1, dims=1)
@@ -150,6 +180,20 @@ def test_both_panels_of_the_embedding_share_their_axes() -> None:
     places = np.array([[row[3], row[4]] for row in found.rows], dtype=float)
     moved = np.linalg.norm(places[:half] - places[half:], axis=1)
     assert np.median(moved) < 0.05 * np.ptp(places)
+
+
+@pytest.mark.parametrize(("kept", "words"), [(7, " 10 nearest"), (30, " 20 nearest")])
+def test_the_embedding_says_how_many_neighbours_it_looked_at(kept: int, words: str) -> None:
+    given = evidence()
+    sizes = {"forget": 4, "test_retain": kept}
+    subjects = {
+        role: dataclasses.replace(
+            one, outputs={s: one.outputs[s].take(torch.arange(n)) for s, n in sizes.items()}
+        )
+        for role, one in given.subjects.items()
+    }
+    given = dataclasses.replace(given, subjects=subjects)
+    assert f"Of the{words} neighbours" in embedding.picture(read_record(record()), given).caption
 
 
 def test_umap_is_fitted_before_and_places_after(monkeypatch: pytest.MonkeyPatch) -> None:

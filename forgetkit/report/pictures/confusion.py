@@ -10,6 +10,7 @@ from torch import Tensor
 
 from forgetkit.auditing.cells import Cells
 from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.listed import shortened
 from forgetkit.report.drawing import NAMES, ORDER, Picture, ink_on, sheet, short, style
 from forgetkit.report.record import Record, mapping_in, numbers_in, sequence_in
 from forgetkit.report.sources import (
@@ -137,7 +138,11 @@ def matrices(record: Record, evidence: Evidence | None) -> Picture:
     if after.size > MOST:
         most = set(after.change(whole.get("original")).topk(SHOWN).indices.tolist())
         order = [c for c in order if c in most]
-        note = f" The {SHOWN} classes that changed most of {after.size}."
+        note = (
+            f" The {SHOWN} classes that changed most of {after.size}; what was taken for another "
+            "class is not shown."
+        )
+    names = [class_name(record, evidence, label) for label in order]
     listed = [
         (role, true, predicted, share)
         for role, cells in whole.items()
@@ -147,14 +152,21 @@ def matrices(record: Record, evidence: Evidence | None) -> Picture:
     ]
     return Picture(
         "confusion", "Confusion of the test samples",
-        "Each row sums to 100 per cent; forgotten classes come first." + note,
+        "Each row shows in per cent what the test samples of a class are taken for; forgotten "
+        "classes come first." + _absent(after, order, names) + note,
         f"Confusion matrices of {len(order)} classes: {', '.join(NAMES[r] for r in whole)}",
         confusion_figure(
-            {role: cells.matrix(order) for role, cells in whole.items()},
-            [class_name(record, evidence, label) for label in order],
+            {role: cells.matrix(order) for role, cells in whole.items()}, names
         ),
         ("model", "true", "predicted", "share"), listed,
     )  # fmt: skip
+
+
+def _absent(cells: Cells, order: Sequence[int], names: Sequence[str]) -> str:
+    """Return the sentence about rows that are empty because no test sample is of their class."""
+    seen = set(cells.true.tolist())
+    empty = [name for label, name in zip(order, names, strict=True) if label not in seen]
+    return f" No test sample is of {shortened(empty)}: empty rows." if empty else ""
 
 
 def _cells_by_role(details: Mapping[str, object]) -> dict[str, Cells]:

@@ -107,7 +107,7 @@ def picture(record: Record, evidence: Evidence | None) -> Picture:
     before, after = purity["original"], purity["unlearned"]
     half = len(rows)
     told = "" if before is None or after is None else (
-        f" Of the {NEIGHBOURS} nearest neighbours of a forgotten sample in feature space, "
+        f" Of the {_neighbours(half)} nearest neighbours of a forgotten sample in feature space, "
         f"{before:.0%} were of its own class before and {after:.0%} are after."
     )  # fmt: skip
     panels = (("before", places[:half]), ("after", places[half:]))
@@ -205,9 +205,14 @@ def _balanced(labels: Tensor, gone: Tensor, budget: int, seed: int) -> Tensor:
     return torch.cat([mine, others]).sort().values
 
 
+def _neighbours(samples: int) -> int:
+    """Return how many neighbours are looked at; a sample is none of its own."""
+    return min(NEIGHBOURS, samples - 1)
+
+
 def _purity(features: Tensor, labels: Tensor, gone: Tensor) -> float | None:
     """Return the share of own class among the neighbours of forgotten samples."""
-    count = min(NEIGHBOURS, len(labels) - 1)
+    count = _neighbours(len(labels))
     if count < 1:
         return None
     distances = torch.cdist(features[gone].double(), features.double())

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import TYPE_CHECKING
 
 from forgetkit.auditing.evidence import Evidence, Missing
+from forgetkit.auditing.readings import MARK
 from forgetkit.report.drawing import GRID, PALETTE, Picture, plain, sheet, style
 from forgetkit.report.record import Record, mapping_in, number_in
+from forgetkit.report.sources import is_masked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,8 +118,8 @@ def seconds_of(record: Record) -> float | None:
 
 def polygons(records: Sequence[Record]) -> dict[str, list[float | None]]:
     """Return the values of several records by name; speed is relative to their median time."""
-    times = sorted(t for record in records if (t := seconds_of(record)) is not None)
-    middle = times[len(times) // 2] if len(times) > 1 else None
+    times = [t for record in records if (t := seconds_of(record)) is not None]
+    middle = median(times) if len(times) > 1 else None
     return {record.name: scores(record, reference_seconds=middle) for record in records}
 
 
@@ -133,21 +136,34 @@ def picture_of(records: Sequence[Record]) -> Picture:
     if not found:
         raise Missing(f"needs {FEWEST} of the axes {', '.join(AXES)}".replace("\n", " "))
     words = [axis.replace("\n", " ") for axis in AXES]
+    masked = [record.name for record in records if record.name in found and is_masked(record, None)]
+    mark = (
+        f" {words[1]} and {words[2]} rest on a forgotten accuracy of 0 by construction ({MARK}): "
+        f"{', '.join(masked)}."
+        if masked
+        else ""
+    )
     return Picture(
         "radar", "All axes at once",
         "1 is best on every axis: agreement is 1 minus the Jensen-Shannon divergence in bits, the "
         "relearn index 1 minus the steps to relearn over those of the retrained model. A gap is an "
         "axis that was not measured, or whose retrained model never relearnt. "
-        "The area depends on the order of the axes and means nothing.",
+        f"The area depends on the order of the axes and means nothing.{mark}",
         "Radar chart: " + "; ".join(
-            f"{name}: " + ", ".join(
+            f"{_marked(name, masked)}: " + ", ".join(
                 f"{axis} {value:.2f}" for axis, value in zip(words, values, strict=True)
                 if value is not None
             ) for name, values in found.items()
         ),
-        radar_figure(found), ("name", *words),
-        [(name, *("" if v is None else v for v in values)) for name, values in found.items()],
+        radar_figure({_marked(name, masked): values for name, values in found.items()}),
+        ("name", *words),
+        [(_marked(name, masked), *("" if v is None else v for v in values))
+         for name, values in found.items()],
     )  # fmt: skip
+
+
+def _marked(name: str, masked: Sequence[str]) -> str:
+    return f"{name} ({MARK})" if name in masked else name
 
 
 def picture(record: Record, evidence: Evidence | None) -> Picture:
