@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -172,7 +173,7 @@ def _plain(curves: Sequence[Curve], target: float, *, whole: bool) -> list[dict[
         {
             "steps": list(curve.steps),
             "forgotten": list(curve.forgotten),
-            "kept": list(curve.kept),
+            "kept": None if math.isnan(curve.kept[0]) else list(curve.kept),  # no test samples
             "steps_to_half": curve.arrival(target),
             # a curve that ends where the class is back has the larger area the later that is
             **({"area": curve.area()} if whole else {}),

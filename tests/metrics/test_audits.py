@@ -440,3 +440,11 @@ def test_an_area_is_given_for_whole_curves_only() -> None:
         curves = replace(QUICK, whole=whole, steps=2).measure(toys.evidence()).details["curves"]
         first = json.loads(json.dumps(curves))["reset"]["unlearned"][0]
         assert ("area" in first) is whole
+
+
+def test_relearning_without_kept_test_samples_leaves_no_nan() -> None:
+    evidence = toys.without(toys.evidence(), "test_retain")
+    found = replace(QUICK, steps=1).measure(evidence).to_json()
+    assert "nan" not in json.dumps(found).lower()
+    curves = found["details"]["curves"]["reset"]["unlearned"]  # type: ignore[index]  # a mapping by construction
+    assert [curve["kept"] for curve in curves] == [None]
