@@ -46,7 +46,7 @@ Output: TypeAlias = Annotated[
 
 def parse_output(word: str | None) -> str | int | None:
     """Return a key, or the index that a number is."""
-    return int(word) if word is not None and word.lstrip("-").isdecimal() else word
+    return None if word is None else _number_or_word(word)
 
 
 def parse_classes(words: Sequence[str]) -> list[int | str]:
@@ -61,7 +61,11 @@ def parse_classes(words: Sequence[str]) -> list[int | str]:
             "--classes: expected class numbers or names, found nothing; write --classes 3 or "
             "--classes cat,dog"
         )
-    return [int(part) if part.lstrip("-").isdecimal() else part for part in parts]
+    return [_number_or_word(part) for part in parts]
+
+
+def _number_or_word(word: str) -> int | str:
+    return int(word) if word.removeprefix("-").isdecimal() else word
 
 
 _ALLOWED = Bounds("number", "how long the run may take", low=0.0)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from forgetkit.cli.arguments import parse_settings
+from forgetkit.cli.arguments import parse_classes, parse_output, parse_settings
 from forgetkit.errors import BadHyperparameter
 
 
@@ -31,3 +31,11 @@ def test_settings_are_read_as_what_they_are(
 def test_what_cannot_be_read_is_refused(word: str) -> None:
     with pytest.raises(BadHyperparameter, match="expected"):
         parse_settings("adv", [word])
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("5", 5), ("-5", -5), ("--5", "--5"), ("-", "-"), ("cat", "cat")]
+)
+def test_what_is_no_number_is_a_name(word: str, value: int | str) -> None:
+    assert parse_classes([f"{word},3"]) == [value, 3]
+    assert parse_output(word) == value
