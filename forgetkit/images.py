@@ -111,6 +111,7 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         files: path and label of each sample.
         classes: class names by label.
         transform: from a PIL image to the model's input.
+        root: the folder that holds the classes' folders, for the record.
     """
 
     def __init__(
@@ -118,7 +119,9 @@ class ImageFiles(Dataset[tuple[Tensor, int]]):
         files: Sequence[tuple[Path, int]],
         classes: Sequence[str],
         transform: Callable[[Image], Tensor],
+        root: Path,
     ) -> None:
+        self.root = root
         self.files = list(files)
         self.targets = [label for _, label in files]
         self.classes = list(classes)
@@ -186,8 +189,10 @@ def read_folder(
     classes = [""] * num_classes
     for name, label in labels.items():
         classes[label] = name
-    train = ImageFiles(_files(train_root, labels), classes, transform)
-    test = ImageFiles(_files(test_root, labels), classes, transform) if test_root else None
+    train = ImageFiles(_files(train_root, labels), classes, transform, train_root)
+    test = None
+    if test_root is not None:
+        test = ImageFiles(_files(test_root, labels), classes, transform, test_root)
     if len(train) == 0:
         raise DataError(
             f"--data {top}: expected images in {train_root}, found class folders without any; "

@@ -17,6 +17,7 @@ from forgetkit.auditing.evidence import MEANING
 from forgetkit.auditing.unlabelled import with_placeholders
 from forgetkit.copying import independent_copy
 from forgetkit.data.batches import rows_of
+from forgetkit.data.described import described
 from forgetkit.data.loaders import Loader
 from forgetkit.data.names import class_names
 from forgetkit.data.randomness import random_state_kept
@@ -162,6 +163,7 @@ def read(
             "and a test set for a shorter audit"
         )
     names = class_names(model, first)
+    told = _sources(given)  # asked before loaders are wrapped
     given, unlabelled = _labelled(given)
     first = next(it for it in (given.forget, given.test, given.retain) if it is not None)
     looked_at, example = peeked(first)
@@ -191,7 +193,25 @@ def read(
             "classes; pass a forget set or a test set"
         )
     _say_what_is_missing(material, given, test)
+    _say_the_sources(material, told)
     return material
+
+
+def _sources(given: Given) -> dict[str, str]:
+    """Return by split name where its samples come from."""
+    retain = given.forget if given.retain is None else given.retain
+    loaders = {"forget": given.forget, "retain": retain}
+    loaders |= dict.fromkeys(("test_forget", "test_retain"), given.test)
+    return {name: described(loader) for name, loader in loaders.items() if loader is not None}
+
+
+def _say_the_sources(material: Material, told: Mapping[str, str]) -> None:
+    """Note where each set comes from: a reader cannot tell a test set by its size."""
+    sets: dict[str, list[str]] = {}
+    for name in material.sets:
+        sets.setdefault(told[name], []).append(MEANING[name])
+    words = [f"{' and '.join(names)}: {source}" for source, names in sets.items()]
+    material.notes.append(f"sources: {'; '.join(words)}")
 
 
 def _affordable(retain: SampleSet, each: int, material: Material, seed: int) -> SampleSet:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from forgetkit import (
     Audit,
@@ -38,6 +38,7 @@ from forgetkit.auditing.verdict import (
     Circumstances,
     verdict,
 )
+from forgetkit.data.described import described
 from forgetkit.fields import bounded
 from forgetkit.fingerprint import digest
 from forgetkit.goal import Instances
@@ -400,6 +401,43 @@ class Pictures(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         return self._images[index]
+
+
+class Named(TensorDataset):
+    """A data set that tells where it comes from, as torchvision's do."""
+
+    def __init__(self, data: TensorDataset, *, train: bool) -> None:
+        super().__init__(*data.tensors)
+        self.root, self.train = "pictures", train
+
+
+def test_the_record_names_the_source_of_each_set() -> None:
+    some = toy("cnn")
+    training, test = Named(some.train, train=True), Named(some.test, train=False)
+
+    def source(**given: Any) -> str:  # noqa: ANN401
+        found = audit(
+            some.model, **given, classes=[GONE], device="cpu", untrained=False,
+            metrics=["accuracy"],
+        )  # fmt: skip
+        (note,) = (note for note in found.notes if note.startswith("sources: "))
+        assert note in found.markdown()
+        return note.removeprefix("sources: ")
+
+    assert source(forget=DataLoader(training, batch_size=64), test=DataLoader(test, 64)) == (
+        "the samples to forget and training samples to keep: Named in pictures, split train; test "
+        "samples of the forgotten classes and test samples of the other classes: Named in "
+        "pictures, split test"
+    )
+    own = source(test=DataLoader(Subset(test, range(200)), batch_size=64))
+    assert own.endswith("200 samples of Named in pictures, split test")
+    images, labels = some.train.tensors
+    batches = list(zip(images.split(64), labels.split(64), strict=True))
+    assert "training samples to keep: given by the caller (list)" in source(forget=batches)
+    both: ConcatDataset[Any] = ConcatDataset([training, some.test])
+    assert described(DataLoader(both)) == (
+        "Named in pictures, split train with given by the caller (TensorDataset)"
+    )
 
 
 def images_alone(only: int | None = None) -> list[Tensor]:

@@ -15,6 +15,7 @@ from forgetkit.comparing import pictures as of_rows
 from forgetkit.report import compare, page
 from forgetkit.report.bars import bars_figure
 from forgetkit.report.drawing import Picture, attempt, svg_of
+from forgetkit.report.pictures import PICTURES
 from forgetkit.report.pictures.radar import radar_figure
 from forgetkit.report.record import read_record
 
@@ -38,7 +39,7 @@ def test_a_picture_that_breaks_does_not_cost_the_others(
     make: Callable[..., Picture], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lost, kept = "Accuracy by class", "All axes at once"
-    monkeypatch.setattr(page, "PICTURES", {lost: make, kept: page.PICTURES[kept]})
+    monkeypatch.setattr(page, "PICTURES", {lost: make, kept: PICTURES[kept]})
     drawn = page.draw(read_record(record()))
     assert [picture.title for picture in drawn.pictures] == [kept]
     assert drawn.left_out[lost].startswith("an error stopped it: ValueError: ")
