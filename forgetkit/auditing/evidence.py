@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -126,6 +126,9 @@ class Evidence:
         class_names: by index, or ``None``.
         unlabelled: splits whose samples came without labels; theirs are placeholders.
         head: dotted path(s) that the caller named as the head, or ``None``.
+        control: whether the original stands in for the model under audit, to see whether a rule
+            tells it from a retrained model. What is known without any rule of a model that is the
+            original bit for bit does not count then.
     """
 
     subjects: Mapping[Role, Subject]
@@ -141,6 +144,7 @@ class Evidence:
     class_names: Sequence[str] | None = None
     unlabelled: frozenset[str] = frozenset()
     head: str | Sequence[str] | None = None
+    control: bool = False
 
     @property
     def kept_classes(self) -> tuple[int, ...]:
@@ -183,6 +187,15 @@ class Evidence:
         if found is None:
             raise Missing(f"needs features, but the {role} model cannot be split into parts")
         return found
+
+    def of_original(self) -> Evidence:
+        """Return the same evidence with the original in the place of the model under audit.
+
+        Raises:
+            Missing: the original is not at hand.
+        """
+        subjects: dict[Role, Subject] = {**self.subjects, "unlearned": self.subject("original")}
+        return replace(self, subjects=subjects, control=True)
 
     def samples(self, split: str, *, labelled: bool = True) -> SampleSet:
         """Return the samples of a split.

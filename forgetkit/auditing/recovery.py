@@ -205,9 +205,13 @@ class Recovery:
             for subject in references(evidence)
         ]
         own, first = self.banks["unlearned"], self.banks.get("original")
-        self.same = first is not None and all(
-            torch.equal(left, right)
-            for left, right in ((own.train, first.train), (own.forgotten, first.forgotten))
+        self.same = (
+            not evidence.control
+            and first is not None
+            and all(
+                torch.equal(left, right)
+                for left, right in ((own.train, first.train), (own.forgotten, first.forgotten))
+            )
         )
         self.chance = 1.0 / (evidence.num_classes if self.classes is None else len(self.classes))
         self.seed = evidence.seed

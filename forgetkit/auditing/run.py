@@ -46,6 +46,9 @@ SECONDS = {"quick": 0.5, "standard": 1.0, "full": 2.0}
 MANY_CLASSES = 50
 """With more, fitting heads to features can take longer than all that the estimate counts."""
 
+BLIND = "the original passes this check too, so that passing shows nothing"
+"""What is said of a check that finds no difference from retraining where nothing was forgotten."""
+
 
 def audit(
     model: Model,
@@ -198,6 +201,8 @@ class _Session:
     metric_seconds: dict[str, float] = field(default_factory=dict)
     estimated: float | None = None
     partial: bool = False
+    blind: list[str] = field(default_factory=list)
+    untried: list[str] = field(default_factory=list)
 
     def run(self) -> Audit:
         """Do it; Ctrl-C at any moment leaves a record of what is known by then."""
@@ -380,9 +385,27 @@ class _Session:
             for number, metric in enumerate(self.metrics, 1):
                 self.say(f"{number}/{len(self.metrics)} {metric.card.title}")
                 start = time.perf_counter()
-                self.findings.append(_measured(metric, self.evidence, broken))
+                self.findings.append(self._judged(_measured(metric, self.evidence, broken), metric))
                 self.metric_seconds[metric.card.slug] = time.perf_counter() - start
                 bar.advance()
+
+    def _judged(self, found: Finding, metric: Metric) -> Finding:
+        """Take back an ``as retrain`` that the original would get as well."""
+        if found.verdict != "as retrain" or self.evidence is None:
+            return found
+        if self.original is None:
+            self.untried.append(found.slug)
+            return found
+        before = _measured(metric, self.evidence.of_original())
+        if before.verdict == "not run":
+            self.untried.append(found.slug)
+            note = f"not tried on the original: {before.note}"
+        elif before.verdict == "as retrain":
+            self.blind.append(found.slug)
+            found, note = replace(found, verdict="not decidable"), BLIND
+        else:
+            return found
+        return replace(found, note="; ".join(filter(None, (note, found.note))))
 
     def _record(self, began: str) -> Audit:
         material = self.material
@@ -412,6 +435,8 @@ class _Session:
                 partial=self.partial,
                 level=self.level,
                 beyond=tuple(card.title for card in higher),
+                blind=tuple(self.blind),
+                untried=tuple(self.untried),
             ),
         )
         return Audit(
@@ -452,7 +477,7 @@ class _Session:
             self.seconds[phase] = time.perf_counter() - start
 
 
-def _measured(metric: Metric, evidence: Evidence, broken: str) -> Finding:
+def _measured(metric: Metric, evidence: Evidence, broken: str = "") -> Finding:
     """Run one metric; whatever stops it becomes the reason why it was not run."""
     if broken:
         return _not_run(metric, "failed", f"needs finite predictions, but {broken}")

@@ -38,6 +38,9 @@ class Circumstances:
         partial: whether the audit was interrupted.
         level: of the audit.
         beyond: titles of the checks of higher levels, which were not asked for.
+        blind: slugs of the checks that take the original, too, for a retrained model.
+        untried: slugs of the checks that came out as after retraining and were not tried on the
+            original.
     """
 
     target: str
@@ -48,6 +51,8 @@ class Circumstances:
     partial: bool = False
     level: str = "quick"
     beyond: tuple[str, ...] = ()
+    blind: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
 
 
 def looks_behind(card: MetricCard) -> bool:
@@ -85,8 +90,7 @@ def verdict(
         lines.append(HEAD_ONLY)
     if known.head_masked:
         lines.append(MASKED)
-    if by.get("not decidable"):
-        lines.append(f"Not decidable: {titles(by['not decidable'])}.")
+    lines += _undecided(by.get("not decidable", []), known)
     lines += _not_tested(findings, cards)
     if known.beyond:
         lines.append(f"Not tested at level {known.level}: {', '.join(known.beyond)}.")
@@ -102,6 +106,14 @@ def _not_tested(findings: Sequence[Finding], cards: Mapping[str, MetricCard]) ->
         if finding.verdict == "not run":
             by.setdefault(finding.cause, []).append(cards[finding.slug])
     return [f"{words}: {titles(by[cause])}." for cause, words in NOT_TESTED.items() if cause in by]
+
+
+def _undecided(cards: Sequence[MetricCard], known: Circumstances) -> list[str]:
+    """Return a sentence for checks that would pass the original, and one for the others."""
+    blind = [card for card in cards if card.slug in known.blind]
+    others = [card for card in cards if card.slug not in known.blind]
+    parts = (("Not decidable, because the original passes too", blind), ("Not decidable", others))
+    return [f"{words}: {titles(found)}." for words, found in parts if found]
 
 
 def titles(cards: Sequence[MetricCard]) -> str:
@@ -122,17 +134,29 @@ def _judged(by: Mapping[Verdict, list[MetricCard]], known: Circumstances) -> lis
             f"Over-forgotten by {titles(over)}: the model treats {known.target} unlike a model "
             "that was not trained on it, which by itself can give the request away."
         )
-    if alike and not left and not over:
+    if alike and known.unchanged:
+        lines.append(f"No difference from a retrained model is seen by {titles(alike)}.")
+    elif alike and not left and not over:
         lines.append(
             f"As far as tested ({titles(alike)}), the model behaves as one that was not trained "
-            f"on {known.target}."
+            f"on {known.target}.{_untried(alike, known)}"
         )
     elif alike:
         lines.append(f"As after retraining by {titles(alike)}.")
-    if not (left or over or alike) and by.get("no verdict"):
+    if not (left or over or alike) and (by.get("no verdict") or by.get("not decidable")):
         why = "" if known.has_reference else "; most need a model retrained without the samples"
         lines.append(f"No check that ran could decide{why}.")
     return lines
+
+
+def _untried(alike: Sequence[MetricCard], known: Circumstances) -> str:
+    """Say of which checks nothing shows that they would find anything."""
+    missed = [card for card in alike if card.slug in known.untried]
+    if not missed:
+        return ""
+    if len(missed) < len(alike):
+        return f" Not tried on the original: {titles(missed)}."
+    return " No check was tried on the original: nothing shows that they would find anything there."
 
 
 def _traces(left: list[MetricCard], others: list[MetricCard], known: Circumstances) -> list[str]:

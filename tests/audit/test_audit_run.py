@@ -144,11 +144,19 @@ def loader_of(rows: Callable[[Tensor], Tensor], size: int = 32) -> DataLoader[tu
 
 
 def retrained(seed: int) -> nn.Module:
+    images, labels = toy("cnn").train.tensors
+    return trained(seed, images[labels != GONE], labels[labels != GONE])
+
+
+def retrained_on_all(seed: int) -> nn.Module:
+    images, labels = toy("cnn").train.tensors
+    return trained(seed, images[20:], labels[20:])
+
+
+def trained(seed: int, images: Tensor, labels: Tensor) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = TOYS["cnn"]()
-        images, labels = toy("cnn").train.tensors
-        images, labels = images[labels != GONE], labels[labels != GONE]
         optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
         for _ in range(6):
             for rows in torch.randperm(len(labels)).split(32):
@@ -215,6 +223,67 @@ def test_every_number_of_the_report_is_in_the_record(hidden: Audit) -> None:
     assert "Few-shot linear probe" in table
     assert "residual" in table
     assert hidden.summary.endswith(LAST)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeing(Metric):
+    """Finds the class where more than a share of its samples is right."""
+
+    card: ClassVar[MetricCard] = card("seeing", "attack")
+    limit: float = bounded(0.5, 0.0, 1.0, "share that counts as found")
+    fails: float = bounded(0.0, 0.0, 1.0, "whether it cannot look at the original")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        if evidence.control and self.fails:
+            raise Missing("needs the moon, which was not given")
+        share = float(evidence.of("unlearned", "forget").right.double().mean())
+        found: Verdict = "residual" if share > self.limit else "as retrain"
+        return self.finding(share, samples=60, verdict=found, note="what it says")
+
+
+def test_a_check_is_tried_on_the_original_before_it_gives_the_all_clear() -> None:
+    some = toy("cnn")
+    with torch.no_grad():
+        some.model.fc.bias[GONE] -= 50  # type: ignore[union-attr, operator, index]
+    words: dict[str, Any] = {
+        "forget": some.loader(), "classes": [GONE], "device": "cpu", "untrained": False,
+    }  # fmt: skip
+    before = {"original": toy("cnn").model}
+    works = audit(some.model, metrics=[Seeing()], **words, **before)
+    assert works["seeing"].verdict == "as retrain"
+    assert works["seeing"].note == "what it says"
+    assert works["seeing"].value == 0.0
+    assert works.verdict[0].endswith("not trained on class 3.")
+    blind = audit(some.model, metrics=[Seeing(limit=1.0)], **words, **before)
+    assert blind["seeing"].verdict == "not decidable"
+    assert blind["seeing"].note.startswith("the original passes this check too")
+    assert blind["seeing"].value == 0.0
+    assert "Not decidable, because the original passes too: Seeing." in blind.verdict
+    alone = audit(some.model, metrics=[Seeing()], **words)
+    assert alone["seeing"].verdict == "as retrain"
+    assert "No check was tried on the original" in alone.verdict[0]
+    failed = audit(some.model, metrics=[Seeing(fails=1.0)], **words, **before)
+    assert failed["seeing"].note.startswith("not tried on the original: needs the moon")
+    assert "No check was tried on the original" in failed.verdict[0]
+
+
+def test_a_model_that_forgot_nothing_gets_no_all_clear() -> None:
+    some = toy("cnn")
+    with torch.no_grad():
+        for weight in some.model.parameters():
+            weight.add_(1e-7)
+    rows = torch.arange(20)
+    images, labels = some.train.tensors
+    few = DataLoader(TensorDataset(images[rows], labels[rows]), batch_size=20)
+    for model in (some.model, toy("cnn").model):
+        found = audit(
+            model, forget=few, retain=some.loader(), test=unseen(), device="cpu",
+            original=toy("cnn").model, reference=[retrained_on_all(1), retrained_on_all(2)],
+            metrics=["accuracy", "top_k_accuracy", "kl", "completeness", "streisand"],
+        )  # fmt: skip
+        assert not any(finding.verdict == "as retrain" for finding in found.findings)
+        assert any("original passes" in finding.note for finding in found.findings)
+        assert "As far as tested" not in found.summary
 
 
 def test_what_is_wanting_or_broken_does_not_stop_the_rest() -> None:
@@ -814,6 +883,20 @@ def test_the_words_of_the_verdict_follow_from_the_verdicts() -> None:
     assert said(accuracy="no verdict").startswith("No check that ran could decide.")
     alone = said(replace(KNOWN, has_reference=False), accuracy="no verdict")
     assert "most need a model retrained" in alone
+
+
+def test_no_all_clear_rests_on_a_check_that_the_original_passes_or_never_met() -> None:
+    blind = said(replace(KNOWN, blind=("mia",)), mia="not decidable", probe="not decidable")
+    assert blind.startswith("No check that ran could decide.")
+    assert "Not decidable, because the original passes too: Mia. Not decidable: Probe." in blind
+    untried = said(replace(KNOWN, untried=("mia", "probe")), mia="as retrain", probe="as retrain")
+    assert "on class 3. No check was tried on the original: nothing shows" in untried
+    some = said(replace(KNOWN, untried=("mia",)), mia="as retrain", probe="as retrain")
+    assert "on class 3. Not tried on the original: Mia." in some
+    same = said(replace(KNOWN, unchanged=True), mia="as retrain", accuracy="as retrain")
+    assert "As far as tested" not in same
+    assert same.startswith("No difference from a retrained model is seen by Mia, Accuracy.")
+    assert UNCHANGED in same
 
 
 def test_circumstances_are_said() -> None:
