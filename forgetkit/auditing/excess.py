@@ -122,11 +122,11 @@ def unlike_retrain(
     Args:
         unlearned: (resamples,) of the attack's number, higher for members.
         retrained: the same resamples under the retrained model, or ``None``.
-        works: whether the attack finds the members in the original; ``None`` when not known.
+        works: whether the attack tells the original from that model; ``None`` when not known.
 
     ``residual`` when it is surely above the retrained model's, ``over-forgotten`` when surely
-    below: then the samples are conspicuous the other way. An attack that finds nothing in the
-    original, or was never tried on it, proves nothing: ``not decidable``.
+    below: then the samples are conspicuous the other way. An attack that finds nothing more in
+    the original, or was never tried on it, proves nothing: ``not decidable``.
     """
     if retrained is None:
         return "not decidable", None

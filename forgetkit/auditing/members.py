@@ -154,6 +154,10 @@ def attacked(
 ) -> Attacked:
     """Return AUC, intervals, rates and verdict from scores of the same samples by model.
 
+    An attack works when its AUC under the original surely differs from that under the retrained
+    model. Differing from 0.5 is not enough: so it does for a model that saw neither group, where
+    the groups differ in more than membership.
+
     Args:
         scores: (scores of members, scores of others) by role, ``"unlearned"`` among them.
         resamples: of the bootstrap.
@@ -167,9 +171,10 @@ def attacked(
     )
     intervals: dict[str, tuple[float, float]] = {r: interval(v) for r, v in drawn.items()}
     works = None
-    if "original" in intervals:
-        low, high = intervals["original"]
-        works = not low <= 0.5 <= high
+    if "original" in drawn:
+        chance = drawn.get("retrained", torch.tensor(0.5))
+        low, high = interval(drawn["original"] - chance)
+        works = not low <= 0 <= high
     verdict, difference = unlike_retrain(drawn["unlearned"], drawn.get("retrained"), works)
     notes = []
     if "retrained" not in scores:
@@ -182,7 +187,9 @@ def attacked(
             "differ from the forget samples in more than membership"
         )
     if works is False:
-        notes.append("the attack finds nothing in the original either, so it shows little")
+        beside = "no more in the original than in the retrained model"
+        what = beside if "retrained" in scores else "nothing in the original either"
+        notes.append(f"the attack finds {what}, so it shows little")
     return Attacked(
         {role: auc(*pair) for role, pair in scores.items()}, intervals, difference, verdict,
         {role: _rates(*pair) for role, pair in scores.items()},

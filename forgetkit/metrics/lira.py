@@ -33,8 +33,8 @@ class LiRA(Metric):
 
     Verdict: ``residual`` when the AUC is surely above the first retrained model's,
         ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
-        ``as retrain``, but ``not decidable`` without a retrained model or unless the attack finds
-        the samples in the original.
+        ``as retrain``, but ``not decidable`` without a retrained model or unless the AUC under the
+        original surely differs from that model's.
 
     Source: Carlini et al., "Membership Inference Attacks From First Principles", S&P 2022,
         arXiv:2112.03570, section V.C.

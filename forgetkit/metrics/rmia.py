@@ -37,8 +37,8 @@ class RMIA(Metric):
 
     Verdict: ``residual`` when the AUC is surely above the first retrained model's,
         ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
-        ``as retrain``, but ``not decidable`` without a retrained model or unless the attack finds
-        the samples in the original.
+        ``as retrain``, but ``not decidable`` without a retrained model or unless the AUC under the
+        original surely differs from that model's.
 
     Source: Zarifzadeh, Liu, Shokri, "Low-Cost High-Power Membership Inference Attacks", ICML 2024,
         arXiv:2312.03262.

@@ -13,7 +13,7 @@ from forgetkit.auditing.attacks import matched_rows
 from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role, Subject
 from forgetkit.auditing.excess import unlike_retrain
 from forgetkit.auditing.loss_attack import member_losses
-from forgetkit.auditing.members import groups
+from forgetkit.auditing.members import attacked, groups
 from forgetkit.data.sets import StoredSet
 from forgetkit.metric import Metric
 from forgetkit.metrics.entropy import Entropy
@@ -210,3 +210,24 @@ def test_several_labels_a_sample_are_refused_in_a_sentence() -> None:
     for metric in (MiaLoss(), MiaConfidence()):
         with pytest.raises(Missing, match="one class each"):
             metric.measure(evidence)
+
+
+def test_an_attack_that_sees_no_more_in_the_original_than_in_a_retrained_model_is_no_proof() -> (
+    None
+):
+    generator = Generator().manual_seed(0)
+    members, others = (
+        torch.randn(200, generator=generator) + 1,
+        torch.randn(200, generator=generator),
+    )
+    biased = (members, others)  # easier samples, whatever was trained on
+    found = attacked({"unlearned": biased, "original": biased, "retrained": biased}, resamples=50)
+    assert found.intervals["original"][0] > 0.5
+    assert found.verdict == "not decidable"
+    assert "no more in the original than in the retrained model" in found.note
+    known = (members + 2, others)
+    works = attacked({"unlearned": biased, "original": known, "retrained": biased}, resamples=50)
+    assert works.verdict == "as retrain"
+    assert attacked({"unlearned": known, "original": known}, resamples=50).note == (
+        "no retrained model to compare with"
+    )
