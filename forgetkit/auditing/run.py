@@ -90,7 +90,8 @@ def audit(
         classes: the forgotten classes, when whole classes were to be forgotten.
         goal: another request, as an object of ``forgetkit.goal``; instead of ``classes``.
         original: the model before it forgot.
-        reference: one or several models trained without the samples to forget.
+        reference: one or several models trained without the samples to forget. One that is the
+            model under audit, bit for bit, is left out with a note.
         level: ``"quick"``, ``"standard"`` or ``"full"``.
         metrics: names or objects to run instead of all of the level.
         device: where to compute; the default is a CUDA device, else the CPU.
@@ -113,7 +114,8 @@ def audit(
         BadTarget: the goal does not fit, or both ``goal`` and ``classes`` were given.
         CannotSplitModel: ``head`` is no head of the model under audit.
         DataError: nothing to forget was given, or data cannot be used.
-        ModelError: a model cannot be used, or the models do not fit together.
+        ModelError: a model cannot be used, the models do not fit together, or a reference is the
+            original or another reference, bit for bit.
     """
     if level not in LEVELS:
         raise BadHyperparameter(
@@ -226,13 +228,13 @@ class _Session:
             self.material = inputs.read(
                 own, self.given, self.device, self.seed, models=count, head=self.head
             )
+        with self._clock("fingerprint"):
+            self._fingerprint()
         models: list[tuple[Role, nn.Module]] = [("unlearned", own)]
         if self.original is not None:
             models.append(("original", self._copy(self.original)))
         models += [("retrained", self._copy(one)) for one in self.references]
         self._say_which_models_are_missing()
-        with self._clock("fingerprint"):
-            self._fingerprint()
         if self.untrained and (twin := self._twin(own)) is not None:
             models.append(("untrained", twin))
         self._estimate(own, len(models))
@@ -278,11 +280,41 @@ class _Session:
             before = inputs.prints_of(self.original)
             self.prints["original"] = digest(before)
             self._compare(before, prints)
-        if self.references:
-            self.prints["retrained"] = [digest(inputs.prints_of(one)) for one in self.references]
+        self._fingerprint_references()
         sets = self._sets()
         if "forget" in sets:
             self.prints["forget set"] = inputs.set_digest(sets["forget"])
+
+    def _fingerprint_references(self) -> None:
+        """Keep the references that are models of their own; refuse what cannot be one.
+
+        Raises:
+            ModelError: one is the original, or another one, bit for bit.
+        """
+        found: dict[str, nn.Module] = {}
+        for number, one in enumerate(self.references, 1):
+            mark = digest(inputs.prints_of(one))
+            same = ""
+            if mark == self.prints.get("original"):
+                same = "the original, which was trained on them"
+            elif mark in found:
+                same = "a reference that was given before"
+            if same:
+                raise ModelError(
+                    "audit(reference=...): expected different models that were trained without "
+                    f"the samples to forget, found that number {number} is bit for bit {same}; "
+                    "leave it out or pass another one"
+                )
+            if mark == self.prints["model"]:
+                self.notes.append(
+                    f"reference {number} is the model under audit, bit for bit, and was left out: "
+                    "held against itself, a model shows nothing"
+                )
+            else:
+                found[mark] = one
+        self.references = list(found.values())
+        if found:
+            self.prints["retrained"] = list(found)
 
     def _compare(self, before: Mapping[str, TensorPrint], after: Mapping[str, TensorPrint]) -> None:
         self.changed = inputs.changed_tensors(before, after)

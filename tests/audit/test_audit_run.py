@@ -315,9 +315,9 @@ def test_a_model_that_answers_nan_gets_no_numbers_and_no_all_clear(whose: str) -
     broken = copy.deepcopy(some.model)
     with torch.no_grad():
         next(broken.parameters()).fill_(torch.nan)
-    model, reference = (broken, some.model) if whose == "unlearned" else (some.model, broken)
+    model, reference = (broken, retrained(1)) if whose == "unlearned" else (some.model, broken)
     found = audit(
-        model, forget=some.loader(), classes=[GONE], reference=[some.model, reference],
+        model, forget=some.loader(), classes=[GONE], reference=[retrained(2), reference],
         level="quick", device="cpu",
     )  # fmt: skip
     assert {finding.verdict for finding in found.findings} == {"not run"}
@@ -782,6 +782,22 @@ def test_what_cannot_be_audited_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         ask(**changes)
+
+
+def test_a_reference_is_a_model_of_its_own() -> None:
+    first, second = retrained(1), retrained(2)
+    found = ask(original=second, reference=[toy("cnn").model, first])
+    assert found.models["retrained"] == 1
+    assert found.fingerprints["retrained"] == [digest(inputs.prints_of(first))]
+    assert any("reference 1 is the model under audit" in note for note in found.notes)
+    alone = ask(reference=toy("cnn").model)
+    assert "retrained" not in alone.models
+    assert "retrained" not in alone.fingerprints
+    assert any(sentence.startswith("no model retrained") for sentence in alone.missing)
+    with pytest.raises(ModelError, match="number 2 is bit for bit the original, which was trained"):
+        ask(original=second, reference=[first, copy.deepcopy(second)])
+    with pytest.raises(ModelError, match="number 2 is bit for bit a reference that was given"):
+        ask(reference=[first, copy.deepcopy(first)])
 
 
 def test_the_named_head_may_be_missing_in_another_model() -> None:
