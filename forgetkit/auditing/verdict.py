@@ -77,7 +77,7 @@ def verdict(
     for finding in findings:
         by.setdefault(finding.verdict, []).append(cards[finding.slug])
     ran = [cards[f.slug] for f in findings if f.verdict != "not run"]
-    lines = _judged(by, known)
+    lines = _judged(by, known, silent=known.head_masked or any(map(_silent, findings)))
     if not ran:
         wanting = all(finding.cause == "missing" for finding in findings)
         why = ": every check lacks something that was not given" if wanting else ""
@@ -121,14 +121,30 @@ def titles(cards: Sequence[MetricCard]) -> str:
     return ", ".join(card.title for card in cards)
 
 
-def _judged(by: Mapping[Verdict, list[MetricCard]], known: Circumstances) -> list[str]:
+def _silent(found: Finding) -> bool:
+    """Return whether an accuracy shows that the model no longer answers what it was to forget.
+
+    It does when it is as after retraining or below, or, where that cannot be told, surely below
+    half of the original's, from which on the relearning attack takes a class to be back.
+    """
+    if found.slug != "accuracy":
+        return False
+    if found.verdict != "not decidable":
+        return found.verdict in ("as retrain", "over-forgotten")
+    before = found.controls.get("original")
+    return before is not None and found.interval is not None and found.interval[1] < before / 2
+
+
+def _judged(
+    by: Mapping[Verdict, list[MetricCard]], known: Circumstances, *, silent: bool
+) -> list[str]:
     left, over, alike = (
         by.get(name, [])
         for name in ("residual", "over-forgotten", "as retrain")  # type: tuple[Verdict, ...]
     )
     lines = []
     if left:
-        lines += _traces(left, alike + over, known)
+        lines += _traces(left, known, hidden=silent and not known.unchanged)
     if over:
         lines.append(
             f"Over-forgotten by {titles(over)}: the model treats {known.target} unlike a model "
@@ -159,19 +175,15 @@ def _untried(alike: Sequence[MetricCard], known: Circumstances) -> str:
     return " No check was tried on the original: nothing shows that they would find anything there."
 
 
-def _traces(left: list[MetricCard], others: list[MetricCard], known: Circumstances) -> list[str]:
+def _traces(left: list[MetricCard], known: Circumstances, *, hidden: bool) -> list[str]:
     """Tell a class that is hidden from one that plainly is still there.
 
-    It is hidden when something behind the outputs finds it, though the accuracy does not: because
-    only the head changed, because output rows were masked, or because some check of the outputs
-    came out as after retraining.
+    It is hidden when something behind the outputs finds it, though the model is known not to
+    answer with it any more: by its accuracy, or because output rows were masked.
     """
     behind = [card for card in left if looks_behind(card)]
     before = [card for card in left if not looks_behind(card)]
-    shut = bool(known.head_only) or known.head_masked
-    shut = shut or any(card.looks_at == "answers" for card in others)
-    answered = known.unchanged or any(card.slug == "accuracy" for card in left)
-    if behind and shut and not answered:
+    if behind and hidden:
         lines = [
             f"Hidden, not gone: the model no longer answers as if it knew {known.target}, but it "
             f"is still found by {titles(behind)}."

@@ -915,9 +915,32 @@ def test_no_all_clear_rests_on_a_check_that_the_original_passes_or_never_met() -
     assert UNCHANGED in same
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "hidden"),
+    [
+        (Finding("accuracy", 1.0, verdict="not decidable", interval=(0.9, 1.0)), False),
+        (Finding("accuracy", 0.0, verdict="not decidable", interval=(0.0, 0.4)), True),
+        (Finding("accuracy", 0.0, verdict="not decidable", interval=(0.0, 0.6)), False),
+        (Finding("accuracy", 0.0, verdict="not decidable"), False),
+        (Finding("accuracy", None, verdict="not run"), False),
+        (Finding("accuracy", 0.9, verdict="residual", interval=(0.0, 0.4)), False),
+        (Finding("accuracy", 0.0, verdict="over-forgotten", interval=(0.0, 0.4)), True),
+    ],
+)
+def test_only_a_class_that_is_known_not_to_be_answered_is_called_hidden(
+    accuracy: Finding, hidden: bool
+) -> None:
+    """With the probe alone, a silent class and one that was never asked about look the same."""
+    found = [replace(accuracy, controls={"original": 1.0}), Finding("probe", 1, verdict="residual")]
+    first = verdict(found, CARDS, replace(KNOWN, head_only=True))[0]
+    assert first.startswith("Hidden, not gone" if hidden else "Traces of class 3 are left")
+
+
 def test_circumstances_are_said() -> None:
     assert HEAD_ONLY in said(replace(KNOWN, head_only=True), probe="residual")
-    assert said(replace(KNOWN, head_only=True), probe="residual").startswith("Hidden")
+    unknown = said(replace(KNOWN, head_only=True), probe="residual", accuracy="not decidable")
+    assert unknown.startswith("Traces of class 3 are left")
+    assert said(replace(KNOWN, head_masked=True), probe="residual").startswith("Hidden")
     assert MASKED in said(replace(KNOWN, head_masked=True), accuracy="no verdict")
     same = said(replace(KNOWN, head_only=True, unchanged=True), probe="residual")
     assert UNCHANGED in same
