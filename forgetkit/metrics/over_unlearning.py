@@ -41,7 +41,9 @@ class OverUnlearning(Metric):
     are the original's probabilities without the forgotten classes, made to sum to 1, p the model's.
 
     Verdict: ``over-forgotten`` when larger than every retrained model's by more than two standard
-        errors, ``as retrain`` otherwise.
+        errors, ``as retrain`` otherwise. What a model still says of the forgotten classes adds to
+        the value, too, of the original most of all: when the same over kept classes alone is not
+        larger, ``not decidable``.
 
     Source: Ha, Park, Yoon, "Unlearning's Blind Spots", ICML 2026, arXiv:2506.01318, section 4.
 
@@ -88,23 +90,35 @@ class OverUnlearning(Metric):
             )  # fmt: skip
             wanted = renormalised(logits_over(moved, answer), blocked.cpu()).exp()
 
-        def divergence(subject: Subject) -> Tensor:
+        def divergences(subject: Subject) -> tuple[Tensor, Tensor]:
+            """Return them over all classes, and over the kept ones alone."""
             with evaluating(subject.model):
                 logits = logits_over(moved, answer_of(subject, evidence, open_head=False))
-            return jensen_shannon(wanted, logits.softmax(dim=1)) / math.log(2)
+            kept = renormalised(logits, blocked.cpu()).exp()
+            over_all, over_kept = (
+                jensen_shannon(wanted, one) / math.log(2) for one in (logits.softmax(dim=1), kept)
+            )
+            return over_all, over_kept
 
-        found = {role: divergence(one) for role, one in evidence.subjects.items()}
-        others = [
-            found["retrained"]
+        both = {role: divergences(one) for role, one in evidence.subjects.items()}
+        rivals = [
+            both["retrained"]
             if subject is evidence.subjects.get("retrained")
-            else divergence(subject)
+            else divergences(subject)
             for subject in references(evidence)
         ]
+        found = {role: pair[0] for role, pair in both.items()}
+        others = [pair[0] for pair in rivals]
         own = found["unlearned"]
         spread = 1.96 * float(own.std()) / math.sqrt(len(own)) if len(own) > 1 else 0.0
         verdict = surely_above([own - other for other in others])
+        note = "" if others else "no retrained model to compare with"
         if verdict == "residual":  # more than retraining is too much here
             verdict = "over-forgotten"
+            kept = both["unlearned"][1]
+            if surely_above([kept - other for _, other in rivals]) != "residual":
+                verdict = "not decidable"
+                note = "it is what the model still says of the forgotten classes that is large"
         return self.finding(
             float(own.mean()),
             samples=len(own),
@@ -117,7 +131,8 @@ class OverUnlearning(Metric):
             details={
                 "nats": float(own.mean()) * math.log(2),
                 "references": [float(other.mean()) for other in others],
+                "kept_classes_alone": {role: float(pair[1].mean()) for role, pair in both.items()},
             },
             verdict=verdict,
-            note="" if others else "no retrained model to compare with",
+            note=note,
         )

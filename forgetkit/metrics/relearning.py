@@ -34,7 +34,10 @@ class Relearning(Metric):
     headline and the verdict use the reset form: median over repeats, in steps.
 
     Verdict: ``residual`` with fewer steps than every retrained model; ``over-forgotten`` with more
-        than twice those of the slowest; ``as retrain`` otherwise.
+        than twice those of the slowest; ``as retrain`` otherwise. A model that is back without any
+        step, as it is, while no retrained one is, is ``residual`` whatever the reset form says.
+        Copies that lose half of their accuracy on kept classes decide nothing: then the step size
+        is too large for their weights.
 
     Source: relearn time of Golatkar et al., CVPR 2020, and of Tarun et al. (few samples).
 
@@ -85,6 +88,7 @@ class Relearning(Metric):
             for at, subject in enumerate(references(evidence))
             if id(subject) not in named
         }
+        ruined: set[str] = set()
         curves: dict[str, object] = {}
         steps: dict[str, dict[str, float]] = {}
         for form in ("reset", "as_is", "head"):
@@ -93,6 +97,8 @@ class Relearning(Metric):
                 name: self._curves(evidence, subject, form, self.shots, target)
                 for name, subject in everyone.items()
             }
+            if form == "reset":
+                ruined = {name for name, found in runs.items() if _ruined(found)}
             steps[form] = {name: _median(found, target) for name, found in runs.items()}
             curves[form] = {
                 name: _plain(found, target, whole=self.whole) for name, found in runs.items()
@@ -107,20 +113,25 @@ class Relearning(Metric):
                         if name in ("unlearned", "retrained")
                     }
         own = steps["reset"]["unlearned"]
-        controls = [
-            value
-            for name, value in steps["reset"].items()
-            if name == "retrained" or name in retrained
-        ]
-        if not controls:
-            note = "; ".join(filter(None, (note, "no retrained model to compare with")))
+        rivals = [name for name in steps["reset"] if name == "retrained" or name in retrained]
+        controls = [steps["reset"][name] for name in rivals if name not in ruined]
         verdict = arrivals_verdict(own, controls, self.steps)
-        if controls and verdict == "not decidable":
-            unknown = (
+        limit = ""
+        if not rivals:
+            limit = "no retrained model to compare with"
+        elif _known(models["unlearned"], target) and not any(
+            _known((models | retrained)[name], target) for name in rivals
+        ):
+            verdict, limit = "residual", "as it is, the model knows the class without any step"
+        elif "unlearned" in ruined or not controls:
+            verdict = "not decidable"
+            limit = f"steps of {self.lr:g} ruin what a copy knows of kept classes; lower lr"
+        elif verdict == "not decidable":
+            limit = (
                 f"the model does not learn the class within {self.steps} steps, and so few do not "
                 "tell how much slower than the retrained models it is; raise steps"
             )
-            note = "; ".join(filter(None, (note, unknown)))
+        note = "; ".join(filter(None, (note, limit)))
         arrived = sorted(
             int(k) for k, found in by_shots.items() if found["unlearned"] < float("inf")
         )
@@ -161,6 +172,16 @@ class Relearning(Metric):
             )
             for repeat in range(self.repeats)
         ]  # fmt: skip
+
+
+def _known(subject: Subject, target: float) -> bool:
+    """Return whether a model is right often enough as it is."""
+    return float(subject.outputs["test_forget"].right.double().mean()) >= target
+
+
+def _ruined(curves: Sequence[Curve]) -> bool:
+    """Return whether most copies end below half of their first accuracy on kept classes."""
+    return 2 * sum(curve.kept[-1] < curve.kept[0] / 2 for curve in curves) > len(curves)
 
 
 def _median(curves: Sequence[Curve], target: float) -> float:

@@ -185,6 +185,29 @@ def test_relearning_gives_a_head_only_edit_away() -> None:
         assert found.value < found.controls["retrained"]
 
 
+def scaled(before: Subject, factor: float) -> Subject:
+    """The same answers, more surely: steps that suit the original are too large for it."""
+    model = copy.deepcopy(before.model)
+    with torch.no_grad():
+        for weight in model.fc.parameters():  # type: ignore[union-attr]  # a toy network's head
+            weight.mul_(factor)
+    return toys.subject(model)
+
+
+def test_a_model_that_answers_as_before_is_not_called_slow_to_relearn() -> None:
+    found = replace(QUICK, steps=10).measure(toys.evidence(scaled(toys.original(), 300.0)))
+    assert found.verdict == "residual"
+    assert "without any step" in found.note
+    assert found.value == float("inf")
+
+
+def test_relearning_decides_nothing_where_its_steps_ruin_the_copy() -> None:
+    audited = replace(QUICK, steps=50, every=50)
+    found = audited.measure(toys.evidence(scaled(toys.masked(), 300.0)))
+    assert found.verdict == "not decidable"
+    assert "ruin what a copy knows of kept classes; lower lr" in found.note
+
+
 @pytest.mark.slow
 def test_relearning_passes_a_retrained_model() -> None:
     evidence = toys.evidence(toys.retrained()[1])
@@ -232,6 +255,15 @@ def test_a_masked_original_keeps_what_it_says_about_neighbours() -> None:
     found = OverUnlearning().measure(toys.evidence(toys.masked()))
     assert found.value == pytest.approx(0.0, abs=1e-9)
     assert found.verdict == "as retrain"
+
+
+def test_an_original_that_still_answers_the_class_is_not_over_forgotten() -> None:
+    found = OverUnlearning().measure(toys.evidence(toys.original()))
+    assert found.value is not None
+    assert found.value > 0.2
+    assert found.verdict == "not decidable"
+    assert "still says of the forgotten classes" in found.note
+    assert found.details["kept_classes_alone"]["original"] == pytest.approx(0.0, abs=1e-9)  # type: ignore[index]
 
 
 def test_over_unlearning_notices_ruined_neighbours() -> None:
