@@ -27,6 +27,9 @@ MEANING = {
     "test_retain": "test samples of the other classes",
 }
 
+WRONG_LABELS = ("relabel", "depoison")
+"""Goals about samples whose labels were wrong: these pairs are to be forgotten."""
+
 
 class Missing(DataError):
     """A metric cannot be computed because a model or a set is not at hand."""

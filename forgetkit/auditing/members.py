@@ -21,7 +21,7 @@ from forgetkit.auditing.attacks import (
     roc,
     tpr_at,
 )
-from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role, Subject
+from forgetkit.auditing.evidence import WRONG_LABELS, Evidence, Missing, Outputs, Role, Subject
 from forgetkit.auditing.excess import roles_with, unlike_retrain
 from forgetkit.auditing.readings import joined, single_label, tests_given
 from forgetkit.metric import Verdict
@@ -69,7 +69,7 @@ def groups(evidence: Evidence, fewest: int = FEWEST) -> Groups:
     own = single_label(evidence.of("unlearned", "forget"))
     splits: tuple[str, ...] = ("test_forget",)
     classes, wrong = own.labels, None
-    if evidence.goal in ("relabel", "depoison"):
+    if evidence.goal in WRONG_LABELS:
         splits, wrong = tests_given(evidence), own.labels
         classes = _right_labels(evidence)
     tests = joined([evidence.of("unlearned", split) for split in splits])

@@ -11,6 +11,7 @@ from forgetkit.auditing.divergence import restricted
 from forgetkit.auditing.evidence import (
     MEANING,
     ROLES,
+    WRONG_LABELS,
     Evidence,
     Missing,
     NotApplicable,
@@ -75,6 +76,19 @@ def single_label(found: Outputs) -> Outputs:
     if found.known_labels is not None and found.known_labels.ndim != 1:
         raise NotApplicable("needs samples with one class each, and these carry several labels")
     return found
+
+
+def needs_own_labels(evidence: Evidence) -> None:
+    """Raise unless the samples carry their own labels.
+
+    Raises:
+        NotApplicable: the request is about wrong labels.
+    """
+    if evidence.goal in WRONG_LABELS:
+        raise NotApplicable(
+            "asks about samples with labels of their own, and those of this request were wrong; "
+            "mia_loss holds wrong labels against unseen samples"
+        )
 
 
 def tests_given(evidence: Evidence) -> tuple[str, ...]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Role, Subject
+from forgetkit.auditing.evidence import Evidence, Missing, Role, Subject
 from forgetkit.auditing.excess import references, roles_with
 from forgetkit.auditing.likelihood import logit_confidence
 from forgetkit.auditing.members import log_probs_of
+from forgetkit.auditing.readings import needs_own_labels
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,7 @@ def references_for(evidence: Evidence) -> Reference:
         Missing: there is no retrained model, or a model lacks outputs.
         NotApplicable: the request is about wrong labels.
     """
-    if evidence.goal in ("relabel", "depoison"):
-        raise NotApplicable(
-            "asks about samples with labels of their own, and those of this request were wrong; "
-            "mia_loss holds wrong labels against unseen samples"
-        )
+    needs_own_labels(evidence)
     roles = roles_with(evidence, "forget", "test_forget")
     models = [
         one

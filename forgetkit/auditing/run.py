@@ -18,7 +18,15 @@ import torch
 from torch import nn
 
 from forgetkit.auditing import inputs
-from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Role, Subject, collect
+from forgetkit.auditing.evidence import (
+    WRONG_LABELS,
+    Evidence,
+    Missing,
+    NotApplicable,
+    Role,
+    Subject,
+    collect,
+)
 from forgetkit.auditing.readings import are_numbers, broken_models
 from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
@@ -553,9 +561,10 @@ def _chosen(level: str, metrics: Sequence[str | Metric] | None) -> list[Metric]:
 
 def _target(goal: Goal, names: Sequence[str] | None, sets: Mapping[str, SampleSet]) -> str:
     """Say what was to be forgotten so that it fits into a sentence."""
-    if isinstance(goal, Instances) and "forget" in sets:
+    if not isinstance(goal, Classes) and "forget" in sets:
         count = len(sets["forget"])
-        return "the one sample of the forget set" if count == 1 else f"{count} samples"
+        samples = "the one sample of the forget set" if count == 1 else f"{count} samples"
+        return f"the wrong labels of {samples}" if goal.kind in WRONG_LABELS else samples
     words = goal.describe(names)
     single = isinstance(goal, Classes) and len(goal.classes) == 1
     return words.replace("classes ", "class ", 1) if single else words

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from forgetkit.auditing.direction import knows_labels_better
 from forgetkit.auditing.evidence import Evidence, Missing, Outputs, Role
 from forgetkit.auditing.intervals import compared, mean_interval
 from forgetkit.auditing.readings import (
     log_probs,
-    losses,
     masked_note,
     outputs,
     retrained_outputs,
@@ -101,13 +101,12 @@ def _verdict(evidence: Evidence, own: Tensor, others: Sequence[Tensor], split: s
     """Return whether the distance exceeds that of all retrained models, and to which side."""
     if not others or evidence.head_masked:  # a mask's losses were put there by hand
         return "not decidable"
-    if any(one.known_labels is None for one in retrained_outputs(evidence, split)):
+    better = knows_labels_better(evidence, split)
+    if better is None:
         return "not decidable"  # nothing tells the two directions apart
-    reference = losses(retrained_outputs(evidence, split)[0]).mean()
-    sure = losses(outputs(evidence, "unlearned", split)).mean() < reference
     farther = compared(own, list(others), seed=evidence.seed)
     if farther == "residual":
-        return "residual" if bool(sure) else "over-forgotten"
+        return "residual" if better else "over-forgotten"
     return "not decidable" if farther == "not decidable" else "as retrain"
 
 

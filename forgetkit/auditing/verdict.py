@@ -147,8 +147,8 @@ def _judged(
         lines += _traces(left, known, hidden=silent and not known.unchanged)
     if over:
         lines.append(
-            f"Over-forgotten by {titles(over)}: the model treats {known.target} unlike a model "
-            "that was not trained on it, which by itself can give the request away."
+            f"Over-forgotten by {titles(over)}: the model treats {known.target} unlike a "
+            "retrained model, which by itself can give the request away."
         )
     if alike and known.unchanged:
         lines.append(f"No difference from a retrained model is seen by {titles(alike)}.")

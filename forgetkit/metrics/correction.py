@@ -8,7 +8,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from forgetkit.auditing.evidence import Evidence, Missing, NotApplicable, Outputs
+from forgetkit.auditing.evidence import (
+    WRONG_LABELS,
+    Evidence,
+    Missing,
+    NotApplicable,
+    Outputs,
+)
 from forgetkit.auditing.intervals import compared, wilson
 from forgetkit.auditing.readings import (
     by_role,
@@ -62,7 +68,7 @@ class Correction(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Compare predictions on the forget set with the old and the new labels."""
-        if evidence.goal not in ("relabel", "depoison"):
+        if evidence.goal not in WRONG_LABELS:
             raise NotApplicable(
                 "is about wrong labels, and this request is about forgetting samples"
             )

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from forgetkit.auditing.direction import of_sureness
 from forgetkit.auditing.divergence import bins_for, entropy
 from forgetkit.auditing.evidence import Evidence
 from forgetkit.auditing.intervals import compared, mean_interval
@@ -33,7 +34,8 @@ class Entropy(Metric):
     of the model and of the first retrained one.
 
     Verdict: ``over-forgotten`` when the mean is surely larger than under every retrained model,
-        ``residual`` when surely smaller.
+        ``residual`` when surely smaller. For wrong labels, and with a single kept class, which a
+        retrained model is always sure of, the loss on the forgotten labels tells the two apart.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096,
         whose membership attack reads the entropy.
@@ -94,7 +96,9 @@ class Entropy(Metric):
             interval=mean_interval(own, seed=evidence.seed),
             controls={role: v for role, v in means["forget"].items() if role != "unlearned"},
             details=details,
-            verdict=compared(own, others, seed=evidence.seed, more="over-forgotten"),
+            verdict=of_sureness(
+                evidence, compared(own, others, seed=evidence.seed, more="over-forgotten")
+            ),
             note=masked_note(evidence),
         )
 

@@ -17,7 +17,7 @@ from forgetkit.auditing.evidence import Missing
 from forgetkit.auditing.excess import roles_with, unlike_retrain
 from forgetkit.auditing.intervals import resampled_means, wilson
 from forgetkit.auditing.members import log_probs_of
-from forgetkit.auditing.readings import joined, single_label, tests_given
+from forgetkit.auditing.readings import joined, needs_own_labels, single_label, tests_given
 from forgetkit.auditing.relearning import few_rows
 from forgetkit.fields import bounded, choice
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
@@ -61,7 +61,7 @@ class MiaConfidence(Metric):
         range="[0, 1], share of the forget samples called member",
         good="as the retrained model's; 0 may be as conspicuous as 1",
         bad="The model answers the forgotten samples in the way in which it answers training data.",
-        needs="forget and retain sets, test samples; a retrained model for a verdict",
+        needs="rightly labelled forget set, kept and test samples; a retrained model for a verdict",
         cost="no F beyond collecting; seconds",
         source="Chundawat et al. 2023, AAAI; Foster et al. 2024, AAAI; Fan et al. 2024, ICLR",
         link="https://arxiv.org/abs/2310.12508",
@@ -75,6 +75,7 @@ class MiaConfidence(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Return the share of D_f called member."""
+        needs_own_labels(evidence)
         single_label(evidence.of("unlearned", "forget"))
         # Where no class was forgotten as a whole, test samples of every class are unseen ones.
         tests = ("test_retain",) if evidence.goal == "classes" else tests_given(evidence)

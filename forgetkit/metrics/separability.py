@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from forgetkit.auditing.evidence import Evidence, Missing, Role
+from forgetkit.auditing.excess import needs_classes
 from forgetkit.auditing.intervals import compared, wilson
 from forgetkit.auditing.readings import (
     outputs,
@@ -52,7 +53,7 @@ class Separability(Metric):
         range="[0, 1], share of test samples of the forgotten classes",
         good="as under the retrained model",
         bad="The features still hold the forgotten class apart, whatever the output says.",
-        needs="features, test samples of all classes; a retrained model for a verdict",
+        needs="features, test samples; whole classes forgotten; a retrained model for a verdict",
         cost="distances between at most `samples` features",
         source="Rousseeuw 1987 (silhouette)",
         link="https://doi.org/10.1016/0377-0427(87)90125-7",
@@ -64,8 +65,7 @@ class Separability(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Measure every model on the same samples."""
-        if evidence.goal == "classes" and not evidence.kept_classes:
-            raise Missing("needs at least one class that is kept")
+        needs_classes(evidence)
         for split in SETS:
             outputs(evidence, "unlearned", split)
         views = {role: self._view(evidence, role) for role in roles_with(evidence, *SETS)}

@@ -10,7 +10,13 @@ from torch import Tensor
 from forgetkit.auditing.divergence import distribution
 from forgetkit.auditing.evidence import Evidence, Outputs, Role
 from forgetkit.auditing.intervals import FEWEST
-from forgetkit.auditing.readings import log_probs, masked_note, outputs, roles_with
+from forgetkit.auditing.readings import (
+    log_probs,
+    masked_note,
+    needs_own_labels,
+    outputs,
+    roles_with,
+)
 from forgetkit.fields import bounded
 from forgetkit.metric import Finding, Metric, MetricCard, Verdict, register_metric
 
@@ -28,7 +34,7 @@ class Streisand(Metric):
         samples, ``over-forgotten`` when it is less sure, and ``not decidable`` when the retrained
         model is below ``level`` too, as then the sets differ by themselves. From ``level`` on
         ``as retrain``, or ``not decidable`` without a retrained model. Fewer than ten samples of
-        either kind decide nothing.
+        either kind decide nothing. Not run for wrong labels, of which sureness says nothing.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096,
         for the effect; Kolmogorov and Smirnov for the test.
@@ -45,7 +51,7 @@ class Streisand(Metric):
         range="[0, 1], a p-value",
         good="at least the level, 0.01 by default",
         bad="Forgotten samples can be found again by how sure the model is about them.",
-        needs="the forget set, test samples of its classes; a retrained model to pass",
+        needs="the forget set with right labels, tests of its classes; a retrained model to pass",
         cost="nothing beyond the collected outputs",
         source="Chundawat et al. 2023, AAAI; Kolmogorov-Smirnov test",
         link="https://arxiv.org/abs/2205.08096",
@@ -56,6 +62,7 @@ class Streisand(Metric):
 
     def measure(self, evidence: Evidence) -> Finding:
         """Test every model at hand."""
+        needs_own_labels(evidence)
         own = confidence(evidence, "unlearned", "forget")
         unseen = confidence(evidence, "unlearned", "test_forget")
         fewest = min(len(own), len(unseen))

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from forgetkit.auditing.direction import of_sureness
 from forgetkit.auditing.divergence import zrf
 from forgetkit.auditing.evidence import Evidence, Outputs
 from forgetkit.auditing.intervals import compared, mean_interval
@@ -31,7 +32,8 @@ class ZRF(Metric):
     target is the retrained model's value.
 
     Verdict: ``over-forgotten`` when surely higher than every retrained model's, ``residual`` when
-        surely lower.
+        surely lower. For wrong labels, and with a single kept class, the loss on the forgotten
+        labels tells the two apart.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096.
 
@@ -74,6 +76,8 @@ class ZRF(Metric):
             interval=mean_interval(own, seed=evidence.seed),
             controls=values,
             details={"retrained": [float(each.mean()) for each in others]},
-            verdict=compared(own, others, seed=evidence.seed, more="over-forgotten"),
+            verdict=of_sureness(
+                evidence, compared(own, others, seed=evidence.seed, more="over-forgotten")
+            ),
             note=masked_note(evidence),
         )

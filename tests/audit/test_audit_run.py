@@ -41,7 +41,7 @@ from forgetkit.auditing.verdict import (
 from forgetkit.data.described import described
 from forgetkit.fields import bounded
 from forgetkit.fingerprint import digest
-from forgetkit.goal import Instances
+from forgetkit.goal import Depoison, Goal, Instances, Relabel
 from forgetkit.metric import Finding, Group, Level, Metric, MetricCard, Reads, Verdict
 from forgetkit.testing import TOYS, toy
 
@@ -457,6 +457,21 @@ def test_one_sample_to_forget_is_said_to_show_little() -> None:
     assert found.forget_classes == (int(labels[0]),)
     assert json.dumps(found.to_json(), allow_nan=False)
     assert all(f.value is None or f.value == f.value for f in found.findings)
+
+
+@pytest.mark.parametrize(
+    ("goal", "words"),
+    [
+        (Relabel({0: 2, 5: 3, 9: 3}), "the wrong labels of 3 samples"),
+        (Depoison([4]), "the wrong labels of the one sample of the forget set"),
+        (Instances([4, 5]), "2 samples"),
+    ],
+)
+def test_what_was_to_be_forgotten_is_said_in_short(goal: Goal, words: str) -> None:
+    found = audit(
+        toy("cnn").model, forget=toy("cnn").loader(), device="cpu", goal=goal, metrics=[Answers()]
+    )
+    assert found.target == words
 
 
 class Pictures(Dataset[Tensor]):
