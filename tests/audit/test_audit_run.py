@@ -248,7 +248,7 @@ def test_a_check_is_tried_on_the_original_before_it_gives_the_all_clear() -> Non
     words: dict[str, Any] = {
         "forget": some.loader(), "classes": [GONE], "device": "cpu", "untrained": False,
     }  # fmt: skip
-    before = {"original": toy("cnn").model}
+    before: dict[str, Any] = {"original": toy("cnn").model}
     works = audit(some.model, metrics=[Seeing()], **words, **before)
     assert works["seeing"].verdict == "as retrain"
     assert works["seeing"].note == "what it says"
