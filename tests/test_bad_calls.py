@@ -133,7 +133,7 @@ def test_what_is_no_model_is_refused_everywhere() -> None:
     with pytest.raises(ModelError, match="found str"):
         compare("package:build", some.loader(), [3], ["lau"])  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="found str"):
-        search("package:build", "lau", [3], some.loader(), validate=some.loader())  # type: ignore[arg-type]
+        search("package:build", "lau", [3], some.loader(), validate=DataLoader(some.test))  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="found str"):
         train_references("package:build", some.loader(), classes=[3])  # type: ignore[arg-type]
     with pytest.raises(BadTarget, match=r"expected an object of forgetkit\.goal.*classes=\[3\]"):

@@ -572,8 +572,8 @@ class Execution:
         if self._prepared.goal.kind == "classes" and one_class_each and after >= before > 0.0:
             self._active().log(
                 f"{self._method.card.slug}: the accuracy on the forget set did not fall "
-                f"({100 * before:.1f} % to {100 * after:.1f} %), so this is not forgotten; train "
-                "longer or with a larger lr, or choose another method"
+                f"({100 * before:.1f} % to {100 * after:.1f} %), so the request is not fulfilled; "
+                "train longer or with a larger lr, or choose another method"
             )
 
     def _fallback_target(self, start: Reading) -> float:

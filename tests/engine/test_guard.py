@@ -91,10 +91,10 @@ def test_a_class_that_is_predicted_as_before_is_noted_where_the_run_stands() -> 
         return " ".join(result.notes)
 
     said = noted(Classes([3]), "finetune", lr=1e-6, epochs=1, bn="frozen")
-    assert "did not fall (100.0 % to 100.0 %), so this is not forgotten; train longer" in said
-    assert "not forgotten" not in noted(Classes([3]), "lau")
+    assert "did not fall (100.0 % to 100.0 %), so the request is not fulfilled" in said
+    assert "not fulfilled" not in noted(Classes([3]), "lau")
     # what a model knows of single samples it may know without them
-    assert "not forgotten" not in noted(Instances([0, 1]), "finetune", lr=1e-6, epochs=1)
+    assert "not fulfilled" not in noted(Instances([0, 1]), "finetune", lr=1e-6, epochs=1)
 
 
 def test_validation_data_are_watched_instead_of_a_slice() -> None:

@@ -95,7 +95,8 @@ def test_an_overflow_in_another_process_skips_the_step_here_too(
     result = request.run(some.loader(), guard=None)
     assert all(torch.equal(value, before[name]) for name, value in weights(some.model).items())
     steps = int(result.history[-1]["steps"])
-    assert result.notes[-1].startswith(f"{method}: {steps} of {steps} steps moved nothing")
+    told = f"{method}: {steps} of {steps} steps moved nothing"
+    assert any(note.startswith(told) for note in result.notes)
     assert "clipped" not in result.stopped_because
     assert result.history[-1].get("clipped_ascents", 0.0) == 0.0
 

@@ -51,4 +51,4 @@ def test_batch_statistics_of_parts_are_told() -> None:
         asked = request(short(TRAINED["finetune"], "cnn"), some.model)
         notes[parts] = asked.on("cpu", accumulate=parts).run(some.loader(), guard=None).notes
     assert any("normalises by batches" in note for note in notes[2])
-    assert notes[1] == []
+    assert not any("batches" in note for note in notes[1])
