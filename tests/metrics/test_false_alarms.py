@@ -17,7 +17,7 @@ NEVER_WRONG = (
     "accuracy", "streisand", "knowledge_retention", "adversarial_recovery", "prompt_resurrection",
     "quantisation",
 )  # fmt: skip
-"""The first row of the table in docs/audit.md: no false alarm at all."""
+"""The first row of the table in docs/audit.md, and the Streisand check: no false alarm at all."""
 
 RARELY_WRONG = ("linear_probe", "prototype", "separability", "top_k_accuracy")
 """The second row."""
