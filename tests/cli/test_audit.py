@@ -50,9 +50,11 @@ def test_a_head_edit_is_found_with_the_original_as_weights(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     name, original = factory
-    out = tmp_path / "report"
+    out, reference = tmp_path / "report", tmp_path / "retrained.pt"
+    state = torch.load(original, weights_only=True)
+    torch.save({name: tensor + 0.01 for name, tensor in state.items()}, reference)
     done = invoke(
-        "audit", name, "--weights", forgotten[0], "--original", original, "--reference", original,
+        "audit", name, "--weights", forgotten[0], "--original", original, "--reference", reference,
         "--out", out, *words(colours, "--json"),
     )  # fmt: skip
     assert done.exit_code == 0, done.output
