@@ -39,8 +39,8 @@ class Layer:
 def layers(model: nn.Module, forward: Callable[[], object], unit: str = "layer") -> list[Layer]:
     """Return the layers with weights in the order in which a forward pass first calls them.
 
-    Only layers that the logits depend on count: not a projection or an auxiliary classifier that
-    the model calls for a second output. Convolutions and linear maps count one each;
+    What is called behind the last layer of the logits does not count: a projection or an auxiliary
+    classifier for a second output. Convolutions and linear maps count one each;
     ``nn.MultiheadAttention``, which holds two linear maps, counts two. Every parameter and buffer
     of the model belongs to exactly one layer:
 
@@ -176,16 +176,29 @@ def _is_weighted(module: nn.Module) -> bool:
 
 
 def _called(model: nn.Module, forward: Callable[[], object]) -> dict[str, int]:
-    """Return the position of each module's first call, without those that the logits ignore."""
+    """Return the position of each module's first call, without those that the logits ignore.
+
+    Only behind the last layer that a gradient reaches is its absence a sign of that: layers in
+    front may run without gradients, as a frozen backbone under ``torch.no_grad`` does.
+    """
     used, modules = reaching(model, forward), dict(model.named_modules())
     known = {id(p) for name, p in model.named_parameters() if name in used}
-
-    def ignored(module: nn.Module) -> bool:
-        own = [id(p) for p in module.parameters() if p.is_floating_point()]
-        return bool(own) and known.isdisjoint(own)
-
     order = _call_order(model, forward)
-    return {name: at for name, at in order.items() if not ignored(modules[name])}
+
+    def parameters(name: str, *, recurse: bool = True) -> list[int]:
+        own = modules[name].parameters(recurse=recurse)
+        return [id(p) for p in own if p.is_floating_point()]
+
+    reached = [
+        at for name, at in order.items() if not known.isdisjoint(parameters(name, recurse=False))
+    ]
+    end = max(reached, default=len(order))
+
+    def ignored(name: str) -> bool:
+        own = parameters(name)
+        return bool(own) and known.isdisjoint(own) and order[name] > end
+
+    return {name: at for name, at in order.items() if not ignored(name)}
 
 
 def _counted(model: nn.Module, called: dict[str, int]) -> list[str]:

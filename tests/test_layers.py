@@ -99,6 +99,32 @@ def test_layers_that_the_logits_do_not_depend_on_are_not_counted() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+class FrozenFeatures(nn.Module):
+    """Its backbone runs without gradients, or is cut off from them."""
+
+    def __init__(self, *, detached: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.head = nn.Linear(4, 3)
+        self.aside = nn.Linear(4, 2)
+        self.detached = detached
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.detached and torch.is_grad_enabled()):
+            hidden = self.body(inputs)
+        logits: Tensor = self.head(hidden.detach())
+        self.aside(hidden)
+        return logits
+
+
+@pytest.mark.parametrize("detached", [True, False])
+def test_a_backbone_that_gradients_do_not_reach_counts(detached: bool) -> None:
+    model = FrozenFeatures(detached=detached)
+    found = layers(model, lambda: model(torch.ones(2, 2)))
+    assert [layer.name for layer in found] == ["body.0", "body.2", "head"]
+    assert found[-1].parameters == ("head.weight", "head.bias")
+
+
 def test_where_autograd_cannot_tell_every_layer_that_is_called_counts() -> None:
     model = Aside()
 
