@@ -6,26 +6,35 @@ list, deep in the state of a callback. Whoever loads that has back what was forg
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from forgetkit.checkpoint import WeightSet
 from forgetkit.errors import PatchMismatch
-from forgetkit.fingerprint import TensorBits
 from forgetkit.patch.header import Entry
 
 _MOST_BYTES_OF_A_CONSTANT = 8
 _LEAST_PART_OF_A_MODEL = 3  # its parameters are about half of the tensors beside batch norms
-_CURE = "Remove it from the checkpoint, and make a new one of the edited weights."
+_OF_OPTIMIZER = re.compile(
+    r"(^|[^a-z])(opt|optims?|optimi[sz]ers?)([^a-z]|$)"
+    r"|(^|[^a-z])(exp_avg|exp_avg_sq|square_avg|momentum|momentum_buffer|moments?|grads?|gradients?)"
+    r"([^a-z]|$)"
+)
+_CURE = (
+    "Remove it from the checkpoint, and make a new one of the edited weights; moments and "
+    "gradients are known by a key such as 'optimizer' or 'grads'."
+)
 
 
 def of_optimizer(weights: WeightSet) -> bool:
     """Tell whether a set is part of an optimizer's state: moments look like weights, but are none.
 
-    They may go by the names of the weights, and stand in lists of their shapes.
+    They may go by the names of the weights, and stand in lists of their shapes. Gradients do, too.
     """
-    return any(isinstance(key, str) and key.lower().startswith("opt") for key in weights.keys)
+    keys = [key.lower() for key in weights.keys if isinstance(key, str)]
+    return any(_OF_OPTIMIZER.search(key) and "ema" not in key for key in keys)
 
 
 @dataclass(frozen=True)
@@ -83,22 +92,41 @@ class Leftovers:
                     "in the model, make the patch from model.state_dict(), which names tied "
                     f"tensors, or apply it to the model. Else: {_CURE}"
                 )
-            if not of_optimizer(weights) and self._is_version(name, there):
+            if not of_optimizer(weights) and self._is_version(name, weights):
                 raise PatchMismatch(
                     f"{weights.where} is expected to hold each edited tensor once; found {name!r} "
                     "too, with the name and the shape of one but other values, as an average of "
                     f"the weights (EMA) has them, which would keep what was forgotten. {_CURE}"
                 )
 
-    def _is_version(self, name: str, there: TensorBits) -> bool:
-        """Tell whether a tensor is named like a changed one behind a prefix, and not edited."""
+    def _is_version(self, name: str, weights: WeightSet) -> bool:
+        """Tell whether a tensor is named like a changed one behind a prefix, and not edited.
+
+        A good part of the model must stand behind that prefix, the changed tensors among it: names
+        such as ``4.weight`` alone are those of other modules, too.
+        """
+        there = weights.tensors[name]
         for patched in self.changed:
             entry = self.entries[patched]
-            if there.shape == entry.before.shape and any(
-                name.endswith(f".{known}") for known in (patched, *entry.aliases)
-            ):
-                return there.fingerprint != entry.expected(not self.forward)
+            for known in (patched, *entry.aliases):
+                if there.shape == entry.before.shape and name.endswith(f".{known}"):
+                    prefix = name.removesuffix(known)
+                    if self._is_second_set(prefix, weights):
+                        return there.fingerprint != entry.expected(not self.forward)
         return False
+
+    def _is_second_set(self, prefix: str, weights: WeightSet) -> bool:
+        held = {
+            name
+            for name, entry in self.entries.items()
+            if any(
+                prefix + known in weights.tensors
+                and weights.tensors[prefix + known].shape == entry.before.shape
+                for known in (name, *entry.aliases)
+            )
+        }
+        enough = len(held) * _LEAST_PART_OF_A_MODEL >= len(self.entries)
+        return enough and held.issuperset(self.changed)
 
     def _is_list_of_weights(self, weights: WeightSet) -> bool:
         """Tell whether tensors without names have the shapes of a good part of the model.

@@ -154,7 +154,12 @@ def by_name(moments: Weights) -> dict[str, object]:
     return {"optim": {"exp_avg": moments, "listed": list(moments.values())}}
 
 
-@pytest.mark.parametrize("store", [as_torch_has_it, by_name])
+def in_other_words(moments: Weights) -> dict[str, object]:
+    several = {"g_optimizer": {"m": moments}, "momentum": moments, "grads": list(moments.values())}
+    return {"trainer": several}
+
+
+@pytest.mark.parametrize("store", [as_torch_has_it, by_name, in_other_words])
 def test_the_state_of_an_optimizer_is_left_alone(
     tmp_path: Path, start: Weights, patch: Patch, store: Callable[[Weights], dict[str, object]]
 ) -> None:
@@ -168,6 +173,19 @@ def test_the_state_of_an_optimizer_is_left_alone(
     del before["state_dict"]
     assert str(held) == str(before)
     assert torch.equal(read_state_dict(path)["2.weight"], start["2.weight"] * 1.25)
+
+
+@pytest.mark.parametrize("beside", ["projector.2.weight", "projector.2.bias"])
+def test_another_module_with_a_like_named_tensor_is_no_second_set(
+    tmp_path: Path, start: Weights, patch: Patch, beside: str
+) -> None:
+    path = tmp_path / "w.ckpt"
+    other = torch.randn_like(start[beside.removeprefix("projector.")])
+    torch.save({"state_dict": {**prefixed(start, "model"), beside: other}, "epoch": 1}, path)
+    patch.apply_to_file(path)
+    held = torch.load(path, weights_only=True)["state_dict"]
+    assert torch.equal(held["model.2.weight"], start["2.weight"] * 1.25)
+    assert torch.equal(held[beside], other)
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants:UserWarning")  # torch's own
