@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -64,7 +64,7 @@ def save_model(
     """
     inner = unwrapped(model)
     target = Path(directory)
-    refuse_in_use(target, overwrite=overwrite, card=card is not None)
+    refuse_in_use(target, overwrite=overwrite, card=card is not None, names=())
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(target)
     partial.mkdir()
@@ -80,13 +80,20 @@ def save_model(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_in_use(directory: str | Path, *, overwrite: bool = False, card: bool = True) -> None:
+def refuse_in_use(
+    directory: str | Path,
+    *,
+    overwrite: bool = False,
+    card: bool = True,
+    names: Collection[str] = _CONFIGURATIONS,
+) -> None:
     """Refuse a place that holds something else than an earlier save.
 
     Args:
         directory: where to save.
         overwrite: whether files of the same names that forgetkit did not write may be replaced.
         card: whether a model card is to be written.
+        names: other files that a save may write, as long as it is not known which it will.
 
     Raises:
         ModelError: it is a file, a folder of other files, or an earlier save that came to hold
@@ -106,7 +113,7 @@ def refuse_in_use(directory: str | Path, *, overwrite: bool = False, card: bool 
             f"directory {target} is expected to be empty or an earlier save; found {foreign[:4]}. "
             f"Choose another folder, or {_OVERWRITE}."
         )
-    needed = {*_CONFIGURATIONS, *((CARD_FILE,) if card else ())}
+    needed = {*names, *((CARD_FILE,) if card else ())}
     in_the_way = [name for name in foreign if name in needed or holds_weights(name)]
     if in_the_way and not overwrite:
         raise ModelError(_not_ours(target, in_the_way))

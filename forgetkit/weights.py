@@ -60,19 +60,23 @@ def cast(model: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
 
     Args:
         model: its parameters keep identity, and tied ones stay tied.
-        dtypes: by name. Where they are of one floating dtype, buffers that are not part of the
-            state get it too.
+        dtypes: by name. Buffers that are not part of the state go along with the tensors that had
+            their dtype, where these all change to one other, as when a model is cast.
     """
     wanted = {
         id(tensor): dtypes[name]
         for name, tensor in model.state_dict(keep_vars=True).items()
         if name in dtypes
     }
-    kinds = {dtype for dtype in wanted.values() if dtype.is_floating_point}
-    for tensor in (*model.parameters(), *model.buffers()):
+    tensors = [*model.parameters(), *model.buffers()]
+    became: dict[torch.dtype, set[torch.dtype]] = {}
+    for tensor in tensors:
+        if id(tensor) in wanted and tensor.is_floating_point():
+            became.setdefault(tensor.dtype, set()).add(wanted[id(tensor)])
+    for tensor in tensors:
         dtype = wanted.get(id(tensor), tensor.dtype)
-        if id(tensor) not in wanted and tensor.is_floating_point() and len(kinds) == 1:
-            (dtype,) = kinds  # a buffer that no file holds; casting a model casts it too
+        if id(tensor) not in wanted and len(became.get(tensor.dtype, ())) == 1:
+            (dtype,) = became[tensor.dtype]  # a buffer that no file holds
         tensor.data = tensor.data.to(dtype)
 
 

@@ -388,6 +388,14 @@ def test_what_would_be_in_the_way_of_a_save_is_known_before(tmp_path: Path, name
     refuse_in_use(out, overwrite=True)
 
 
+def test_a_processor_beside_an_earlier_save_is_not_in_the_way(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    save_model(nn.Linear(2, 2), out)
+    (out / "preprocessor_config.json").write_text("{}")
+    save_model(nn.Linear(2, 2), out)
+    assert (out / "preprocessor_config.json").read_text() == "{}"
+
+
 def test_no_second_set_of_weights_stays_behind(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="keep what was forgotten"):
