@@ -73,6 +73,8 @@ def open_log(
     left = known.pop(LEFT, None)
     size = known.get("samples")
     mine = {"samples": size, **header}  # without a size of its own this log goes on with it
+    if _holds(mine["tensors"], known.get("tensors")):
+        known["tensors"] = mine["tensors"]  # earlier versions left frozen weights out
     if {**known, "samples": mine["samples"] if size is None else size} != mine:
         raise DataError(
             f"{said}, resume={made}): expected a log of this model, data set and these sensitive "
@@ -89,6 +91,11 @@ def open_log(
         set_aside(folder, made)
     file.write_text(json.dumps(mine), encoding="utf-8")
     return _next_number(folder) if made is True else made
+
+
+def _holds(tensors: object, some: object) -> bool:
+    """Return whether tensors, shapes by name, are among others."""
+    return isinstance(tensors, dict) and isinstance(some, dict) and some.items() <= tensors.items()
 
 
 def close_log(folder: Path, weights: str | None) -> None:

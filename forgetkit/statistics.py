@@ -201,8 +201,9 @@ class Statistics:
         with _looking_at(before):
             # the run has checked the labels against the number of classes
             sets = split(
-                loader, result.goal, num_classes=2**31, forget_classes=result.forget_classes
-            )
+                loader, result.goal, num_classes=2**31, forget_classes=result.forget_classes,
+                spare=0,
+            )  # fmt: skip
             forgotten = result.samples.get("forget", len(sets.forget))
             whole = type(result.method).choose is Method.choose
             whole = whole or getattr(result.method, "share", None) == 1.0

@@ -425,7 +425,8 @@ class _Session:
             for number, metric in enumerate(self.metrics, 1):
                 self.say(f"{number}/{len(self.metrics)} {metric.card.title}")
                 start = time.perf_counter()
-                self.findings.append(self._judged(_measured(metric, self.evidence, broken), metric))
+                self.findings.append(_measured(metric, self.evidence, broken))
+                self.findings[-1] = self._judged(self.findings[-1], metric)
                 self.metric_seconds[metric.card.slug] = time.perf_counter() - start
                 bar.advance()
 
@@ -433,12 +434,13 @@ class _Session:
         """Take back an ``as retrain`` that the original would get as well."""
         if found.verdict != "as retrain" or self.evidence is None:
             return found
+        self.untried.append(found.slug)  # unless what follows ends
         if self.original is None:
-            self.untried.append(found.slug)
             return found
         before = _measured(metric, self.evidence.of_original())
+        if before.verdict != "not run":
+            self.untried.remove(found.slug)
         if before.verdict == "not run":
-            self.untried.append(found.slug)
             note = f"not tried on the original: {before.note}"
         elif before.verdict == "as retrain":
             self.blind.append(found.slug)

@@ -17,7 +17,8 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def bit_sums(tensors: Mapping[str, Tensor]) -> dict[str, int]:
     """Return one whole number for each dense tensor: one pass over memory, like a forward's.
 
-    Other values give another number, and so do the same values with their rows in another order.
+    Other values nearly always give another number, and so do the same values with their rows in
+    another order. An exchange within a row is not seen.
     """
     dense = {name: t.detach() for name, t in tensors.items() if t.layout == torch.strided}
     device = next((tensor.device for tensor in dense.values()), torch.device("cpu"))

@@ -245,7 +245,8 @@ class Execution:
         for parameter in self._model.parameters():
             parameter.requires_grad_(id(parameter) in chosen)
         sets = self._prepared.sets
-        accuracy = Remembered(self._model, partial(self._measured, storage))
+        moving = list(kept.values()) if self._head_only else None
+        accuracy = Remembered(self._model, partial(self._measured, storage), moving)
         if self._guard is not None:
             sets, self._watched = self._watch_slice()
         run = self._run = Run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypeAlias
 
 from torch import Tensor, nn
@@ -23,10 +23,14 @@ class Remembered:
     Args:
         model: whose weights count.
         measure: measures a set, against its labels or others.
+        only: the tensors of it that the run may write to; default all.
     """
 
-    def __init__(self, model: nn.Module, measure: Measure) -> None:
+    def __init__(
+        self, model: nn.Module, measure: Measure, only: Collection[Tensor] | None = None
+    ) -> None:
         self._model = model
+        self._only = only
         self._measure = measure
         self._state: tuple[int, ...] | None = None
         self._found: list[tuple[SampleSet, Tensor | None, SetAccuracy]] = []
@@ -49,7 +53,9 @@ class Remembered:
 
         Autograd counts every write to a tensor, but for those to its ``data``: the sums see them.
         """
-        tensors = [*self._model.parameters(), *self._model.buffers()]
+        tensors = self._only
+        if tensors is None:
+            tensors = [*self._model.parameters(), *self._model.buffers()]
         if any(tensor.is_inference() for tensor in tensors):
             return None
         writes = [tensor._version for tensor in tensors]  # noqa: SLF001 - torch has no other name
