@@ -49,6 +49,7 @@ def trained(some: Toy) -> object:
 
 
 @pytest.mark.parametrize("call", [audited, important, collected, trained])
+@pytest.mark.slow
 def test_what_surrounds_a_call_stays_outside(call: Callable[[Toy], object]) -> None:
     some = toy("cnn")
     expected = call(some)

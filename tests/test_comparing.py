@@ -164,6 +164,7 @@ def how_read(problem: Toy, out: Path, method: Method, validate: Loader | None = 
     return said
 
 
+@pytest.mark.slow
 def test_other_validation_labels_are_other_runs(tmp_path: Path) -> None:
     problem = toy("cnn")
     method = build("neggrad", {"epochs": 1})
@@ -177,6 +178,7 @@ def test_other_validation_labels_are_other_runs(tmp_path: Path) -> None:
         how_read(problem, tmp_path, method, validate=iter(held_out(problem)))
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_makes_another_run(tmp_path: Path) -> None:
     problem, file = toy("cnn"), tmp_path / "importance.safetensors"
     method = build("ssd", {"importance_file": str(file)})
@@ -278,6 +280,7 @@ def test_mean_and_deviation_over_seeds_in_three_forms() -> None:
     assert all(line.count("&") == 7 for line in latex.splitlines() if line.endswith(r" \\"))
 
 
+@pytest.mark.slow
 def test_a_masked_head_is_marked_in_every_form(tmp_path: Path) -> None:
     problem = toy("cnn")
     table = compare(

@@ -272,6 +272,7 @@ def test_logits_may_be_one_of_several_outputs(
 
 
 @pytest.mark.parametrize("command", ["run", "inspect", "audit"])
+@pytest.mark.slow
 def test_one_of_several_outputs_is_named(
     invoke: Invoke, colours: Path, factories: str, tmp_path: Path, command: str
 ) -> None:

@@ -53,6 +53,7 @@ def slug(metric: Metric) -> str:
 
 
 @pytest.mark.parametrize("metric", AUDITS, ids=slug)
+@pytest.mark.slow
 def test_an_audit_leaves_models_alone_and_repeats_itself(metric: Metric) -> None:
     evidence = toys.evidence(roles=("original", "retrained", "untrained"), references=2)
     before = [toys.state(one.model) for one in evidence.subjects.values()]
