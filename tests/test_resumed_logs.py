@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -100,3 +101,17 @@ def test_closing_twice_keeps_the_weights_of_the_first_time(tmp_path: Path) -> No
         left = WrittenLog(tmp_path).left
         nn.init.zeros_(model.get_parameter("fc.bias"))
     assert WrittenLog(tmp_path).left == left
+
+
+def test_a_log_that_left_frozen_weights_out_goes_on(tmp_path: Path) -> None:
+    model, sgd = fresh()
+    AmnesiacLog(model, sgd, tmp_path).close()
+    file = tmp_path / "log.json"
+    header = json.loads(file.read_text())
+    shape = header["tensors"].pop("fc.bias")
+    file.write_text(json.dumps(header))
+    AmnesiacLog(model, sgd, tmp_path, resume=0).close()
+    assert json.loads(file.read_text())["tensors"]["fc.bias"] == shape
+    file.write_text(json.dumps({**header, "tensors": {"fc.bias": [99]}}))
+    with pytest.raises(DataError, match="found another one"):
+        AmnesiacLog(model, sgd, tmp_path, resume=0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 import torch
+from bare_cards import bare_card
 from torch import Tensor, nn
 
 from forgetkit import forget
@@ -70,18 +71,7 @@ def test_layers_whose_weights_are_made_of_others_are_not_called_frozen() -> None
 class Careless(Method):
     """Writes to what it finds, whether it may change or not."""
 
-    card: ClassVar[Card] = Card(
-        slug="careless",
-        title="Careless",
-        goals=("classes",),
-        needs=("forget",),
-        edits="all",
-        steps="none",
-        cost="none",
-        source="none",
-        link="https://example.org",
-        about="Writes to a tensor by its name.",
-    )
+    card: ClassVar[Card] = bare_card("careless", "all", "Writes to a tensor by its name.")
 
     def edit(self, run: Run) -> None:
         run.model.get_parameter("fc.weight").zero_()

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from bare_cards import bare_card
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -97,17 +98,8 @@ def test_flags_come_back_one_by_one() -> None:
 class Straying(Method):
     """Says that it edits the head, and writes to what lies before it."""
 
-    card: ClassVar[Card] = Card(
-        slug="straying",
-        title="Straying",
-        goals=("classes",),
-        needs=("forget",),
-        edits="head",
-        steps="none",
-        cost="none",
-        source="none",
-        link="https://example.org",
-        about="Writes to a tensor by its name, so that torch does not count it.",
+    card: ClassVar[Card] = bare_card(
+        "straying", "head", "Writes to a tensor by its name, so that torch does not count it."
     )
 
     def edit(self, run: Run) -> None:

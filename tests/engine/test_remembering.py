@@ -5,6 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
+from bare_cards import bare_card
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -124,18 +125,7 @@ def test_a_run_reads_the_forget_set_no_more_than_its_weights_change() -> None:
 class Uncounted(Method):
     """Lowers the logits of what is to be forgotten in a way that autograd does not count."""
 
-    card: ClassVar[Card] = Card(
-        slug="uncounted",
-        title="Uncounted",
-        goals=("classes",),
-        needs=("forget",),
-        edits="head",
-        steps="none",
-        cost="none",
-        source="none",
-        link="https://example.org",
-        about="Writes to data.",
-    )
+    card: ClassVar[Card] = bare_card("uncounted", "head", "Writes to data.")
 
     def edit(self, run: Run) -> None:
         run.parameters["fc.bias"].data[list(run.forget_classes)] = -50.0

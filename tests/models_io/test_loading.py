@@ -19,7 +19,7 @@ from forgetkit import load_model
 from forgetkit.errors import ModelError
 from forgetkit.loading import origin_of
 from forgetkit.origin import Origin
-from forgetkit.weights import load_weights
+from forgetkit.weights import cast, load_weights
 
 NOT_A_MODEL = 3
 
@@ -206,3 +206,14 @@ def test_a_tied_tensor_takes_one_value(tmp_path: Path) -> None:
         ModelError, match=r"different values of \['first.weight', 'second.weight'\]"
     ):
         load_weights(build_tied(), tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_unsaved_buffers_go_along_with_a_model_that_was_cast_only(half: bool) -> None:
+    model = nn.Linear(2, 2)
+    model.register_buffer("grid", torch.ones(2, dtype=torch.float64), persistent=False)
+    model.register_buffer("scale", torch.ones(2), persistent=False)
+    kept = torch.bfloat16 if half else torch.float32
+    cast(model, dict.fromkeys(model.state_dict(), kept))
+    assert model.weight.dtype == model.get_buffer("scale").dtype == kept
+    assert model.get_buffer("grid").dtype == torch.float64
