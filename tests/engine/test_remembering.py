@@ -158,3 +158,19 @@ def test_a_write_that_autograd_does_not_count_is_measured_and_stays(
     assert result.patch.names == ("fc.bias",) == tuple(changed(before, weights(model)))
     result.undo()
     assert not changed(before, weights(model))
+
+
+def test_a_run_of_the_head_looks_at_its_own_tensors_alone() -> None:
+    model, asked = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), []
+
+    def measure(samples: SampleSet, labels: Tensor | None) -> SetAccuracy:
+        asked.append((samples, labels))
+        return SetAccuracy(1.0, 0.0, 1, {})
+
+    samples = StoredSet(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+    remembered = Remembered(model, measure, list(model[1].parameters()))
+    for written in (None, None, model.get_parameter("0.weight"), model.get_parameter("1.weight")):
+        if written is not None:
+            written.data.add_(1.0)
+        remembered(samples)
+    assert len(asked) == 2
