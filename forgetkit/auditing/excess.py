@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from forgetkit.auditing.attacks import interval
 from forgetkit.auditing.evidence import ROLES, Evidence, Missing, NotApplicable, Role, Subject
 from forgetkit.auditing.intervals import FEWEST
 from forgetkit.auditing.readings import single_label
@@ -115,26 +116,25 @@ def excess(
 
 
 def unlike_retrain(
-    unlearned: Tensor, retrained: Tensor | None, works: bool | None
+    unlearned: Tensor, retrained: Sequence[Tensor], works: bool | None
 ) -> tuple[Verdict, tuple[float, float] | None]:
-    """Return a verdict on an attack from bootstrap resamples, and the interval of the difference.
+    """Return a verdict on an attack from bootstrap resamples, and an interval of the difference.
 
     Args:
         unlearned: (resamples,) of the attack's number, higher for members.
-        retrained: the same resamples under the retrained model, or ``None``.
-        works: whether the attack tells the original from that model; ``None`` when not known.
+        retrained: the same resamples under each retrained model.
+        works: whether the attack tells the original from these; ``None`` when not known.
 
-    ``residual`` when it is surely above the retrained model's, ``over-forgotten`` when surely
-    below: then the samples are conspicuous the other way. An attack that finds nothing more in
-    the original, or was never tried on it, proves nothing: ``not decidable``.
+    ``residual`` when it is surely above that of every retrained model, ``over-forgotten`` when
+    surely below all: then the samples are conspicuous the other way. An attack that finds nothing
+    more in the original, or was never tried on it, proves nothing: ``not decidable``. The interval
+    is that of the difference to the first retrained model, ``None`` without one.
     """
-    if retrained is None:
+    if not retrained:
         return "not decidable", None
-    low, high = (float(q) for q in torch.quantile(
-        unlearned - retrained, torch.tensor([0.025, 0.975], dtype=torch.float64)
-    ))  # fmt: skip
-    if low > 0:
-        return "residual", (low, high)
-    if high < 0:
-        return "over-forgotten", (low, high)
-    return ("as retrain" if works else "not decidable"), (low, high)
+    ends = [interval(unlearned - other) for other in retrained]
+    if all(low > 0 for low, _ in ends):
+        return "residual", ends[0]
+    if all(high < 0 for _, high in ends):
+        return "over-forgotten", ends[0]
+    return ("as retrain" if works else "not decidable"), ends[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +22,7 @@ from forgetkit.auditing.attacks import (
     tpr_at,
 )
 from forgetkit.auditing.evidence import WRONG_LABELS, Evidence, Missing, Outputs, Role, Subject
-from forgetkit.auditing.excess import roles_with, unlike_retrain
+from forgetkit.auditing.excess import references, roles_with, unlike_retrain
 from forgetkit.auditing.readings import joined, single_label, tests_given
 from forgetkit.metric import Verdict
 
@@ -118,7 +118,8 @@ class Attacked:
     Args:
         auc: area under the ROC curve by role.
         intervals: 95 % bootstrap intervals by role.
-        difference: 95 % interval of the AUC minus that under the retrained model, or ``None``.
+        difference: 95 % interval of the AUC minus that under the first retrained model, or
+            ``None``.
         verdict: by the rule of ``forgetkit.auditing.excess.unlike_retrain``.
         rates: true positive rate at small false positive rates, by role; a sentence where there
             are too few samples.
@@ -150,32 +151,33 @@ class Attacked:
 
 
 def attacked(
-    scores: Mapping[Role, tuple[Tensor, Tensor]], *, resamples: int = 1000, seed: int = 0
+    scores: Mapping[Role, tuple[Tensor, Tensor]],
+    further: Sequence[tuple[Tensor, Tensor]] = (),
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
 ) -> Attacked:
     """Return AUC, intervals, rates and verdict from scores of the same samples by model.
 
-    An attack works when its AUC under the original surely differs from that under the retrained
+    An attack works when its AUC under the original surely differs from that under every retrained
     model. Differing from 0.5 is not enough: so it does for a model that saw neither group, where
     the groups differ in more than membership.
 
     Args:
         scores: (scores of members, scores of others) by role, ``"unlearned"`` among them.
+        further: the same of each retrained model but the first, which has a role.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
-    roles = list(scores)
-    drawn: dict[Role, Tensor] = dict(
-        zip(
-            roles, bootstrap_auc(list(scores.values()), resamples=resamples, seed=seed), strict=True
-        )
-    )
+    found = bootstrap_auc([*scores.values(), *further], resamples=resamples, seed=seed)
+    drawn: dict[Role, Tensor] = dict(zip(scores, found, strict=False))
+    retrained = [drawn["retrained"], *found[len(scores) :]] if "retrained" in drawn else []
     intervals: dict[str, tuple[float, float]] = {r: interval(v) for r, v in drawn.items()}
     works = None
     if "original" in drawn:
-        chance = drawn.get("retrained", torch.tensor(0.5))
-        low, high = interval(drawn["original"] - chance)
-        works = not low <= 0 <= high
-    verdict, difference = unlike_retrain(drawn["unlearned"], drawn.get("retrained"), works)
+        ends = [interval(drawn["original"] - other) for other in retrained or [torch.tensor(0.5)]]
+        works = not any(low <= 0 <= high for low, high in ends)
+    verdict, difference = unlike_retrain(drawn["unlearned"], retrained, works)
     notes = []
     if "retrained" not in scores:
         notes.append("no retrained model to compare with")
@@ -187,7 +189,7 @@ def attacked(
             "differ from the forget samples in more than membership"
         )
     if works is False:
-        beside = "no more in the original than in the retrained model"
+        beside = "no more in the original than in a retrained model"
         what = beside if "retrained" in scores else "nothing in the original either"
         notes.append(f"the attack finds {what}, so it shows little")
     return Attacked(
@@ -206,6 +208,20 @@ def by_role(
         members, others = chosen.of(evidence.subjects[role])
         found[role] = (score(members), score(others))
     return found
+
+
+def of_further(
+    evidence: Evidence, chosen: Groups, score: Callable[[Outputs], Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return the same under each retrained model but the first that has both sets."""
+    return [
+        (score(members), score(others))
+        for members, others in (
+            chosen.of(one)
+            for one in references(evidence)[1:]
+            if all(split in one.outputs for split in ("forget", *chosen.splits))
+        )
+    ]
 
 
 def _rates(members: Tensor, others: Tensor) -> dict[str, float | str]:

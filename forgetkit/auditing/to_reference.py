@@ -16,10 +16,14 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
+from forgetkit.auditing.trainings import beyond
 from forgetkit.metric import Finding, Metric, Verdict
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """From log-probabilities of the reference and of a model to one number per sample."""
+
+FEWEST_MODELS = 3
+"""Retrained models below which a distance is not judged: two have one, which has no spread."""
 
 
 def distance_finding(
@@ -34,7 +38,9 @@ def distance_finding(
 
     The control ``"retrained"`` is the distance of the second retrained model to the first: two of
     them differ too. The verdict compares with it, and with that of every further one, sample by
-    sample; how the losses lie tells ``"residual"`` from ``"over-forgotten"``.
+    sample. A model that is surely farther than all of these must also be farther from the
+    retrained models, on average, than one more of them would be from the others. How the losses
+    lie tells ``"residual"`` from ``"over-forgotten"``.
 
     Args:
         metric: whose finding it is.
@@ -53,8 +59,7 @@ def distance_finding(
         for split in splits
         if split == splits[0] or evidence.has("unlearned", split)
     }
-    first = tables[splits[0]]
-    own, second = first["unlearned"], first.get("retrained")
+    own = tables[splits[0]]["unlearned"]
     means = {
         split: {role: shown(float(each.mean())) for role, each in table.items()}
         for split, table in tables.items()
@@ -69,8 +74,8 @@ def distance_finding(
             "sets": means,
             "samples": {name: len(t["unlearned"]) for name, t in tables.items()},
         },
-        verdict=_verdict(evidence, own, _among_retrained(evidence, splits[0], distance), splits[0]),
-        note="; ".join(filter(None, [masked_note(evidence), _yardstick(second)])),
+        verdict=_verdict(evidence, distance, splits[0]),
+        note="; ".join(filter(None, [masked_note(evidence), _yardstick(evidence, splits[0])])),
     )
 
 
@@ -91,26 +96,40 @@ def _by_role(evidence: Evidence, split: str, distance: Distance) -> dict[Role, T
     return {role: distance(reference, log_probs(evidence, one)) for role, one in found.items()}
 
 
-def _among_retrained(evidence: Evidence, split: str, distance: Distance) -> list[Tensor]:
-    """Return the distance of every further retrained model to the first one, (samples,) each."""
-    first, *others = (log_probs(evidence, one) for one in retrained_outputs(evidence, split))
-    return [distance(first, other) for other in others]
-
-
-def _verdict(evidence: Evidence, own: Tensor, others: Sequence[Tensor], split: str) -> Verdict:
+def _verdict(evidence: Evidence, distance: Distance, split: str) -> Verdict:
     """Return whether the distance exceeds that of all retrained models, and to which side."""
-    if not others or evidence.head_masked:  # a mask's losses were put there by hand
+    models = [log_probs(evidence, one) for one in retrained_outputs(evidence, split)]
+    if len(models) < FEWEST_MODELS or evidence.head_masked:  # a mask's losses were set by hand
         return "not decidable"
     better = knows_labels_better(evidence, split)
     if better is None:
         return "not decidable"  # nothing tells the two directions apart
-    farther = compared(own, list(others), seed=evidence.seed)
-    if farther == "residual":
+    own = log_probs(evidence, outputs(evidence, "unlearned", split))
+    first, *others = models
+    farther = compared(
+        distance(first, own), [distance(first, other) for other in others], seed=evidence.seed
+    )
+    if farther == "not decidable":
+        return "not decidable"
+    apart = [
+        _mean_distance(distance, model, [other for other in models if other is not model])
+        for model in models
+    ]
+    if farther == "residual" and beyond(_mean_distance(distance, own, models), apart):
         return "residual" if better else "over-forgotten"
-    return "not decidable" if farther == "not decidable" else "as retrain"
+    return "as retrain"
 
 
-def _yardstick(second: Tensor | None) -> str:
-    if second is None:
-        return "a second retrained model is needed to say how much two of them differ"
-    return "the control `retrained` is a second retrained model"
+def _mean_distance(distance: Distance, model: Tensor, others: Sequence[Tensor]) -> float:
+    """Return how far a model is from others, over samples and models."""
+    return sum(float(distance(other, model).mean()) for other in others) / len(others)
+
+
+def _yardstick(evidence: Evidence, split: str) -> str:
+    count = len(retrained_outputs(evidence, split))
+    parts = {
+        "the control `retrained` is a second retrained model": count > 1,
+        f"{FEWEST_MODELS} retrained models are needed to say how much they differ among "
+        f"themselves, and {count} {'was' if count == 1 else 'were'} given": count < FEWEST_MODELS,
+    }
+    return "; ".join(text for text, holds in parts.items() if holds)

@@ -26,8 +26,9 @@ class ActivationDistance(Metric):
     kept classes.
 
     Verdict: ``residual`` when the model is surely farther from the first retrained model than any
-        other one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
-        they are not; ``not decidable`` without a second retrained model.
+        other one is, farther from all than one more of them would be, and its losses on D_f are
+        the smaller ones, ``over-forgotten`` when it is and they are not; ``not decidable`` with
+        fewer than three retrained models.
 
     Source: Golatkar et al., "Mixed-Privacy Forgetting in Deep Networks", CVPR 2021 (l1); Chundawat
         et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096 (l2).
@@ -43,7 +44,7 @@ class ActivationDistance(Metric):
         range="[0, 1.414] for l2 and rms, [0, 2] for l1; in probabilities",
         good="0, or as small as between two retrained models",
         bad="On the forgotten samples it answers unlike a model that never saw them.",
-        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        needs="a retrained model and the forget set; three retrained models for a verdict",
         cost="nothing beyond the collected outputs",
         source="Golatkar et al. 2021, CVPR; Chundawat et al. 2023, AAAI",
         link="https://arxiv.org/abs/2205.08096",

@@ -23,8 +23,9 @@ class Completeness(Metric):
     p = probabilities of the model, q = of the first retrained one.
 
     Verdict: ``residual`` when it surely disagrees with the first retrained model more often than
-        any other one does and its losses on D_f are the smaller ones, ``over-forgotten`` when it
-        does and they are not; ``not decidable`` without a second retrained model.
+        any other one does, and with all more often than one more of them would, and its losses on
+        D_f are the smaller ones, ``over-forgotten`` when it does and they are not; ``not
+        decidable`` with fewer than three retrained models.
 
     Source: Cao, Yang, "Towards Making Systems Forget with Machine Unlearning", IEEE S&P 2015.
 
@@ -40,7 +41,7 @@ class Completeness(Metric):
         range="[0, 1], share of samples",
         good="1, or as large as between two retrained models",
         bad="It puts the forgotten samples elsewhere than a model that never saw them.",
-        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        needs="a retrained model and the forget set; three retrained models for a verdict",
         cost="nothing beyond the collected outputs",
         source="Cao, Yang 2015, IEEE S&P",
         link="https://doi.org/10.1109/SP.2015.35",

@@ -12,7 +12,7 @@ from torch import Tensor
 from forgetkit.auditing.direction import of_sureness
 from forgetkit.auditing.divergence import bins_for, entropy
 from forgetkit.auditing.evidence import Evidence
-from forgetkit.auditing.intervals import compared, mean_interval
+from forgetkit.auditing.intervals import mean_interval
 from forgetkit.auditing.readings import (
     log_probs,
     masked_note,
@@ -20,6 +20,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
+from forgetkit.auditing.trainings import compared_trainings
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -33,9 +34,11 @@ class Entropy(Metric):
     The details hold the same on test samples and the Wasserstein-1 distance between the entropies
     of the model and of the first retrained one.
 
-    Verdict: ``over-forgotten`` when the mean is surely larger than under every retrained model,
-        ``residual`` when surely smaller. For wrong labels, and with a single kept class, which a
-        retrained model is always sure of, the loss on the forgotten labels tells the two apart.
+    Verdict: ``over-forgotten`` when the mean is surely larger than under every retrained model and
+        beyond what another training would make of it, ``residual`` when smaller like that; ``not
+        decidable`` without a second retrained model. For wrong labels, and with a single kept
+        class, which a retrained model is always sure of, the loss on the forgotten labels tells
+        the two apart.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096,
         whose membership attack reads the entropy.
@@ -51,7 +54,7 @@ class Entropy(Metric):
         range="[0, log classes], nats",
         good="as the retrained model's, or as on unseen samples of the same classes",
         bad="It is conspicuously sure, or unsure, about the samples it was to forget.",
-        needs="the forget set; a retrained model for a verdict",
+        needs="the forget set; two retrained models for a verdict",
         cost="nothing beyond the collected outputs",
         source="Chundawat et al. 2023, AAAI",
         link="https://arxiv.org/abs/2205.08096",
@@ -97,7 +100,7 @@ class Entropy(Metric):
             controls={role: v for role, v in means["forget"].items() if role != "unlearned"},
             details=details,
             verdict=of_sureness(
-                evidence, compared(own, others, seed=evidence.seed, more="over-forgotten")
+                evidence, compared_trainings(own, others, seed=evidence.seed, more="over-forgotten")
             ),
             note=masked_note(evidence),
         )

@@ -24,8 +24,9 @@ class JSToRetrained(Metric):
     kept classes. JS_tr and JS_tf of the benchmark tables are in nats, log 2 = 0.693 times as large.
 
     Verdict: ``residual`` when the model is surely farther from the first retrained model than any
-        other one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
-        they are not; ``not decidable`` without a second retrained model.
+        other one is, farther from all than one more of them would be, and its losses on D_f are
+        the smaller ones, ``over-forgotten`` when it is and they are not; ``not decidable`` with
+        fewer than three retrained models.
 
     Source: Lin, "Divergence Measures Based on the Shannon Entropy", IEEE Transactions on
         Information Theory, 1991.
@@ -41,7 +42,7 @@ class JSToRetrained(Metric):
         range="[0, 1], bits",
         good="0, or as small as between two retrained models",
         bad="On the forgotten samples it answers unlike a model that never saw them.",
-        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        needs="a retrained model and the forget set; three retrained models for a verdict",
         cost="nothing beyond the collected outputs",
         source="Lin 1991, IEEE Transactions on Information Theory",
         link="https://doi.org/10.1109/18.61115",

@@ -22,8 +22,9 @@ class KLToRetrained(Metric):
     kept classes.
 
     Verdict: ``residual`` when the model is surely farther from the first retrained model than any
-        other one is and its losses on D_f are the smaller ones, ``over-forgotten`` when it is and
-        they are not; ``not decidable`` without a second retrained model.
+        other one is, farther from all than one more of them would be, and its losses on D_f are
+        the smaller ones, ``over-forgotten`` when it is and they are not; ``not decidable`` with
+        fewer than three retrained models.
 
     Source: Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020,
         arXiv:1911.04933.
@@ -39,7 +40,7 @@ class KLToRetrained(Metric):
         range="[0, infinity), nats",
         good="0, or as small as between two retrained models",
         bad="On the forgotten samples it answers unlike a model that never saw them.",
-        needs="a retrained model and the forget set; a second retrained model for a verdict",
+        needs="a retrained model and the forget set; three retrained models for a verdict",
         cost="nothing beyond the collected outputs",
         source="Golatkar et al. 2020, CVPR",
         link="https://arxiv.org/abs/1911.04933",

@@ -14,7 +14,7 @@ from forgetkit.auditing.attacks import (
     modified_entropy,
 )
 from forgetkit.auditing.evidence import Missing
-from forgetkit.auditing.excess import roles_with, unlike_retrain
+from forgetkit.auditing.excess import references, roles_with, unlike_retrain
 from forgetkit.auditing.intervals import resampled_means, wilson
 from forgetkit.auditing.members import log_probs_of
 from forgetkit.auditing.readings import joined, needs_own_labels, single_label, tests_given
@@ -25,7 +25,7 @@ from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from forgetkit.auditing.evidence import Evidence, Outputs
+    from forgetkit.auditing.evidence import Evidence, Outputs, Subject
 
 FEATURES = ("entropy", "confidence", "correctness", "modified_entropy")
 
@@ -41,8 +41,8 @@ class MiaConfidence(Metric):
     entropy -(1 - p_y) log p_y - sum_{c != y} p_c log(1 - p_c). ``1 - share`` is what SalUn reports
     as "MIA efficacy".
 
-    Verdict: ``residual`` when the share is surely above the first retrained model's,
-        ``over-forgotten`` when surely below; otherwise ``as retrain``, but ``not decidable``
+    Verdict: ``residual`` when the share is surely above every retrained model's,
+        ``over-forgotten`` when surely below all; otherwise ``as retrain``, but ``not decidable``
         without a retrained model, with fewer than ten samples, or unless the attack calls the
         original's forget samples members more often than unseen ones.
 
@@ -80,14 +80,9 @@ class MiaConfidence(Metric):
         # Where no class was forgotten as a whole, test samples of every class are unseen ones.
         tests = ("test_retain",) if evidence.goal == "classes" else tests_given(evidence)
         roles = roles_with(evidence, "forget", "retain", *tests)
-        pools = {
-            role: (
-                evidence.of(role, "retain"),
-                joined([evidence.of(role, split) for split in tests]),
-            )
-            for role in roles
-        }
-        sizes = [len(pool) for pool in pools["unlearned"]]
+        sizes = [
+            sum(len(evidence.of("unlearned", n)) for n in part) for part in (("retain",), tests)
+        ]
         if evidence.head_masked and self.feature != "entropy":
             raise Missing(
                 "needs the probability of the forgotten class, but its output is masked; use "
@@ -96,27 +91,39 @@ class MiaConfidence(Metric):
         balanced = balanced_rows(sizes[0], sizes[1], evidence.seed)
         chosen = few_rows(len(balanced[0]), self.most, evidence.seed + 1)
         rows = [part[chosen] for part in balanced]
-        called: dict[str, Tensor] = {}
-        unseen: dict[str, float] = {}
-        for role in roles:
+
+        def called(subject: Subject, split: str = "forget") -> Tensor:
+            pools = subject.outputs["retain"], joined([subject.outputs[name] for name in tests])
             trained, tested = (
                 self._feature(evidence, pool.take(part))
-                for pool, part in zip(pools[role], rows, strict=True)
+                for pool, part in zip(pools, rows, strict=True)
             )
-            asked = self._feature(evidence, evidence.of(role, "forget"))
-            called[role] = called_members(trained, tested, asked, classifier=self.classifier)
-            if evidence.has(role, "test_forget"):
-                other = self._feature(evidence, evidence.of(role, "test_forget"))
-                shares = called_members(trained, tested, other, classifier=self.classifier)
-                unseen[role] = float(shares.double().mean())
-        share = {role: float(found.double().mean()) for role, found in called.items()}
-        drawn = self._drawn(called, evidence.seed)
+            asked = self._feature(evidence, subject.outputs[split])
+            return called_members(trained, tested, asked, classifier=self.classifier)
+
+        def drawn(found: Tensor) -> Tensor:
+            # the same draws of the same samples for every model
+            return resampled_means(found, seed=evidence.seed, resamples=self.resamples)
+
+        members = {role: called(evidence.subjects[role]) for role in roles}
+        unseen = {
+            role: float(called(evidence.subjects[role], "test_forget").double().mean())
+            for role in roles
+            if evidence.has(role, "test_forget")
+        }
+        share = {role: float(found.double().mean()) for role, found in members.items()}
         works = None
-        if "original" in drawn and "original" in unseen:
-            works = interval(drawn["original"])[0] > unseen["original"]
-        verdict, difference = unlike_retrain(drawn["unlearned"], drawn.get("retrained"), works)
-        own = called["unlearned"]
-        note = "" if "retrained" in drawn else "no retrained model to compare with"
+        if "original" in members and "original" in unseen:
+            works = interval(drawn(members["original"]))[0] > unseen["original"]
+        retrained = [members["retrained"]] if "retrained" in members else []
+        retrained += [
+            called(one)
+            for one in references(evidence)[1:]
+            if all(split in one.outputs for split in ("forget", "retain", *tests))
+        ]
+        own = members["unlearned"]
+        verdict, difference = unlike_retrain(drawn(own), [drawn(one) for one in retrained], works)
+        note = "" if retrained else "no retrained model to compare with"
         if len(own) < FEWEST:
             verdict, note = "not decidable", f"{len(own)} samples are too few to decide"
         if works is False:
@@ -149,10 +156,3 @@ class MiaConfidence(Metric):
         else:
             found = modified_entropy(log_probs, outputs.labels)
         return found[:, None]
-
-    def _drawn(self, called: dict[str, Tensor], seed: int) -> dict[str, Tensor]:
-        """Return bootstrap resamples of the share, of the same samples for every model."""
-        return {
-            role: resampled_means(found, seed=seed, resamples=self.resamples)
-            for role, found in called.items()
-        }

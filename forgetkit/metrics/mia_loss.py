@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from forgetkit.auditing.attacks import attack_accuracy, auc, cross_scores, entropy
-from forgetkit.auditing.members import attacked, by_role, groups, log_probs_of, loss_score
+from forgetkit.auditing.members import (
+    attacked,
+    by_role,
+    groups,
+    log_probs_of,
+    loss_score,
+    of_further,
+)
 from forgetkit.fields import bounded, choice
 from forgetkit.membership import forgetting_score
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
@@ -31,10 +38,10 @@ class MiaLoss(Metric):
     head the loss is the same for all, so the entropy over the kept classes takes its place. ``gli``
     gives the forgetting score |accuracy - 0.5|.
 
-    Verdict: ``residual`` when the AUC is surely above the first retrained model's,
-        ``over-forgotten`` when surely below, as that gives the samples away too; otherwise
-        ``as retrain``, but ``not decidable`` without a retrained model or unless the AUC under the
-        original surely differs from that model's.
+    Verdict: ``residual`` when the AUC is surely above every retrained model's, ``over-forgotten``
+        when surely below all, as that gives the samples away too; otherwise ``as retrain``, but
+        ``not decidable`` without a retrained model or unless the AUC under the original surely
+        differs from that of each.
 
     Source: SULI, section 5 (ten-fold); SCRUB, arXiv:2302.09880; Guided Loss-Increasing (supplement)
         and its notebooks (``protocol="gli"``).
@@ -66,8 +73,13 @@ class MiaLoss(Metric):
     def measure(self, evidence: Evidence) -> Finding:
         """Return the AUC of minus the loss, with accuracy and rates in the details."""
         chosen = groups(evidence)
-        scores = by_role(evidence, chosen, lambda outputs: loss_score(evidence, outputs))
-        found = attacked(scores, resamples=self.resamples, seed=evidence.seed)
+
+        def score(outputs: Outputs) -> Tensor:
+            return loss_score(evidence, outputs)
+
+        scores = by_role(evidence, chosen, score)
+        further = of_further(evidence, chosen, score)
+        found = attacked(scores, further, resamples=self.resamples, seed=evidence.seed)
         accuracy = {role: self._told_apart(evidence, *pair) for role, pair in scores.items()}
         features = {}
         kept = {}

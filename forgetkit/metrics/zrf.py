@@ -10,7 +10,7 @@ from torch import Tensor
 from forgetkit.auditing.direction import of_sureness
 from forgetkit.auditing.divergence import zrf
 from forgetkit.auditing.evidence import Evidence, Outputs
-from forgetkit.auditing.intervals import compared, mean_interval
+from forgetkit.auditing.intervals import mean_interval
 from forgetkit.auditing.readings import (
     log_probs,
     masked_note,
@@ -18,6 +18,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
+from forgetkit.auditing.trainings import compared_trainings
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -31,9 +32,10 @@ class ZRF(Metric):
     Higher is not better: a model that answers forgotten samples like noise is conspicuous. The
     target is the retrained model's value.
 
-    Verdict: ``over-forgotten`` when surely higher than every retrained model's, ``residual`` when
-        surely lower. For wrong labels, and with a single kept class, the loss on the forgotten
-        labels tells the two apart.
+    Verdict: ``over-forgotten`` when surely higher than every retrained model's and beyond what
+        another training would make of it, ``residual`` when lower like that; ``not decidable``
+        without a second retrained model. For wrong labels, and with a single kept class, the loss
+        on the forgotten labels tells the two apart.
 
     Source: Chundawat et al., "Can Bad Teaching Induce Forgetting?", AAAI 2023, arXiv:2205.08096.
 
@@ -49,7 +51,7 @@ class ZRF(Metric):
         range="[0, 1], 1 minus bits",
         good="the retrained model's own value",
         bad="It answers forgotten samples more surely, or more randomly, than after retraining.",
-        needs="an untrained model and the forget set; a retrained model for a verdict",
+        needs="an untrained model and the forget set; two retrained models for a verdict",
         cost="nothing beyond the collected outputs",
         source="Chundawat et al. 2023, AAAI",
         link="https://arxiv.org/abs/2205.08096",
@@ -77,7 +79,7 @@ class ZRF(Metric):
             controls=values,
             details={"retrained": [float(each.mean()) for each in others]},
             verdict=of_sureness(
-                evidence, compared(own, others, seed=evidence.seed, more="over-forgotten")
+                evidence, compared_trainings(own, others, seed=evidence.seed, more="over-forgotten")
             ),
             note=masked_note(evidence),
         )

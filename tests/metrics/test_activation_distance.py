@@ -37,13 +37,14 @@ def test_interval_and_verdict_are_of_the_norm_that_is_printed(norm: str, verdict
         outputs = toys.outputs(logits, torch.zeros(len(shares), dtype=torch.int64))
         return Subject(nn.Identity(), {"forget": outputs}, None)
 
-    # a few samples far from the first retrained model; the second one is a little off everywhere
-    few, first, second = (
-        answers(*[0.9999] * 18, *[0.5] * 42), answers(*[0.5] * 60), answers(*[0.65] * 60)
+    # a few samples far from the first retrained model; the others are a little off everywhere
+    few, first, second, third = (
+        answers(*[0.9999] * 18, *[0.5] * 42), answers(*[0.5] * 60), answers(*[0.65] * 60),
+        answers(*[0.64] * 60),
     )  # fmt: skip
     subjects = {"unlearned": few, "retrained": first}
     found = ActivationDistance(norm=norm).measure(
-        Evidence(subjects, {}, "instances", (0,), 2, references=(first, second))  # type: ignore[arg-type]  # roles
+        Evidence(subjects, {}, "instances", (0,), 2, references=(first, second, third))  # type: ignore[arg-type]  # roles
     )
     assert found.value is not None
     assert found.interval is not None

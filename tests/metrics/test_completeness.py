@@ -21,5 +21,5 @@ def test_counts_equal_predictions() -> None:
 
 
 def test_the_same_model_agrees() -> None:
-    found = Completeness().measure(toys.evidence(toys.retrained()[0], references=2))
+    found = Completeness().measure(toys.evidence(toys.retrained()[0], references=3))
     assert (found.value, found.verdict) == (1.0, "as retrain")

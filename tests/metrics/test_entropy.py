@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import toy_evidence as toys
 from scipy.stats import entropy as scipy_entropy
 from scipy.stats import wasserstein_distance
 
+from forgetkit.auditing.evidence import Subject
 from forgetkit.metrics.entropy import Entropy
 
 
@@ -35,7 +37,27 @@ def test_histograms_share_their_bins() -> None:
 
 
 def test_verdict() -> None:
-    assert Entropy().measure(toys.evidence(toys.original())).verdict == "residual"
-    assert Entropy().measure(toys.evidence(toys.untrained())).verdict == "over-forgotten"
-    assert Entropy().measure(toys.evidence(toys.retrained()[0])).verdict == "as retrain"
+    def found(unlearned: Subject, references: int = 4) -> str:
+        return Entropy().measure(toys.evidence(unlearned, references=references)).verdict
+
+    assert found(toys.original()) == "residual"
+    assert found(toys.untrained()) == "over-forgotten"
+    assert found(toys.retrained()[0]) == "as retrain"
     assert Entropy().measure(toys.evidence(roles=())).verdict == "not decidable"
+
+
+def test_a_single_retrained_model_decides_nothing() -> None:
+    """Two trainings always differ in how sure they are: one is no yardstick."""
+    for one in (toys.original(), toys.retrained()[0], toys.retrained()[1]):
+        assert Entropy().measure(toys.evidence(one)).verdict == "not decidable"
+
+
+def test_models_trained_alike_are_not_accused() -> None:
+    """Each is surely more or less sure than the others; that is chance in training."""
+    every = toys.retrained()
+    for at, one in enumerate(every):
+        others = every[:at] + every[at + 1 :]
+        evidence = replace(toys.evidence(one, references=4), references=others)
+        assert Entropy().measure(evidence).verdict == "as retrain"
+    sure = [one.outputs["forget"].log_probs.exp().amax(1).mean() for one in every]
+    assert float(max(sure) - min(sure)) > 0.02

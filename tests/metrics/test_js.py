@@ -28,15 +28,15 @@ def test_as_torchmetrics() -> None:
 
 
 def test_verdict() -> None:
-    kept = JSToRetrained().measure(toys.evidence(toys.original(), references=2))
+    kept = JSToRetrained().measure(toys.evidence(toys.original(), references=3))
     assert kept.verdict == "residual"
-    same = JSToRetrained().measure(toys.evidence(toys.retrained()[0], references=2))
+    same = JSToRetrained().measure(toys.evidence(toys.retrained()[0], references=3))
     assert same.value == pytest.approx(0.0, abs=1e-12)
     assert same.verdict == "as retrain"
 
 
 def test_the_direction_is_left_open_where_nothing_tells_it() -> None:
-    kept = toys.evidence(toys.original(), references=2)
+    kept = toys.evidence(toys.original(), references=3)
     assert JSToRetrained().measure(replace(kept, head_masked=True)).verdict == "not decidable"
     blind = [
         replace(

@@ -38,13 +38,16 @@ def test_as_torchmetrics() -> None:
     assert found.value == pytest.approx(expected, abs=1e-6)
 
 
-def test_verdict_needs_two_retrained_models() -> None:
-    alone = KLToRetrained().measure(toys.evidence(references=1))
-    assert alone.verdict == "not decidable"
-    assert "second retrained model" in alone.note
-    kept = KLToRetrained().measure(toys.evidence(toys.original(), references=2))
+def test_verdict_needs_three_retrained_models() -> None:
+    for few, words in ((1, "1 was given"), (2, "2 were given")):
+        found = KLToRetrained().measure(toys.evidence(toys.original(), references=few))
+        assert found.verdict == "not decidable"
+        assert "3 retrained models are needed" in found.note
+        assert words in found.note
+    kept = KLToRetrained().measure(toys.evidence(toys.original(), references=3))
     assert kept.verdict == "residual"
-    same = KLToRetrained().measure(toys.evidence(toys.retrained()[0], references=2))
+    assert "are needed" not in kept.note
+    same = KLToRetrained().measure(toys.evidence(toys.retrained()[0], references=3))
     assert same.value == 0.0
     assert same.verdict == "as retrain"
 
@@ -58,14 +61,33 @@ def test_every_further_retrained_model_is_held_against() -> None:
         logits = base + by * torch.tensor([1.0, 0.0, 0.0])
         return Subject(nn.Identity(), {"forget": toys.outputs(logits, labels)}, None)
 
-    first, near, far = moved(0.0), moved(0.2), moved(2.0)
+    first, near, other, far = moved(0.0), moved(0.2), moved(-0.2), moved(2.0)
     verdicts = []
-    for references in ((first, near), (first, near, far), (first, far)):
+    for references in ((first, near, other), (first, near, other, far)):
         evidence = Evidence(
             {"unlearned": moved(1.0), "retrained": first}, {}, "instances", (0,), 3, references
         )
         verdicts.append(KLToRetrained().measure(evidence).verdict)
-    assert verdicts == ["residual", "as retrain", "as retrain"]
+    assert verdicts == ["residual", "as retrain"]
+
+
+def test_the_farthest_of_models_that_all_lie_apart_is_not_accused() -> None:
+    """Farther from the first than the others are, but not farther than one more might be."""
+    labels = torch.zeros(40, dtype=torch.int64)
+    noise = torch.randn(40, 3, generator=torch.Generator().manual_seed(0)) / 10
+
+    def at(*logits: float) -> Subject:
+        found = toys.outputs(noise + torch.tensor(logits), labels)
+        return Subject(nn.Identity(), {"forget": found}, None)
+
+    references = at(0.0, 0.0, 0.0), at(1.0, 0.0, 0.0), at(0.0, 1.2, 0.0)
+    verdicts = []
+    for own in (at(0.0, 0.0, 1.4), at(0.0, 0.0, 9.0)):
+        evidence = Evidence(
+            {"unlearned": own, "retrained": references[0]}, {}, "instances", (0,), 3, references
+        )
+        verdicts.append(KLToRetrained().measure(evidence).verdict)
+    assert verdicts == ["as retrain", "over-forgotten"]
 
 
 def test_masked_classes_are_left_out() -> None:

@@ -226,11 +226,11 @@ def test_the_standard_error_counts_draws_and_samples() -> None:
 def test_verdicts_of_attacks() -> None:
     high = torch.linspace(0.7, 0.8, 100, dtype=torch.float64)
     low = torch.linspace(0.45, 0.55, 100, dtype=torch.float64)
-    assert unlike_retrain(high, None, True) == ("not decidable", None)
-    assert unlike_retrain(high, low, True)[0] == "residual"
-    assert unlike_retrain(low, high, True)[0] == "over-forgotten"
-    assert unlike_retrain(low, low, True)[0] == "as retrain"
-    assert unlike_retrain(low, low, False)[0] == "not decidable"
+    assert unlike_retrain(high, [], True) == ("not decidable", None)
+    assert unlike_retrain(high, [low], True)[0] == "residual"
+    assert unlike_retrain(low, [high], True)[0] == "over-forgotten"
+    assert unlike_retrain(low, [low], True)[0] == "as retrain"
+    assert unlike_retrain(low, [low], False)[0] == "not decidable"
 
 
 def test_wilson_pinned() -> None:

@@ -26,12 +26,14 @@ def test_pinned_in_bits() -> None:
 
 
 def test_the_target_is_the_retrained_models_value() -> None:
-    found = ZRF().measure(toys.evidence(toys.original(), roles=ROLES))
+    found = ZRF().measure(toys.evidence(toys.original(), roles=ROLES, references=4))
     assert found.value == found.controls["original"]
     assert found.verdict == "residual"
-    noise = ZRF().measure(toys.evidence(toys.untrained(), roles=ROLES))
+    noise = ZRF().measure(toys.evidence(toys.untrained(), roles=ROLES, references=4))
     assert noise.value == pytest.approx(1.0)
     assert noise.verdict == "over-forgotten"
+    alone = ZRF().measure(toys.evidence(toys.original(), roles=ROLES))
+    assert alone.verdict == "not decidable"
 
 
 def test_a_mask_alone_changes_nothing() -> None:
