@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from forgetkit.auditing.evidence import SPLITS, Evidence, Outputs
+from forgetkit.auditing.excess import needs_classes
 from forgetkit.auditing.intervals import compared, wilson
 from forgetkit.auditing.readings import (
     HIDDEN,
@@ -18,6 +22,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
+from forgetkit.fields import flag
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -30,13 +35,15 @@ class Accuracy(Metric):
 
     z are the logits. Several labels a sample count as the mean over labels of the accuracy at
     probability 0.5; on samples of forgotten classes as the share of their forgotten labels that is
-    still predicted.
+    still predicted. With ``mask_classes`` the maximum is over the kept classes, for every model and
+    set: whether kept samples are told apart, wherever else a model would have put them.
 
     Verdict: ``residual`` when surely more forget samples are right than under every retrained
-        model, ``over-forgotten`` when surely fewer; none for a masked head, whose 0 is by
-        construction.
+        model, ``over-forgotten`` when surely fewer; none for a masked head or with
+        ``mask_classes``, where the 0 is by construction.
 
-    Source: the sets of Kim, Lee, Woo, AAAI 2024, arXiv:2312.16823; interval: Wilson, 1927.
+    Source: the sets of Kim, Lee, Woo, AAAI 2024, arXiv:2312.16823; ``mask_classes``: how PGU (Hoang
+        et al., WACV 2024) measures models that forgot a class; interval: Wilson, 1927.
 
     Differences: fractions instead of percent.
     """
@@ -56,29 +63,37 @@ class Accuracy(Metric):
         about="How often the model is right on forgotten and kept, training and test samples.",
     )
 
+    mask_classes: bool = flag(False, "leave out the outputs of the forgotten classes; a class goal")
+
     def measure(self, evidence: Evidence) -> Finding:
         """Count right predictions; a masked head makes the forget accuracy 0 by construction."""
-        own = _right(evidence, "forget", outputs(evidence, "unlearned", "forget"))
-        shares = by_role(
-            evidence, "forget", lambda found: float(_right(evidence, "forget", found).mean())
-        )
-        others = [
-            _right(evidence, "forget", found) for found in retrained_outputs(evidence, "forget")
-        ]
+        first = outputs(evidence, "unlearned", "forget")
+        if self.mask_classes:
+            needs_classes(evidence)
+        right = partial(_right, evidence, masked=self.mask_classes)
+        own = right("forget", first)
+        shares = by_role(evidence, "forget", lambda found: float(right("forget", found).mean()))
+        others = [right("forget", found) for found in retrained_outputs(evidence, "forget")]
         verdict = compared(own, others, seed=evidence.seed)
+        note = HIDDEN if evidence.head_masked else ""
+        if self.mask_classes and not note:
+            note = "0 by construction: the forgotten classes are left out of the maximum"
         return self.finding(
             shares["unlearned"],
             samples=len(own),
             interval=wilson(float(own.sum()), len(own)),
             controls=controls(shares),
-            details={"sets": _sets(evidence), "masked": evidence.head_masked},
-            verdict="no verdict" if evidence.head_masked else verdict,
-            note=HIDDEN if evidence.head_masked else "",
+            details={"sets": _sets(evidence, right), "masked": evidence.head_masked},
+            verdict="no verdict" if note else verdict,
+            note=note,
         )
 
 
-def _right(evidence: Evidence, split: str, found: Outputs) -> Tensor:
+def _right(evidence: Evidence, split: str, found: Outputs, *, masked: bool) -> Tensor:
     """Return correctness per sample; that of its other labels says nothing of a forgotten one."""
+    if masked:
+        gone = list(evidence.forget_classes)
+        found = replace(found, logits=found.logits.index_fill(1, torch.tensor(gone), -torch.inf))
     several = found.labels.ndim == 2 and evidence.goal == "classes"
     if not several or not split.endswith("forget"):
         return hits(found)
@@ -88,12 +103,12 @@ def _right(evidence: Evidence, split: str, found: Outputs) -> Tensor:
     return still.double().sum(dim=1) / carried.sum(dim=1).clamp(min=1)
 
 
-def _sets(evidence: Evidence) -> dict[str, object]:
+def _sets(evidence: Evidence, right_in: Callable[[str, Outputs], Tensor]) -> dict[str, object]:
     """Return, for each set, its size and every model's accuracy with its interval."""
     table: dict[str, object] = {}
     for split in SPLITS:
         right = {
-            role: _right(evidence, split, outputs(evidence, role, split))
+            role: right_in(split, outputs(evidence, role, split))
             for role in roles_with(evidence, split)
         }
         if right:

@@ -7,7 +7,7 @@ import torch
 import toy_evidence as toys
 from torchmetrics.classification import MulticlassAccuracy
 
-from forgetkit.auditing.evidence import Evidence, Outputs, Subject
+from forgetkit.auditing.evidence import Evidence, NotApplicable, Outputs, Subject
 from forgetkit.auditing.readings import hits
 from forgetkit.metrics.accuracy import Accuracy
 
@@ -71,3 +71,28 @@ def test_verdict() -> None:
     hidden = Accuracy().measure(toys.evidence(toys.masked(), head_masked=True))
     assert hidden.verdict == "no verdict"
     assert "by construction" in hidden.note
+
+
+def test_without_the_forgotten_classes_kept_samples_go_to_the_next_one() -> None:
+    """A kept sample that was put into the forgotten class 0 counts by its second choice."""
+    logits = torch.tensor([[3.0, 2, 1], [3, 1, 2], [0, 2, 1], [0, 1, 2]])
+    kept = toys.outputs(logits, torch.tensor([1, 1, 1, 2]))
+    gone = toys.outputs(logits, torch.tensor([0, 0, 0, 0]))
+    evidence = replace(made(gone, retain=kept), goal="classes")
+    tables, values = [], []
+    for masked in (False, True):
+        found = Accuracy(mask_classes=masked).measure(evidence)
+        table = found.details["sets"]
+        assert isinstance(table, dict)
+        tables.append(table["retain"]["accuracy"]["unlearned"])
+        values.append(found.value)
+    assert tables == [0.5, 0.75]
+    assert values == [0.5, 0.0]
+    assert found.verdict == "no verdict"
+    assert "left out of the maximum" in found.note
+    assert logits[0, 0] == 3.0  # the evidence is not touched
+
+
+def test_without_classes_to_leave_out_there_is_nothing_to_mask() -> None:
+    with pytest.raises(NotApplicable, match="about single samples"):
+        Accuracy(mask_classes=True).measure(made(FOUR))
