@@ -111,13 +111,25 @@ def _verdict(evidence: Evidence, distance: Distance, split: str) -> Verdict:
     )
     if farther == "not decidable":
         return "not decidable"
-    apart = [
+    if farther == "residual" and beyond(
+        _mean_distance(distance, own, models), _apart(distance, models)
+    ):
+        return "residual" if better else "over-forgotten"
+    return "as retrain"
+
+
+def _apart(distance: Distance, models: Sequence[Tensor]) -> list[float]:
+    """Return how far each retrained model is from the others, spread like that of one more.
+
+    These means share their distances, which pulls them together: of d_ij = a_i + a_j, the mean
+    over the r - 1 others holds a_i only (r - 2) / (r - 1) times, that of one more model all of it.
+    """
+    found = [
         _mean_distance(distance, model, [other for other in models if other is not model])
         for model in models
     ]
-    if farther == "residual" and beyond(_mean_distance(distance, own, models), apart):
-        return "residual" if better else "over-forgotten"
-    return "as retrain"
+    middle, count = sum(found) / len(found), len(found)
+    return [middle + (one - middle) * (count - 1) / (count - 2) for one in found]
 
 
 def _mean_distance(distance: Distance, model: Tensor, others: Sequence[Tensor]) -> float:

@@ -39,8 +39,8 @@ def test_interval_and_verdict_are_of_the_norm_that_is_printed(norm: str, verdict
 
     # a few samples far from the first retrained model; the others are a little off everywhere
     few, first, second, third = (
-        answers(*[0.9999] * 18, *[0.5] * 42), answers(*[0.5] * 60), answers(*[0.65] * 60),
-        answers(*[0.64] * 60),
+        answers(*[0.9999] * 18, *[0.5] * 42), answers(*[0.5] * 60), answers(*[0.62] * 60),
+        answers(*[0.615] * 60),
     )  # fmt: skip
     subjects = {"unlearned": few, "retrained": first}
     found = ActivationDistance(norm=norm).measure(

@@ -7,6 +7,8 @@ import torch
 import toy_evidence as toys
 from torchmetrics.regression import JensenShannonDivergence
 
+from forgetkit.auditing.to_reference import _apart
+from forgetkit.auditing.trainings import beyond
 from forgetkit.metrics.js import JSToRetrained, bits
 
 P = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], dtype=torch.float64).log()
@@ -49,3 +51,22 @@ def test_the_direction_is_left_open_where_nothing_tells_it() -> None:
     found = JSToRetrained().measure(replace(kept, subjects=subjects, references=blind))
     assert found.value is not None
     assert found.verdict == "not decidable"
+
+
+@pytest.mark.parametrize("models", [3, 5])
+def test_what_one_more_model_would_be_is_wide_enough(models: int) -> None:
+    """Of models that lie a_i + a_j apart, one in forty is called farther than one more would be.
+
+    Half of the one in twenty outside the interval lies above it.
+    """
+
+    def added(reference: torch.Tensor, model: torch.Tensor) -> torch.Tensor:
+        return reference[:, 0] + model[:, 0]
+
+    drawn = torch.randn(3000, models + 1, generator=torch.Generator().manual_seed(0)).double() + 9
+    above = 0
+    for own, *others in drawn.view(3000, models + 1, 1, 1):
+        value = sum(float(added(other, own)) for other in others) / models
+        apart = _apart(added, others)
+        above += bool(beyond(value, apart)) and value > sum(apart) / models
+    assert 0.018 < above / 3000 < 0.032
