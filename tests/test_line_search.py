@@ -158,3 +158,13 @@ def test_moves_reach_from_a_four_thousandth_of_the_weights_to_all_of_them() -> N
     assert LENGTHS[-1] == 1.0
     run = FakeRun(forgets_at=0.99 * START / 4096, ruined_at=1e9)
     assert found(run) == pytest.approx(START / 4096)
+
+
+def test_samples_that_are_answered_as_unseen_ones_already_stay_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """0.8 before: the model as it is counts by its own distance to what is wanted."""
+    monkeypatch.setattr("forgetkit.line_search.unseen_accuracy", lambda run: 0.9)
+    run = FakeRun(forgets_at=8.0, ruined_at=1e9, kind="instances", validation="held out")
+    assert found(run) == 0.0
+    assert any("not moved" in note for note in run.notes)
