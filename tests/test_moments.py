@@ -464,6 +464,17 @@ def test_every_thinned_row_is_a_patch_of_its_own_layer_and_image() -> None:
         assert torch.allclose(whole.sums[name], single.sums[name], atol=1e-9)
 
 
+def test_thinned_rows_of_an_image_lie_evenly_apart() -> None:
+    conv = nn.Conv2d(64, 1, 1)  # a row of each place is that place's unit vector
+    image = torch.eye(64).reshape(1, 64, 8, 8)
+    layers = survey(weights_of(conv), image, conv)
+    for scale in (1.0, 2.0, 3.0):
+        found = measured(conv, scale * image, with_rows(layers, 4.0), size=1).sums["weight"][0]
+        places = (found.diagonal() > 0).nonzero()[:, 0]
+        assert places.diff().tolist() == [16, 16, 16]
+        assert torch.equal(found[places, places], torch.full((4,), scale**2, dtype=torch.float64))
+
+
 def test_groups_and_double_products_cost_what_they_do() -> None:
     def taken(groups: int, *, double: bool) -> float:
         layers = {"one": Layer(300, groups, None, 50, 0)}
