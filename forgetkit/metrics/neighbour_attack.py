@@ -41,14 +41,14 @@ class NeighbourAttack(Metric):
     retrained model. Headline: its AUC, 0.5 when they answer alike.
 
     Verdict: ``residual`` when the interval lies above 0.5 and above those of all further retrained
-        models against the first; ``not decidable`` when it lies above 0.5 and there is no second
-        one; otherwise ``as retrain``, but ``not decidable`` unless that of the original lies above
-        0.5, which shows that the attack finds anything.
+        models against the first; ``not decidable`` when it lies above 0.5 and there are fewer than
+        three; otherwise ``as retrain``, but ``not decidable`` unless that of the original lies
+        above 0.5, which shows that the attack finds anything.
 
     Source: Ebrahimpour-Boroojeny, Wang, Sundaram, class membership inference attack, ICML 2026,
         arXiv:2506.20893.
 
-    Differences: a simple form; both rows of a sample stay in one fold; a second retrained model as
+    Differences: a simple form; both rows of a sample stay in one fold; further retrained models as
         yardstick, because two of them differ as well.
     """
 
@@ -60,7 +60,7 @@ class NeighbourAttack(Metric):
         range="[0, 1], area under the ROC curve",
         good="not above that between two retrained models; 0.5 when they answer alike",
         bad="The way in which the forgotten samples spread over other classes betrays the edit.",
-        needs="a retrained model, two for a verdict; features of forget and retain samples",
+        needs="a retrained model, three for a verdict; features of forget and retain samples",
         cost="no F beyond collecting; seconds",
         source="Ebrahimpour-Boroojeny, Wang, Sundaram 2026, ICML",
         link="https://arxiv.org/abs/2506.20893",
@@ -127,8 +127,11 @@ def _judged(ends: Mapping[str, tuple[float, float]]) -> tuple[Verdict, str]:
     """Return the verdict and what limits it, from intervals of AUCs against the same model."""
     low, _ = ends["unlearned"]
     others = [high for role, (_, high) in ends.items() if role.startswith("retrained")]
-    if low > 0.5 and not others:
-        note = "two retrained models differ as well: a second one is needed to judge this"
+    if low > 0.5 and len(others) < 2:
+        note = (
+            "two retrained models differ as well, by chance more or less: three are needed to "
+            f"judge this, and {1 + len(others)} {'were' if others else 'was'} given"
+        )
         return "not decidable", note
     if low > max([0.5, *others]):
         return "residual", ""

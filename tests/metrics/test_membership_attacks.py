@@ -412,11 +412,15 @@ def test_the_neighbour_attack_holds_against_every_further_retrained_model() -> N
     first = given.subject("retrained")
     two = replace(given, references=(first, replace(first, model=nn.Identity())))
     metric = NeighbourAttack(resamples=200)
+    few = metric.measure(two)
+    assert few.verdict == "not decidable"
+    assert "three are needed to judge this, and 2 were given" in few.note
+    two = replace(two, references=(*two.references, replace(first, model=nn.Identity())))
     assert metric.measure(two).verdict == "residual"
     # one that answers as differently from the first as the audited model does
     odd = replace(toys.patched(), model=nn.Identity())
     three = replace(two, references=(*two.references, odd))
     found = metric.measure(three)
     assert found.verdict == "as retrain"
-    assert found.details["auc"]["retrained 3"] == found.value  # type: ignore[index]  # a mapping
+    assert found.details["auc"]["retrained 4"] == found.value  # type: ignore[index]  # a mapping
     assert set(found.controls) == {"original", "retrained"}
