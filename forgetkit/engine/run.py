@@ -49,6 +49,8 @@ class Run:
         extra: what the method's ``extra`` returned: trained along, not part of the model.
         random_inputs: whether the loader gives different tensors each time a sample is read.
         target: forget accuracy at which the run is done, or ``None`` for no such rule.
+        masks: 0/1 tensors by the name of a parameter: what may move, set before the first step;
+            parameters that are not named may move as a whole.
         notes: sentences for the user, from ``log``.
         counts: numbers for the history, from ``count``.
         tallies: sums of this process for the history, from ``tally``.
@@ -89,6 +91,7 @@ class Run:
         self.extra: Mapping[str, Tensor] = {}
         self.target: float | None = None
         self.random_inputs = random_inputs
+        self.masks: Mapping[str, Tensor] = {}
         self.notes: list[str] = []
         self.counts: dict[str, float | Tensor] = {}
         self.tallies: dict[str, float | Tensor] = {}

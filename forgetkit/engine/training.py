@@ -98,6 +98,7 @@ class Loop:
             name: mask.to(run.parameters[name].device)
             for name, mask in element_masks(method, run).items()
         }
+        run.masks = self._masks
         with progress(method.card.slug) as bar:
             self._outcome.stopped_because = self._epochs(bar)
         self._outcome.clipped = int(self._clipped)

@@ -87,7 +87,8 @@ class PGU(Trained):
         classes, and "one direction fewer" for single samples and to depoison. The printed sum of
         Eq. 1 is a mean. Layers with rows longer than ``max_dim`` stay as they are, for which the
         authors, and the presets, have no limit. ``mask`` cuts single weights out of a projected
-        gradient and so gives the protection up.
+        gradient, or displacement, and so gives the protection up; of the trust region's W_eff the
+        weights that it holds stay those of W.
     """
 
     card: ClassVar[Card] = Card(
@@ -314,11 +315,14 @@ class PGU(Trained):
 
     def _logits(self, batch: Batch, run: Run) -> Tensor:
         """Return logits with the last weight seen through its trust region."""
-        effective = {
-            name: in_region(run.parameters[name], basis, run.extra[name])
-            for name, basis in part(run.state, "region").items()
-        }
+        effective = {name: self._effective(name, run) for name in part(run.state, "region")}
         return run.logits_with(effective, batch) if effective else run.logits(batch)
+
+    def _effective(self, name: str, run: Run) -> Tensor:
+        """Return a weight seen through its trust region."""
+        weight = run.parameters[name]
+        found = in_region(weight, run.state[f"region/{name}"], run.extra[name])
+        return _where_it_may_move(name, found, weight, run)
 
     def gradients(self, run: Run) -> None:
         """Project every gradient."""
@@ -335,15 +339,16 @@ class PGU(Trained):
         start = part(run.state, "start")
         for name, away in projections(run.state).items():
             weight = run.parameters[name]
-            weight.copy_(start[name] + away.of(weight - start[name]))
+            found = start[name] + away.of(weight - start[name])
+            weight.copy_(_where_it_may_move(name, found, start[name], run))
 
     def passed(self, run: Run) -> None:
         """Fold the trust region into the weight: what is measured now is what would be left."""
         self._hold(run)
-        for name, basis in part(run.state, "region").items():
+        for name in part(run.state, "region"):
             weight = run.parameters[name]
             run.state = {**run.state, f"unfolded/{name}": weight.detach().clone()}
-            weight.copy_(in_region(weight, basis, run.extra[name]))
+            weight.copy_(self._effective(name, run))
 
     def checked(self, seen: Seen, run: Run) -> str | None:
         """Stop at chance, at the target, or by the validation samples."""
@@ -363,6 +368,12 @@ class PGU(Trained):
     def finish(self, run: Run) -> bool:
         """Put back the weights of an earlier epoch, where the stop rule preferred them."""
         return take_back(run)
+
+
+def _where_it_may_move(name: str, new: Tensor, old: Tensor, run: Run) -> Tensor:
+    """Return the new values where the mask of a run lets a weight move, the old ones elsewhere."""
+    mask = run.masks.get(name)
+    return new if mask is None else torch.where(mask.bool(), new, old)
 
 
 def _not_there(missing: float, requests: int) -> str:
