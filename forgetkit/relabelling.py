@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,17 +42,53 @@ def reject_contradictions(samples: SampleSet, wanted: Tensor) -> None:
     Raises:
         BadTarget: the message names the two positions.
     """
+    firsts = _first_equals(samples)
+    for row in (wanted != wanted[firsts]).nonzero()[:, 0].tolist():
+        first = int(firsts[row])
+        raise BadTarget(
+            "relabel: expected one new label for equal images, found positions "
+            f"{int(samples.positions[first])} and {int(samples.positions[row])}, which "
+            f"hold the same image, with the new labels {int(wanted[first])} and "
+            f"{int(wanted[row])}; leave one of them out or correct its label"
+        )
+
+
+def drawn_labels(samples: SampleSet, draw: Callable[[Tensor], Tensor], blocked: Tensor) -> Tensor:
+    """Return one drawn class a sample that is not blocked, (samples,), equal inputs the same one.
+
+    Equal inputs share the draw of the first position of theirs, and what is blocked for one of
+    them is blocked for all.
+
+    Args:
+        samples: read once.
+        draw: from positions (n,) to uniform numbers in [0, 1), (n,).
+        blocked: (samples, classes) boolean; at least one class of each row is not blocked.
+
+    Raises:
+        BadTarget: no class is left for equal inputs of several classes.
+    """
+    firsts = _first_equals(samples)
+    counts = torch.zeros(blocked.shape, dtype=torch.int64).index_add_(0, firsts, blocked.long())
+    closed = (counts > 0)[firsts]
+    for row in closed.all(dim=1).nonzero()[:, 0].tolist():
+        same = samples.positions[firsts == firsts[row]].tolist()
+        raise BadTarget(
+            f"instances: expected a class other than those of equal images, found positions {same} "
+            f"with the same image, whose labels leave none of {blocked.shape[1]} classes to draw; "
+            "leave all but one of them out"
+        )
+    lowest = samples.positions.scatter_reduce(0, firsts, samples.positions, "amin")[firsts]
+    return drawn_classes(draw(lowest)[:, None], closed)[:, 0]
+
+
+def _first_equals(samples: SampleSet) -> Tensor:
+    """Return for each row of a set the first row with the same input, (samples,)."""
     known: dict[bytes, int] = {}
+    firsts = torch.empty(len(samples), dtype=torch.int64)
     for batch in samples.batches():
         for row, digest in zip(batch.index.tolist(), _digests(batch.inputs), strict=True):
-            first = known.setdefault(digest, row)
-            if wanted[first] != wanted[row]:
-                raise BadTarget(
-                    "relabel: expected one new label for equal images, found positions "
-                    f"{int(samples.positions[first])} and {int(samples.positions[row])}, which "
-                    f"hold the same image, with the new labels {int(wanted[first])} and "
-                    f"{int(wanted[row])}; leave one of them out or correct its label"
-                )
+            firsts[row] = known.setdefault(digest, row)
+    return firsts
 
 
 def _digests(inputs: Inputs) -> list[bytes]:

@@ -32,7 +32,7 @@ from forgetkit.l2_attacks import (
 )
 from forgetkit.losses import blocked_classes
 from forgetkit.pixels import PixelRange, pixel_range, pixels_of, rows_at_once, with_pixels
-from forgetkit.relabelling import drawn_classes, reject_contradictions
+from forgetkit.relabelling import drawn_classes, drawn_labels, reject_contradictions
 
 CLASSES = 5
 RADIUS = 0.7
@@ -521,3 +521,18 @@ def test_pull_is_zero_at_the_start_and_its_gradient_is_the_weighted_way() -> Non
         )
     )
     assert float(pull(now, start, strength).detach()) == pytest.approx(literal / 2, rel=1e-5)
+
+
+def test_labels_drawn_for_equal_images_do_not_depend_on_the_order() -> None:
+    x = images(5)
+    twice = StoredSet(torch.cat([x, x[:3]]), torch.zeros(8, dtype=torch.long))
+    blocked = blocked_classes(twice.labels, (), CLASSES)
+
+    def draw(positions: Tensor) -> Tensor:
+        return draws.uniform(3, "some", positions)
+
+    whole = drawn_labels(twice, draw, blocked)
+    assert torch.equal(whole[5:], whole[:3])
+    assert torch.equal(whole, drawn_classes(draw(torch.arange(8) % 5)[:, None], blocked)[:, 0])
+    order = torch.tensor([7, 1, 6, 0, 5, 2, 4, 3])
+    assert torch.equal(drawn_labels(twice.take(order), draw, blocked[order]), whole[order])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
 from forgetkit.fields import bounded
@@ -10,7 +11,7 @@ from forgetkit.losses import blocked_classes, cross_entropy
 from forgetkit.method import Card, Pair, State, register
 from forgetkit.moving import sent
 from forgetkit.recipe import FullNetwork, StopsEarly
-from forgetkit.relabelling import drawn_classes, reject_contradictions
+from forgetkit.relabelling import drawn_labels, reject_contradictions
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class Correct(FullNetwork, StopsEarly):
         L = CE(z, y*) over D_f,  y* != y
 
     For a relabel goal y* is the label asked for; when single samples are to be forgotten, each
-    gets one class other than its own, drawn uniformly and once. The run stops at the first check
+    gets one class other than its own, drawn uniformly and once, equal images the same one. The run
+    stops at the first check
     at which all of D_f has its new labels (is predicted otherwise than before).
 
     Nothing holds the rest of the model: with few samples much else is lost, see ``adv_imp``.
@@ -34,7 +36,8 @@ class Correct(FullNetwork, StopsEarly):
         Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 3.2, Eq. 4.
 
     Differences: normalisation statistics are frozen; gradients are clipped (``max_norm=None`` turns
-        this off, as the presets do); two equal images with different new labels are refused.
+        this off, as the presets do); two equal images with different new labels are refused, and
+        so are those whose own labels leave no class to draw.
     """
 
     card: ClassVar[Card] = Card(
@@ -83,8 +86,8 @@ class Correct(FullNetwork, StopsEarly):
             reject_contradictions(run.forget, wanted)
             return {"wanted": wanted}
         blocked = blocked_classes(run.forget.labels, run.forget_classes, run.num_classes)
-        draws = run.uniform("correct", run.forget.positions)
-        return {"wanted": drawn_classes(draws[:, None], blocked)[:, 0]}
+        wanted = drawn_labels(run.forget, partial(run.uniform, "correct"), blocked)
+        return {"wanted": wanted}
 
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return the cross-entropy to the wanted labels."""

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import adversarial, forget
 from forgetkit.adversarial import AdversarialSet, adversarial_set
 from forgetkit.curvature import mean_absolute_gradients
+from forgetkit.draws import uniform
 from forgetkit.engine.run import Run
 from forgetkit.errors import BadTarget
 from forgetkit.losses import blocked_classes
@@ -22,6 +23,7 @@ from forgetkit.methods.adv import Adv
 from forgetkit.methods.adv_imp import AdvImp
 from forgetkit.methods.correct import Correct
 from forgetkit.methods.neggrad import NegGrad
+from forgetkit.relabelling import drawn_classes
 from forgetkit.result import Result
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.trace import changed, weights
@@ -122,8 +124,6 @@ def test_first_step_follows_the_literal_objective() -> None:
 
 def test_the_set_is_made_from_the_incoming_model() -> None:
     """Literal twin: the first image's first adversarial copy, in unit space."""
-    from forgetkit.draws import uniform
-
     run_on_samples(Watched(**{**QUICK, "epochs": 1}))
     some = toy("cnn")
     model = some.model.eval().requires_grad_(requires_grad=False)
@@ -493,3 +493,43 @@ def test_images_in_half_precision_train_as_those_in_single(
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     for name, move in whole.items():
         assert float((half[name] - move).norm()) <= 0.02 * float(move.norm()) + 1e-6, name
+
+
+class Drawn(Correct):
+    """Keeps the labels that setup drew."""
+
+    labels: list[int] = []  # noqa: RUF012  shared on purpose
+
+    def setup(self, run: Run) -> State:
+        state = super().setup(run)
+        self.labels[:] = state["wanted"].tolist()
+        return state
+
+
+@pytest.mark.parametrize("order", [range(20), range(19, -1, -1)])
+def test_equal_images_draw_one_class_that_none_of_them_has(order: range) -> None:
+    some = toy("cnn")
+    images, labels = (tensor[:20].clone() for tensor in some.train.tensors)
+    images[1:8], labels[:8] = images[0], torch.tensor([0, 1] * 4)
+    images[9], labels[9] = images[8], labels[8]
+    request = forget(some.model).seed(0).instances(order).using(Drawn(epochs=1, lr=0.0))
+    request.on("cpu").run([(images, labels)], guard=None)
+    by_position = dict(zip(sorted(order), Drawn.labels, strict=True))
+    assert {by_position[position] for position in range(8)} < {2, 3}
+    assert by_position[8] == by_position[9] != int(labels[8])
+    rest = range(10, 20)
+    draws = uniform(0, "correct", torch.arange(20))
+    blocked = blocked_classes(labels, (), 4)
+    alone = drawn_classes(draws[:, None], blocked)[:, 0]
+    assert [by_position[p] for p in rest] == [int(alone[p]) for p in rest]
+
+
+def test_equal_images_that_have_all_classes_are_refused() -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    images, labels = (tensor[:20].clone() for tensor in some.train.tensors)
+    images[3:7], labels[3:7] = images[3], torch.arange(4)
+    request = forget(some.model).instances(range(2, 20)).using("correct").on("cpu")
+    with pytest.raises(BadTarget, match=r"positions \[3, 4, 5, 6\] .* none of 4 classes"):
+        request.run([(images, labels)], guard=None)
+    assert changed(before, weights(some.model)) == []
