@@ -533,3 +533,55 @@ def test_equal_images_that_have_all_classes_are_refused() -> None:
     with pytest.raises(BadTarget, match=r"positions \[3, 4, 5, 6\] .* none of 4 classes"):
         request.run([(images, labels)], guard=None)
     assert changed(before, weights(some.model)) == []
+
+
+@pytest.mark.parametrize(("balance", "strength"), [("size", 1.0), ("sum", 2.0)])
+def test_four_steps_are_the_literal_ones(balance: str, strength: float) -> None:
+    """Momentum, weight decay, both terms and the pull, with everything in one batch."""
+    some = toy("cnn")
+    rows, made = 40, 80
+    method = Watched(
+        adversaries=2, attack_steps=4, attack_radius=0.5, lr=0.02, momentum=0.9, weight_decay=0.01,
+        epochs=4, batch_size=made, forget_batch_size=rows, balance=balance,
+        importance_weight=strength, cap=False, max_norm=None, check_every=1000,
+    )  # fmt: skip
+    request = forget(some.model).instances(range(rows)).using(method).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert result.history[-1]["steps"] == 4
+
+    literal = toy("cnn").model.eval()
+    images, labels = (tensor[:rows] for tensor in some.train.tensors)
+    attacked, targets = Watched.seen["attacked inputs"], Watched.seen["targets"]
+    free = literal_importance(literal, images)
+    start = {name: p.detach().clone() for name, p in literal.named_parameters()}
+    velocity = {name: torch.zeros_like(p) for name, p in start.items()}
+    shares = (rows / (rows + made), made / (rows + made)) if balance == "size" else (1.0, 1.0)
+    for _ in range(4):
+        loss = shares[1] * functional.cross_entropy(literal(attacked), targets)
+        loss = loss - shares[0] * functional.cross_entropy(literal(images), labels)
+        for name, p in literal.named_parameters():
+            loss = loss + strength / 2 * ((1 - free[name]) * (p - start[name]) ** 2).sum()
+        literal.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            for name, p in literal.named_parameters():
+                assert p.grad is not None
+                velocity[name] = 0.9 * velocity[name] + p.grad + 0.01 * p
+                p.sub_(0.02 * velocity[name])
+    ours = weights(some.model)
+    for name, p in literal.named_parameters():
+        theirs = p.detach()
+        assert float((ours[name] - theirs).abs().max()) <= 1e-6, name
+        assert float((theirs - start[name]).abs().max()) > 1e-3, name
+
+
+def literal_importance(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return the scaled mean of absolute gradients of the squared norm, image by image."""
+    sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+    for image in images:
+        model.zero_grad()
+        model(image[None]).square().sum().backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None
+            sums[name] += parameter.grad.abs()
+    return {n: (s - s.min()) / (s.max() - s.min()) for n, s in sums.items()}
