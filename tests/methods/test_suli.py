@@ -10,11 +10,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
-from forgetkit.method import Facts, build
+from forgetkit.engine.run import Run
+from forgetkit.method import Facts, Pair, build
 from forgetkit.methods.suli import SULI
 from forgetkit.result import Result
 from forgetkit.testing import TOYS, Toy, toy
 from forgetkit.testing.trace import changed, weights
+from forgetkit.types import Terms
 
 
 def images_of(some: Toy, label: int = 3) -> Tensor:
@@ -283,3 +285,39 @@ def test_forty_sweeps_are_the_most_by_default() -> None:
     result = unlearn(toy("cnn"), layers=1, lr=1e-9)
     assert (len(result.history), result.history[-1]["steps"]) == (40, 40)
     assert "all 40 epochs done" in result.stopped_because
+
+
+class Noisy(TensorDataset):
+    """Draws noise anew whenever a sample is read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = (tensor[index] for tensor in self.tensors)
+        return image + torch.randn_like(image), label
+
+
+class Watched(SULI):
+    """Keeps the images of the first step and its loss."""
+
+    seen: dict[str, Tensor] = {}  # noqa: RUF012  shared on purpose
+
+    def loss(self, batch: Pair, run: Run) -> Terms:
+        terms = super().loss(batch, run)
+        assert batch.forget is not None
+        assert isinstance(batch.forget.inputs, Tensor)
+        if run.step == 0:
+            self.seen.update(images=batch.forget.inputs, loss=terms["forget"].detach())
+        return terms
+
+
+def test_the_teacher_reads_the_images_that_the_student_reads_where_a_loader_augments() -> None:
+    some = toy("cnn")
+    literal = toy("cnn").model.eval()
+    images, labels = some.train.tensors
+    own = Noisy(images[labels == 3], labels[labels == 3])
+    method = Watched(layers=1, epochs=1, batch_size=60)
+    request = forget(some.model).classes([3]).using(method).on("cpu")
+    request.run(DataLoader(own, batch_size=60), guard=None)
+    with torch.no_grad():
+        known = literal(Watched.seen["images"]).double().softmax(dim=1)[:, 3]
+    # the student is the teacher still, so only the share of the class that goes is between them
+    assert float(Watched.seen["loss"]) == pytest.approx(-float((1 - known).log().mean()), rel=1e-4)
