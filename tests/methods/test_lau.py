@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +15,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.attacks import affine_sign_attack, projection, sign_attack
+from forgetkit.engine.run import Run
 from forgetkit.losses import blocked_classes, kl_divergence
-from forgetkit.method import Pair, build
+from forgetkit.method import Pair, State, build
 from forgetkit.methods.lau import LAU
-from forgetkit.testing import TOYS, toy
+from forgetkit.testing import TOYS, Toy, toy
 from forgetkit.testing.trace import changed, weights
 from forgetkit.types import Batch
 
@@ -484,3 +487,149 @@ def test_training_over_several_epochs_is_the_literal_one(
     assert 0.1 < result.before["forget"].accuracy < 0.9  # known and lost samples from the start
     assert torch.allclose(model.fc.weight, head[0], rtol=0.0, atol=1e-10)
     assert torch.allclose(model.fc.bias, head[1], rtol=0.0, atol=1e-10)
+
+
+@pytest.mark.parametrize("seed", [8, 9, 10])
+def test_one_class_is_gone_from_the_weights_as_they_are_written(seed: int) -> None:
+    """Steps so short that float32 weights have forgotten it before those that are written have."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        labels = torch.arange(600) % 6
+        inputs = torch.randn(6, 16)[labels] + torch.randn(600, 16)
+        model = Hidden()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    model.to(torch.bfloat16)
+    request = forget(model).classes([0]).using("lau", lr=1e-4, batch_size=8, epochs=60)
+    loader = DataLoader(TensorDataset(inputs, labels), batch_size=100)
+    result = request.on("cpu").run(loader, guard=None)
+    assert "reached its target" in result.stopped_because
+    assert not (model(inputs[labels == 0].bfloat16()).argmax(dim=1) == 0).any()
+
+
+class Cosine(nn.Module):
+    """Logits are cosines, so the head is not affine."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.detach().clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits = functional.normalize(features, dim=1) @ functional.normalize(self.weight, dim=1).T
+        return 10 * logits
+
+
+class Angular(nn.Module):
+    """The body of a toy, and a head whose rows are the mean features of its classes."""
+
+    def __init__(self, some: Toy) -> None:
+        super().__init__()
+        body = some.model.get_submodule("body").eval()
+        self.body = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        images, labels = some.train.tensors
+        with torch.no_grad():
+            features = self.body(images)
+        means = [features[labels == label].mean(dim=0) for label in range(4)]
+        self.fc = Cosine(torch.stack(means) - features.mean(dim=0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.fc(self.body(images))
+        return logits
+
+
+def test_a_head_that_is_not_affine_is_attacked_with_the_step_that_was_asked_for() -> None:
+    shares = {}
+    for step in (1e-4, 0.6):
+        some = toy("cnn")
+        request = forget(Angular(some)).classes([3]).using("lau", attack_step=step, epochs=1)
+        result = request.on("cpu").run(some.forget_loader(), guard=None)
+        shares[step] = result.history[0]["failed_attacks"]
+        assert result.before["forget"].accuracy > 0.9
+    assert shares == {1e-4: pytest.approx(1.0, abs=0.1), 0.6: 0.0}
+
+
+class Taught(LAU):
+    """Keeps the teacher's logits of the first epoch."""
+
+    seen: list[Tensor] = []  # noqa: RUF012  shared on purpose
+
+    def start_epoch(self, run: Run) -> State:
+        state = super().start_epoch(run)
+        self.seen.append(state["teacher"].clone())
+        return state
+
+
+def literal_attack(
+    start: Tensor,
+    logits_of: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    gone: tuple[int, ...],
+    step: float,
+    steps: int,
+) -> Tensor:
+    """Climb the cross-entropy among the own and all kept classes, sample by sample."""
+    made = []
+    for one, label in zip(start, labels.tolist(), strict=True):
+        kept = [k for k in range(4) if k not in gone and k != label]
+        moved = one.clone()
+        for _ in range(steps):
+            moved.requires_grad_()
+            logits = logits_of(moved[None])[:, [label, *kept]]
+            loss = functional.cross_entropy(logits, torch.zeros(1, dtype=torch.long))
+            moved = moved.detach() + step * torch.autograd.grad(loss, moved)[0].sign()
+        made.append(moved)
+    return torch.stack(made)
+
+
+@pytest.mark.parametrize("gone", [(3,), (1, 3)])
+def test_the_teacher_sees_what_a_literal_attack_on_images_or_on_features_makes(
+    gone: tuple[int, ...],
+) -> None:
+    for attack in ("full", "partial"):
+        some = toy("cnn")
+        model = some.model if attack == "full" else Angular(some)
+        twin = copy.deepcopy(model).eval().double()
+        images, labels = some.train.tensors
+        inside = torch.isin(labels, torch.tensor(gone))
+        images, labels = images[inside][:20], labels[inside][:20]
+        Taught.seen.clear()
+        method = Taught(attack=attack, attack_steps=3, attack_step=0.1, epochs=1)
+        request = forget(model).classes(gone).using(method).on("cpu")
+        request.run(DataLoader(TensorDataset(images, labels), batch_size=7), guard=None)
+        with torch.no_grad():
+            start = images.double()
+            start = start if attack == "full" else twin.get_submodule("body")(start)
+        logits_of = twin if attack == "full" else twin.get_submodule("fc")
+        attacked = literal_attack(start, logits_of, labels, gone, 0.1, 3)
+        with torch.no_grad():
+            expected, untouched = logits_of(attacked), logits_of(start)
+        assert torch.allclose(Taught.seen[0].double(), expected, atol=1e-4)
+        assert not torch.allclose(expected, untouched, atol=0.1)
+
+
+class Noisy(TensorDataset):
+    """Draws noise anew whenever a sample is read."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        image, label = (tensor[index] for tensor in self.tensors)
+        return image + 0.01 * torch.randn_like(image), label
+
+
+@pytest.mark.parametrize(("kind", "reads"), [(TensorDataset, 1), (Noisy, 4)])
+def test_features_are_read_anew_in_every_epoch_of_a_loader_that_augments(
+    kind: type[TensorDataset], reads: int
+) -> None:
+    some = toy("cnn")
+    seen: list[int] = []
+    body = some.model.get_submodule("body")
+    hook = body.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    images, labels = some.train.tensors
+    own = kind(images[labels == 3], labels[labels == 3])
+    request = forget(some.model).classes([3]).using("lau", epochs=4, lr=1e-6).on("cpu")
+    result = request.run(DataLoader(own, batch_size=60), guard=None)
+    hook.remove()
+    assert len(result.history) == 4
+    assert seen.count(60) == reads
