@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -633,3 +635,47 @@ def test_features_are_read_anew_in_every_epoch_of_a_loader_that_augments(
     hook.remove()
     assert len(result.history) == 4
     assert seen.count(60) == reads
+
+
+@functools.cache
+def digits() -> tuple[nn.Module, TensorDataset, TensorDataset]:
+    """Return a model that reads digits, what it was trained on, and unseen ones."""
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(found.images / 16, dtype=torch.float32)[order][:, None]
+    labels = torch.tensor(found.target)[order].long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(10):
+            for rows in torch.randperm(1300).split(64):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+                optimizer.step()
+    seen, unseen = (TensorDataset(images[s], labels[s]) for s in (slice(1300), slice(1300, None)))
+    return model.eval(), seen, unseen
+
+
+@pytest.mark.parametrize("label", range(10))
+def test_each_digit_in_turn_is_forgotten_and_the_others_are_kept(label: int) -> None:
+    trained, seen, unseen = digits()
+    model = copy.deepcopy(trained)
+    images, labels = unseen.tensors
+
+    def right(own: bool) -> float:
+        rows = (labels == label) == own
+        with torch.no_grad():
+            hits = model.eval()(images[rows]).argmax(dim=1) == labels[rows]
+        return float(hits.double().mean())
+
+    kept = right(own=False)
+    request = forget(model).classes([label]).using("lau", batch_size=32).on("cpu")
+    result = request.run(DataLoader(seen, batch_size=65), guard=None)
+    assert kept > 0.97
+    assert result.after["forget"].accuracy == 0.0
+    assert right(own=True) <= 0.005
+    assert right(own=False) >= kept - 0.005
