@@ -536,3 +536,19 @@ def test_labels_drawn_for_equal_images_do_not_depend_on_the_order() -> None:
     assert torch.equal(whole, drawn_classes(draw(torch.arange(8) % 5)[:, None], blocked)[:, 0])
     order = torch.tensor([7, 1, 6, 0, 5, 2, 4, 3])
     assert torch.equal(drawn_labels(twice.take(order), draw, blocked[order]), whole[order])
+
+
+@pytest.mark.parametrize(("size", "part"), [(1e-8, 1e-2), (4e-7, 0.4), (1e-5, 1.0)])
+@pytest.mark.parametrize("attack", [targeted_l2_attack, escaping_l2_attack])
+def test_a_gradient_below_a_millionth_moves_an_input_less(
+    attack: Callable[..., Tensor], size: float, part: float
+) -> None:
+    """By a |g| / 1e-6 and not by a: what is rounding decides nothing."""
+    wanted = attack is targeted_l2_attack
+    scale = 2 * size if wanted else size  # both classes have a probability of a half
+    rows = scale * torch.tensor([[0.6, 0.8], [0.0, 0.0]])
+    label = torch.tensor([0 if wanted else 1])
+    starts = (torch.zeros(1, 2),) if wanted else ()
+    x = torch.full((1, 2), 0.3)
+    moved = attack(x, lambda x: x @ rows.T, label, *starts, radius=1.0, step=0.5, steps=1)
+    assert torch.allclose(moved - x, 0.5 * part * torch.tensor([[0.6, 0.8]]), rtol=1e-3, atol=1e-6)

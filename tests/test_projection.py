@@ -233,3 +233,10 @@ def test_where_one_algorithm_does_not_converge_another_one_does(
     assert torch.allclose(own @ own.transpose(1, 2), others @ others.transpose(1, 2), atol=1e-9)
     with pytest.raises(NotConverged):
         eigen(torch.full((1, 4, 4), torch.nan))
+
+
+@pytest.mark.parametrize(("share", "rank"), [(0.07, 7), (0.07 + 1e-11, 8), (0.07 - 1e-11, 7)])
+def test_a_share_that_is_reached_but_for_rounding_is_reached(share: float, rank: int) -> None:
+    values = torch.ones(1, 100, dtype=torch.float64)
+    assert 0.07 * 100 > 7  # by one rounding
+    assert core_rank(values, share).tolist() == [rank]
