@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,12 @@ from forgetkit.engine.run import Run
 from forgetkit.guided import guided_images, logit_distance, objective, ramp, widened
 from forgetkit.losses import accuracy, per_sample_loss
 from forgetkit.membership import final_score, forgetting_score
-from forgetkit.method import build
+from forgetkit.method import Pair, build
 from forgetkit.methods import gli
+from forgetkit.methods.gli import GuidedLossIncreasing
 from forgetkit.testing import Toy, toy
 from forgetkit.testing.trace import changed, weights
+from forgetkit.types import Terms
 
 QUICK = {"batch_size": 16, "bounds": (-4.0, 4.0), "lr": 0.02, "max_batches": 4}
 
@@ -396,3 +399,43 @@ def test_accumulating_gives_the_step_of_the_whole_batch() -> None:
         models.append(some.model)
     for left, right in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-5)
+
+
+def test_the_history_has_both_parts_of_the_objective_and_rows_are_paired_by_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of the last batch, which has fewer retained images than forgotten ones."""
+    some = toy("cnn")
+    seen: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+    def watched(images: Tensor, labels: Tensor, others: Tensor, *args: Any, **kw: Any) -> Tensor:  # noqa: ANN401
+        seen.append((guided_images(images, labels, others, *args, **kw), labels, others, pairs[-1]))
+        return seen[-1][0]
+
+    pairs: list[Tensor] = []
+
+    class Watched(GuidedLossIncreasing):
+        def loss(self, batch: Pair, run: Run) -> Terms:
+            assert batch.forget is not None
+            assert isinstance(batch.forget.inputs, Tensor)
+            pairs.append(batch.forget.inputs)
+            return super().loss(batch, run)
+
+    monkeypatch.setattr(gli, "guided_images", watched)
+    method = Watched(
+        batch_size=48, bounds=(-4.0, 4.0), lr=0.0, weight_start=2.0, weight_end=6.0,
+        max_batches=100,
+    )  # fmt: skip
+    request = forget(some.model).instances(range(40)).using(method).on("cpu")
+    row = request.run(some.loader(), guard=None).history[-1]
+    assert [(len(labels), len(pair)) for _, labels, _, pair in seen] == [(48, 40)] * 4 + [(8, 40)]
+    model = some.model.eval()
+    with torch.no_grad():
+        for _, labels, others, pair in seen:
+            rows = [number % 40 for number in range(len(labels))]
+            assert torch.allclose(others, model(pair)[rows], atol=1e-5)
+        made, labels, others, _ = seen[-1]
+        logits = model(made)
+    task = functional.cross_entropy(logits, labels)
+    assert row["distance"] == pytest.approx(float((logits - others).square().mean()), rel=1e-4)
+    assert row["weighted_task"] == pytest.approx(6.0 * float(task), rel=1e-4)
