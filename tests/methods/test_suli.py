@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.engine.run import Run
+from forgetkit.losses import membership
+from forgetkit.masked_targets import current_divergence
 from forgetkit.method import Facts, Pair, build
+from forgetkit.methods.pgu import PGU
 from forgetkit.methods.suli import SULI
 from forgetkit.result import Result
 from forgetkit.testing import TOYS, Toy, toy
 from forgetkit.testing.trace import changed, weights
-from forgetkit.types import Terms
+from forgetkit.types import Batch, Terms
 
 
 def images_of(some: Toy, label: int = 3) -> Tensor:
@@ -321,3 +326,25 @@ def test_the_teacher_reads_the_images_that_the_student_reads_where_a_loader_augm
         known = literal(Watched.seen["images"]).double().softmax(dim=1)[:, 3]
     # the student is the teacher still, so only the share of the class that goes is between them
     assert float(Watched.seen["loss"]) == pytest.approx(-float((1 - known).log().mean()), rel=1e-4)
+
+
+def test_the_loss_of_a_layer_is_the_first_term_of_pgu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 1.5 * torch.randn(40, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(0, 5, (40,), generator=generator)
+    room = 1 - logits.softmax(dim=1).gather(1, labels[:, None]).max()  # PGU adds 1e-6 to it
+    batch = Batch(torch.zeros(40, 1), labels, torch.arange(40), 40)
+    ours, theirs = (logits.float().requires_grad_() for _ in range(2))
+    run: Any = SimpleNamespace(
+        state={}, parameters={}, masks={}, num_classes=5, logits=lambda _: theirs,
+        goal=SimpleNamespace(kind="classes"),
+    )  # fmt: skip
+    terms = PGU(epsilon=1e-6, entropy_weight=0.0).loss(Pair(batch, None), run)
+    values = (current_divergence(ours, membership(labels, 5)), terms["forget"] + terms["entropy"])
+    within = 2e-6 / float(room)
+    assert float(room) > 0.01
+    assert abs(float((values[0] - values[1]).detach())) <= within
+    leaves = zip(values, (ours, theirs), strict=True)
+    first, second = (torch.autograd.grad(value, leaf)[0] for value, leaf in leaves)
+    assert float((first - second).abs().max()) <= within / 40
+    assert float(first.abs().max()) > 100 * within / 40
