@@ -16,6 +16,9 @@ from forgetkit.types import Terms
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
 
+EPOCH = 100_000
+"""Steps between checks that no epoch has: the authors check after each epoch."""
+
 SMALL = 4096
 """Largest D_f whose accuracy is checked after every batch unless the user says otherwise."""
 
@@ -37,9 +40,9 @@ class SU(SoftTargets):
 
     Differences: normalisation statistics are frozen and T is 1 (the code trains them and has T = 4
         for classes); single samples lose their label (the code: the predicted class); D_f of up to
-        4096 samples is checked after every batch, because checks between epochs overshoot; at most
-        30 epochs for classes, too (the paper: 10). The paper prints no step sizes: its presets have
-        those of the code.
+        4096 samples is checked after every batch, because checks between epochs, which the presets
+        have, overshoot; at most 30 epochs for classes, too (the paper: 10). The paper prints no
+        step sizes: its presets have those of the code.
     """
 
     card: ClassVar[Card] = Card(
@@ -64,15 +67,19 @@ class SU(SoftTargets):
         presets={
             "paper": {
                 "lr": 1e-4, "temperature": 1.0, "epochs": 10, "batch_size": 256, "removed": "label",
+                "check_every": EPOCH,
             },
             "paper_instances": {
                 "lr": 6e-5, "temperature": 1.0, "epochs": 30, "batch_size": 256, "removed": "label",
+                "check_every": EPOCH,
             },
             "code": {
                 "lr": 1e-4, "temperature": 4.0, "epochs": 10, "batch_size": 256, "bn": "train",
+                "check_every": EPOCH,
             },
             "code_instances": {
                 "lr": 6e-5, "epochs": 30, "batch_size": 256, "bn": "train", "removed": "argmax",
+                "check_every": EPOCH,
             },
         },
     )  # fmt: skip

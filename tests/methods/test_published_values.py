@@ -201,12 +201,18 @@ PRESETS: list[tuple[str, str, Settings]] = [
     }),
     ("su", "paper", {
         "lr": 1e-4, "temperature": 1.0, "epochs": 10, "batch_size": 256, "removed": "label",
+        "check_every": 100000,
     }),
     ("su", "paper_instances", {
         "lr": 6e-5, "temperature": 1.0, "epochs": 30, "batch_size": 256, "removed": "label",
+        "check_every": 100000,
     }),
-    ("su", "code", {"lr": 1e-4, "temperature": 4.0, "epochs": 10, "batch_size": 256}),
-    ("su", "code_instances", {"lr": 6e-5, "epochs": 30, "batch_size": 256}),
+    ("su", "code", {
+        "lr": 1e-4, "temperature": 4.0, "epochs": 10, "batch_size": 256, "check_every": 100000,
+    }),
+    ("su", "code_instances", {
+        "lr": 6e-5, "epochs": 30, "batch_size": 256, "check_every": 100000,
+    }),
     ("suli", "paper", {
         "lr": 1e-4, "layers": 2, "epochs": 10, "teacher": "original", "rollback": False,
         "removed": "label",

@@ -25,10 +25,18 @@ def test_settings_that_follow_the_request() -> None:
 
 def test_presets() -> None:
     code = build("su", {"preset": "code"})
-    assert code == SU(lr=1e-4, temperature=4.0, epochs=10, batch_size=256, bn="train")
+    assert code == SU(
+        lr=1e-4, temperature=4.0, epochs=10, batch_size=256, bn="train", check_every=100000
+    )
     single = build("su", {"preset": "code_instances", "epochs": 5})
     assert single == SU(
-        lr=6e-5, epochs=5, batch_size=256, bn="train", removed="argmax", epsilon=0.0
+        lr=6e-5,
+        epochs=5,
+        batch_size=256,
+        bn="train",
+        removed="argmax",
+        epsilon=0.0,
+        check_every=100000,
     )
 
 
@@ -99,3 +107,19 @@ def test_single_samples_without_a_reference_are_pointed_out() -> None:
     request = forget(some.model).instances(range(40)).using("su", lr=5e-4, epochs=1)
     result = request.on("cpu").run(some.loader(), guard=None)
     assert any("reference=" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("preset", ["paper", "paper_instances", "code", "code_instances"])
+def test_presets_look_after_each_epoch_however_small_the_forget_set(preset: str) -> None:
+    made = []
+    for more in ({}, {"check_every": 1}):
+        some = toy("cnn")
+        start = forget(some.model)
+        asked = start.instances(range(40)) if "instances" in preset else start.classes([3])
+        settings = {"preset": preset, "lr": 0.003, "batch_size": 4, "reference": 0.8, **more}
+        result = asked.using("su", **settings).on("cpu").run(some.loader(), guard=None)
+        assert "reached its target" in result.stopped_because
+        made.append((result.history[-1]["steps"], len(result.history)))
+    an_epoch = 10 if "instances" in preset else 15
+    assert made[0][0] == an_epoch * made[0][1]
+    assert made[1][0] < an_epoch * made[1][1]
