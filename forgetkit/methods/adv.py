@@ -40,7 +40,8 @@ class Adv(AgainstAdversaries):
         be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
         draws one target for all copies of an image, the text and the code one for each. Gradients
         are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation
-        statistics are frozen; the code trains in train mode. Of several requests in turn each
+        statistics are frozen; the code trains in train mode. D_adv is shuffled in every epoch, the
+        code keeps the order in which it was made. Of several requests in turn each
         reports its own D_f, not all that was asked for so far.
     """
 
