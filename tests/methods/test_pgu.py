@@ -936,3 +936,69 @@ def test_the_moments_of_a_small_retain_set_are_of_all_its_rows() -> None:
     request = forget(some.model).classes([3]).using("pgu", epochs=1).on("cpu")
     result = request.run(some.loader(), guard=None)
     assert not any("some rows" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("lacking", "noted"), [(0.0009, False), (0.0011, True)])
+def test_a_thousandth_of_what_was_taken_out_may_not_have_been_in(
+    tmp_path: Path, lacking: float, noted: bool
+) -> None:
+    """However little that is of the whole: few samples of many are noticed like many."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.zeros(60, 6)
+    inputs[:50, :3] = 10 * torch.randn(50, 3, generator=generator)
+    inputs[50:, 3:] = torch.randn(10, 3, generator=generator)
+    seen, labels = inputs.clone(), torch.arange(60) % 3
+    seen[50:] *= (1 - lacking) ** 0.5
+    model = nn.Sequential(nn.Identity(), nn.Linear(6, 3))
+    file = str(Statistics.collect(model, [(seen, labels)]).save(tmp_path / "statistics"))
+    request = forget(model).instances().using("pgu", statistics=file, epochs=1).on("cpu")
+    result = request.run([(inputs[50:], labels[50:])], guard=None)
+    assert any("were not made of these images" in note for note in result.notes) == noted
+
+
+def convolutional_digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a model that has learned the first 500 digits by heart, all images, all labels."""
+    found = load_digits()
+    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(found.images, dtype=torch.float32)[order][:, None] / 16
+    labels = torch.tensor(found.target)[order].long()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10),
+        )  # fmt: skip
+        drawing = torch.Generator().manual_seed(1)
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        for _ in range(20):
+            for rows in torch.randperm(500, generator=drawing).split(50):
+                optimizer.zero_grad()
+                functional.cross_entropy(model(images[rows]), labels[rows]).backward()
+                optimizer.step()
+    return model.eval(), images, labels
+
+
+@pytest.mark.parametrize("gamma", [None, 0.0])
+def test_the_default_step_size_closes_the_gap_and_projection_is_what_keeps_the_others(
+    gamma: float | None,
+) -> None:
+    model, images, labels = convolutional_digits()
+
+    def others() -> float:
+        with torch.no_grad():
+            right = model(images[100:500]).argmax(dim=1) == labels[100:500]
+        return float(right.double().mean())
+
+    before = others()
+    request = forget(model).instances(range(100)).on("cpu")
+    loader = DataLoader(TensorDataset(images[:500], labels[:500]), batch_size=100)
+    if gamma is None:
+        unseen = DataLoader(TensorDataset(images[1300:], labels[1300:]), batch_size=200)
+        request = request.using("pgu", batch_size=20).validate(unseen)
+        result = request.run(loader, guard=None)
+        assert "no better than validation data" in result.stopped_because
+        assert result.after["forget"].accuracy < 1.0 == result.before["forget"].accuracy
+        assert others() >= before - 0.01
+    else:
+        request.using("pgu", batch_size=20, gamma=gamma, epochs=10).run(loader, guard=None)
+        assert others() < before - 0.1
