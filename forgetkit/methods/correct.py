@@ -27,8 +27,8 @@ class Correct(FullNetwork, StopsEarly):
 
     For a relabel goal y* is the label asked for; when single samples are to be forgotten, each
     gets one class other than its own, drawn uniformly and once, equal images the same one. The run
-    stops at the first check
-    at which all of D_f has its new labels (is predicted otherwise than before).
+    stops at the first check at which all of D_f has its new labels (is predicted otherwise than
+    before).
 
     Nothing holds the rest of the model: with few samples much else is lost, see ``adv_imp``.
 
