@@ -31,7 +31,8 @@ def bounded_departure(
     """Return minus ``distillation`` over samples below the cap, and how many are beyond it.
 
     Ascent on a divergence is unbounded; a sample that is more than 2 log K + 5 nats away from its
-    teacher (K classes) gets weight zero. The mean stays over the whole batch.
+    teacher (K classes), both softened by the temperature and without its square, gets weight zero.
+    The mean stays over the whole batch.
     """
     each = divergences(teacher, student, temperature)
     within = each.detach() <= 2 * math.log(student.shape[1]) + 5

@@ -89,12 +89,13 @@ def test_noise_leaves_start_and_parameters_alone() -> None:
     assert model.weight.grad is None
 
 
-def test_departure_is_capped_at_twice_log_k_plus_five() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_departure_is_capped_at_twice_log_k_plus_five(temperature: float) -> None:
     cap = 2 * math.log(3) + 5  # 7.197 nats for three classes
     # KL from a sure teacher is -log p_0; with logits (a, 0, 0) that is log(1 + 2 exp(-a))
     far = [cap - 0.01, cap + 0.01]
-    student = torch.tensor([[-math.log((math.exp(d) - 1) / 2), 0, 0] for d in far])
-    teacher = torch.tensor([[100.0, 0, 0]] * 2)
-    loss, beyond = bounded_departure(teacher, student, 1.0)
+    softened = torch.tensor([[-math.log((math.exp(d) - 1) / 2), 0, 0] for d in far])
+    teacher = torch.tensor([[400.0, 0, 0]] * 2)
+    loss, beyond = bounded_departure(teacher, temperature * softened, temperature)
     assert beyond == 1
-    assert float(loss) == pytest.approx(-(cap - 0.01) / 2, rel=1e-4)
+    assert float(loss) == pytest.approx(-(temperature**2) * (cap - 0.01) / 2, rel=1e-4)

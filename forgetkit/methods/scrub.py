@@ -58,7 +58,8 @@ class Scrub(FullNetwork):
 
     The max pass comes first and the min pass last. At the start student and teacher are equal, so
     the first max pass has no gradient: movement begins after the first min pass. The divergence is
-    unbounded; a forget sample further than 2 log K + 5 nats from its teacher no longer counts.
+    unbounded; a forget sample whose KL(softmax(t / T) || softmax(s / T)), without T^2, exceeds
+    2 log K + 5 nats no longer counts, so the cap bounds what T softened, not the plain prediction.
     Weights, epochs and batch sizes that are not given are the published ones for the kind of goal.
 
     Source: Kurmanji, Triantafillou, Hayes, Triantafillou, "Towards Unbounded Machine Unlearning",
@@ -128,7 +129,8 @@ class Scrub(FullNetwork):
     )
     cap: bool = flag(
         default=True,
-        about="give samples no weight that are 2 log K + 5 nats from their teacher in a max pass",
+        about="give samples no weight in a max pass that are 2 log K + 5 nats from their teacher, "
+        "both softened by T",
     )
 
     @property
