@@ -176,15 +176,17 @@ def test_random_labels_belong_to_the_sample() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TOYS)
 def test_random_label_mix_keeps_more(kind: str) -> None:
-    lost = {}
-    for retain in ("none", "mix"):
-        some = toy(kind)
-        kept = some.accuracy(some.test, [0, 1, 2, 3])
-        asked = {"retain": retain, "lr": 0.01, "epochs": 10, "batch_size": 16}
-        request = forget(some.model).instances(range(0, 240, 6)).using("random_label", **asked)
-        request.on("cpu").run(some.loader(), guard=None)
-        lost[retain] = kept - some.accuracy(some.test, [0, 1, 2, 3])
-    assert lost["mix"] < lost["none"] - 0.2
+    lost = {"none": 0.0, "mix": 0.0}
+    for retain in lost:
+        for seed in range(3):  # a single run can end almost anywhere
+            some = toy(kind)
+            kept = some.accuracy(some.test, [0, 1, 2, 3])
+            asked = {"retain": retain, "lr": 0.02, "epochs": 15, "batch_size": 16}
+            request = forget(some.model).seed(seed).instances(range(0, 240, 6))
+            request = request.using("random_label", **asked).on("cpu")
+            request.run(some.loader(), guard=None)
+            lost[retain] += (kept - some.accuracy(some.test, [0, 1, 2, 3])) / 3
+    assert lost["mix"] < lost["none"] - 0.3
 
 
 def test_random_label_mix_reads_each_sample_once_an_epoch() -> None:
