@@ -127,16 +127,19 @@ def test_two_epochs_equal_their_passes_written_out(kind: str, lr: float) -> None
     lost, kept = labels == 3, labels != 3
     method = Scrub(
         epochs=2, max_epochs=2, label_weight=0.7, distill_weight=0.3, temperature=2.0, lr=lr,
-        momentum=0.0, weight_decay=0.0, max_norm=None, batch_size=200, forget_batch_size=200,
+        momentum=0.9, weight_decay=0.01, max_norm=None, batch_size=200, forget_batch_size=200,
     )  # fmt: skip
     forget(some.model).classes([3]).using(method).on("cpu").run(some.loader(), guard=None)
     student = other.model.eval()
     teacher.model.eval()
+    parameters = list(student.parameters())
+    momenta = [torch.zeros_like(p) for p in parameters]  # of both passes and both epochs
 
     def step(loss: Tensor) -> None:
-        parameters = list(student.parameters())
-        for p, g in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-            p.data -= lr * g
+        gradients = torch.autograd.grad(loss, parameters)
+        for p, g, momentum in zip(parameters, gradients, momenta, strict=True):
+            momentum.mul_(0.9).add_(g + 0.01 * p.data)
+            p.data -= lr * momentum
 
     with torch.no_grad():
         far, near = teacher.model(images[lost]), teacher.model(images[kept])
