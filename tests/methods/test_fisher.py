@@ -6,6 +6,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
+from forgetkit.draws import uniform
 from forgetkit.fisher_noise import noise, noise_variance
 from forgetkit.method import build
 from forgetkit.testing import toy
@@ -58,19 +59,28 @@ def test_noise_has_its_variance() -> None:
     assert abs(float(drawn.mean())) < 0.02
 
 
-def test_run_equals_a_literal_computation() -> None:
+@pytest.mark.parametrize("labels", ["expected", "sampled"])
+def test_run_equals_a_literal_computation(labels: str) -> None:
     model = Linear()
     start = weights(model)
     kept = LABELS != 2
     fisher = {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}
-    for inputs in INPUTS[kept]:
+    draws = uniform(9, "fisher: labels", kept.nonzero()[:, 0]).tolist()
+    drawn_labels = []
+    for inputs, draw in zip(INPUTS[kept], draws, strict=True):
         probs = model(inputs[None]).softmax(dim=1)[0].detach()
+        shares = probs
+        if labels == "sampled":
+            ends = [float(probs[: label + 1].sum()) for label in range(3)]
+            drawn_labels.append(next(label for label in range(3) if draw < ends[label]))
+            shares = torch.eye(3)[drawn_labels[-1]]
         for label in range(3):
             error = probs - torch.eye(3)[label]  # gradient of -log p_y by the logits
-            fisher["fc.bias"] += probs[label] * error**2 / 3
-            fisher["fc.weight"] += probs[label] * torch.outer(error, inputs) ** 2 / 3
+            fisher["fc.bias"] += shares[label] * error**2 / 3
+            fisher["fc.weight"] += shares[label] * torch.outer(error, inputs) ** 2 / 3
+    assert drawn_labels == ([2, 1, 0] if labels == "sampled" else [])
     expected = {}
-    generator = Generator().manual_seed(5)
+    generator = Generator().manual_seed(9)
     for name, own in fisher.items():
         variance = 1e-3 * (1 / (own + 1e-8)).clamp(max=0.1 * 30.0)
         if own.ndim > 1:
@@ -79,9 +89,9 @@ def test_run_equals_a_literal_computation() -> None:
         mean[2], variance[2] = 0.0, 1e-4
         drawn = torch.randn(own.shape, generator=generator)
         expected[name] = mean + variance.sqrt() * drawn
-    forget(model).seed(5).classes([2]).using("fisher", strength=1e-3, cap=30.0, factor=7.0).on(
-        "cpu"
-    ).run(loader(), guard=None)
+    request = forget(model).seed(9).classes([2]).on("cpu")
+    request = request.using("fisher", strength=1e-3, cap=30.0, factor=7.0, labels=labels)
+    request.run(loader(), guard=None)
     for name, value in expected.items():
         assert torch.allclose(weights(model)[name], value, atol=1e-6), name
 
