@@ -9,9 +9,11 @@ from forgetkit.method import Facts, GoalKind, all_cards, build
 Settings = dict[str, object]
 
 SGD: Settings = {"optimizer": "sgd", "momentum": 0.9}
-RELABELLING: Settings = {**SGD, "lr": 1e-3, "weight_decay": 1e-5, "epochs": 10}
+RELABELLING: Settings = {**SGD, "lr": 1e-3, "weight_decay": 1e-5, "epochs": 10, "batch_size": 64}
 BOUNDARY: Settings = {**SGD, "lr": 1e-5, "epochs": 10, "batch_size": 64, "weight_decay": 0.0}
-SINGLE_LAYERS: Settings = {**SGD, "k": 3, "lr": 0.01, "weight_decay": 5e-4}
+SINGLE_LAYERS: Settings = {
+    **SGD, "k": 3, "unit": "layer", "lr": 0.01, "weight_decay": 5e-4, "batch_size": 64,
+}  # fmt: skip
 ADVERSARIAL: Settings = {
     **SGD, "lr": 1e-3, "weight_decay": 1e-5, "forget_batch_size": 32, "batch_size": 256,
     "attack_step": 0.1, "attack_steps": 100, "epochs": 100,
@@ -33,15 +35,21 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
         "bn": "train",
     }),
     ("neggrad", "classes", False, {
-        **RELABELLING, **GUARDED, "batch_size": 64, "bn": "frozen",
+        **RELABELLING, **GUARDED, "bn": "frozen",
     }),
     ("neggrad_plus", "instances", False, {
         **GUARDED, "optimizer": "sgd", "momentum": 0.0, "lr": 0.01, "epochs": 10,
+        "weight_decay": 0.0, "batch_size": 64,
     }),
-    ("random_label", "classes", False, RELABELLING),
+    ("random_label", "classes", False, {**RELABELLING, "retain": "none"}),
     ("initial_label", "classes", False, RELABELLING),
-    ("fisher", "classes", False, {"exponent": 0.5, "strength": 1e-6, "factor": 10.0, "cap": 1e3}),
-    ("ntk", "classes", False, {"retain_samples": 1500}),
+    ("fisher", "classes", False, {
+        "exponent": 0.5, "strength": 1e-6, "factor": 10.0, "cap": 1e3,
+        "averaged": True, "new_rows": True, "labels": "expected", "retain_samples": None,
+    }),
+    ("ntk", "classes", False, {
+        "retain_samples": 1500, "penalty": 10.0, "scale": None, "solver": "auto", "noise": 0.0,
+    }),
     ("boundary_shrink", "classes", False, {
         **BOUNDARY, "attack_step": 0.1, "attack_steps": 1, "retry": 0,
     }),
@@ -64,10 +72,11 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     ("unsir", "classes", False, {
         "noise_size": 256, "noise_steps": 40, "noise_lr": 0.1, "energy_weight": 0.1, "copies": 20,
         "retain_per_class": 1000, "bn": "train", "lr": 0.02, "repair_lr": 0.01, "optimizer": "adam",
+        "batch_size": 256, "epochs": 1,
     }),
     ("bad_teaching", "classes", False, {
         "temperature": 1.0, "optimizer": "adam", "lr": 1e-4, "epochs": 1, "batch_size": 256,
-        "retain_share": 0.3,
+        "retain_share": 0.3, "weight_decay": 0.0,
     }),
     ("influence1", "instances", False, {"step_size": 2e-5, "layers": "linear", "repeats": 1}),
     ("influence2", "instances", False, {
@@ -81,25 +90,32 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     }),
     ("delete", "classes", False, {
         **SGD, "lr": 1e-4, "weight_decay": 0.0, "epochs": 20, "batch_size": 128,
+        "removed": "auto", "epsilon": 0.0, "temperature": 1.0, "reference": None,
     }),
     ("delete", "classes", True, {"lr": 5e-5}),
-    ("ssd", "classes", False, {"threshold": 10.0, "strength": 1.0}),
-    ("assd", "classes", False, {"selection": 1.0, "strength": 1.0}),
-    ("salun", "classes", False, {**SGD, "lr": 0.013, "weight_decay": 5e-4, "epochs": 10}),
+    ("ssd", "classes", False, {"threshold": 10.0, "strength": 1.0, "importance": "sample"}),
+    ("lfssd", "classes", False, {"threshold": 10.0, "strength": 1.0, "importance": "sample"}),
+    ("assd", "classes", False, {"selection": 1.0, "strength": 1.0, "importance": "sample"}),
+    ("salun", "classes", False, {
+        **SGD, "lr": 0.013, "weight_decay": 5e-4, "epochs": 10, "batch_size": 256, "mask": 0.5,
+    }),
     ("spotter", "classes", False, {
         **SGD, "lr": 1e-4, "weight_decay": 5e-4, "epochs": 10, "forget_weight": 0.7,
         "spread_weight": 1.0, "attack_radius": 0.03, "attack_step": 0.01, "attack_steps": 3,
-        "least_epochs": 3, "bn": "frozen",
+        "least_epochs": 3, "bn": "frozen", "batch_size": 128,
     }),
     ("amun", "instances", False, {
         **SGD, "lr": 0.01, "weight_decay": 5e-4, "epochs": 10, "attack_steps": 50,
+        "attack_radius": 0.05, "doublings": 10, "data": "all", "batch_size": 128,
     }),
     ("sfron", "classes", False, {
         **SGD, "lr": 0.01, "weight_decay": 5e-4, "schedule": "cosine", "every": 5, "ascent": 25.0,
-        "loss_power": 0.5, "ratio": 1.0, "ascent_norm": 7.0,
+        "loss_power": 0.5, "ratio": 1.0, "ascent_norm": 7.0, "iterations": 150, "epochs": 10,
+        "batch_size": 128, "fisher": "batch",
     }),
     ("l1_sparse", "classes", False, {
-        **SGD, "lr": 0.01, "penalty": 5e-4, "free_epochs": 2, "epochs": 10,
+        **SGD, "lr": 0.01, "penalty": 5e-4, "free_epochs": 2, "epochs": 10, "weight_decay": 0.0,
+        "one_dimensional": True, "batch_size": 64,
     }),
     ("lau", "classes", False, {
         **SGD, "lr": 0.003, "weight_decay": 0.0, "alpha": 0.5, "temperature": 4.0,
@@ -167,7 +183,7 @@ PRESETS: list[tuple[str, str, Settings]] = [
     }),
     ("unsir", "ports", {
         "noise_steps": 250, "lr": 1e-4, "repair_lr": 1e-4, "retain_per_class": 500,
-        "batch_size": 32, "copies": 80,
+        "batch_size": 32, "copies": 80, "noise_size": 32,
     }),
     ("influence1", "code", {"step_size": 2e-5, "repeats": 10}),
     ("influence1", "paper", {"step_size": 2e-5, "repeats": 1}),
@@ -293,3 +309,22 @@ def test_every_preset_is_compared() -> None:
 
 def test_amnesiac_repairs_in_one_epoch() -> None:
     assert build("amnesiac", {}).hyperparameters()["epochs"] == 1  # published: one to three
+
+
+NORMALISATION = {  # rule R1: learnt where most samples come from D_r, else as they came in
+    "train": {"retrain", "finetune", "l1_sparse", "eu_k", "cf_k", "unsir", "amnesiac"},
+    "frozen": {
+        "neggrad", "neggrad_plus", "random_label", "initial_label", "salun", "boundary_shrink",
+        "boundary_expand", "scrub", "scrub_r", "bad_teaching", "delete", "spotter", "amun",
+        "sfron", "su", "suli", "gli", "correct", "adv", "adv_imp",
+    },
+}  # fmt: skip
+
+
+def test_statistics_of_normalisation_are_frozen_where_d_f_is_trained_on() -> None:
+    found: dict[str, set[str]] = {"train": set(), "frozen": set()}
+    for card in all_cards():
+        settings = build(card.slug, {}).hyperparameters()
+        if "bn" in settings:
+            found[str(settings["bn"])].add(card.slug)
+    assert found == NORMALISATION
