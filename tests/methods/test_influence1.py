@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -121,26 +122,30 @@ def test_same_labels_make_no_change() -> None:
 
 
 @pytest.mark.parametrize(("factor", "falls"), [(0.5, True), (1.9, True), (2.1, False)])
-def test_steps_below_two_over_the_top_curvature_help(factor: float, falls: bool) -> None:
-    """On a quadratic, a step along the gradient lowers the loss exactly when tau < 2 / top."""
-    inputs = torch.randn(30, 1, dtype=torch.float64)
-    labels = torch.zeros(30, dtype=torch.long)
-    weight = torch.zeros(1, 1, dtype=torch.float64)
-    targets = 2.0 * inputs
+def test_steps_below_two_over_the_top_curvature_help(
+    factor: float, falls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a quadratic, the step lowers the corrected loss exactly when tau < 2 / top."""
+    inputs, targets = torch.randn(30, 1), torch.tensor([[2.0, -1.0], [-1.0, 3.0]])
+    old = torch.arange(30) % 2
+    new = 1 - old
 
-    def loss(logits: Tensor, _: Tensor) -> Tensor:
-        return 0.5 * (logits - targets).square().mean()
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        return 0.5 * (logits - targets[labels]).square().sum(dim=1).mean()
 
-    def logits_of(parameters: Mapping[str, Tensor], given: Inputs) -> Tensor:
-        assert isinstance(given, Tensor)
-        return given @ parameters["w"]
-
-    batch = Batch(inputs, labels, torch.arange(30), 30)
-    gradient = sum_of_gradients(logits_of, {"w": weight}, [batch], loss=loss)["w"]
-    rate = factor / float(inputs.square().sum())
-    before = float(loss(inputs @ weight, labels))
-    after = float(loss(inputs @ (weight - rate * gradient), labels))
-    assert (after < before) is falls
+    squared = partial(sum_of_gradients, loss=loss)
+    monkeypatch.setattr("forgetkit.influence.sum_of_gradients", squared)
+    head = nn.Linear(1, 2, bias=False)
+    model = nn.Sequential(head)
+    top = float(inputs.square().sum())
+    with torch.no_grad():  # fitted to the old labels, which then have no gradient
+        head.weight.copy_((inputs * targets[old]).sum(dim=0)[:, None] / top)
+        before = float(loss(model(inputs), new))
+    request = forget(model).relabel(dict(enumerate(new.tolist()))).on("cpu")
+    request = request.using("influence1", step_size=factor / top)
+    request.run(DataLoader(TensorDataset(inputs, old), batch_size=7), guard=None)
+    with torch.no_grad():
+        assert (float(loss(model(inputs), new)) < before) is falls
 
 
 def test_only_the_chosen_layers_move() -> None:
