@@ -44,7 +44,7 @@ class ASSD(Method):
         link="https://arxiv.org/abs/2402.10098",
         about="Dampens weights as SSD does, with a threshold that follows the forget set's size.",
         multilabel=True,
-        toy={"selection": 4.6, "strength": 0.05},
+        toy={"selection": 5.25, "strength": 0.05},
         probe={"batch_size": {"importance": "batch"}},
         presets={"paper": {"importance": "batch", "batch_size": 64}},
     )

@@ -48,6 +48,7 @@ class FineTune(FullNetwork):
         multilabel=True,
         rank={"instances": 4},
         toy={"lr": 0.1, "epochs": 40},
+        toy_vit={"lr": 0.2},
     )
 
     anchor: float = bounded(0.0, 0.0, 1e6, "pull to the starting weights; lambda")

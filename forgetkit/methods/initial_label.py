@@ -60,7 +60,7 @@ class InitialLabel(FullNetwork, StopsEarly):
         source="Lyu et al. (baseline)",
         link="https://arxiv.org/abs/2301.11578",
         about="Trains the forget set towards the predictions of an untrained network.",
-        keeps=0.60,
+        keeps=0.40,
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
         probe={"": {"lr": 1e-5}, "check_every": {"lr": 0.02, "epochs": 10}},
     )

@@ -44,6 +44,7 @@ class LFSSD(Method):
         about="Dampens weights as SSD does, by how strongly the output depends on them.",
         multilabel=True,
         toy={"threshold": 1.5, "strength": 0.1},
+        toy_vit={"threshold": 1.25},
         probe={"batch_size": {"importance": "batch"}},
         presets={"paper": {"importance": "batch", "batch_size": 64}},
     )

@@ -43,7 +43,7 @@ class NegGrad(Ascends, FullNetwork, StopsEarly):
         source="Golatkar et al. 2020, CVPR (baseline)",
         link="https://arxiv.org/abs/1911.04933",
         about="Climbs the loss on the forget set until it is predicted wrong.",
-        keeps=0.60,
+        keeps=0.40,
         multilabel=True,
         rank={"instances": 8},
         toy={"lr": 0.01, "batch_size": 16, "check_every": 1, "epochs": 20},
