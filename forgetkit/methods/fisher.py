@@ -31,9 +31,10 @@ class Fisher(Method):
         F = mean over D_r of sum_y p_y (d -log p_y / d theta)^2
 
     F is the diagonal of the Fisher matrix, over the model's own labels, sample by sample, in eval
-    mode. v is averaged over the inputs of each output unit, and multiplied by ``factor`` in the
-    head and in one-dimensional tensors; in the head the cap is a tenth. For a class goal the head
-    rows of the forgotten classes are drawn anew around 0.
+    mode. v is averaged over the inputs of each output unit (a convolution's input channels, place
+    by place of the kernel), and multiplied by ``factor`` in the head and in one-dimensional
+    tensors; in the head the cap is a tenth. For a class goal the head rows of the forgotten
+    classes are drawn anew around 0.
 
     Source: Golatkar, Achille, Soatto, "Eternal Sunshine of the Spotless Net", CVPR 2020,
         https://arxiv.org/abs/1911.04933; the authors' notebook.

@@ -28,7 +28,8 @@ class LFSSD(Method):
     Source: Foster et al., "Loss-Free Machine Unlearning", 2024, arXiv:2402.19308, Eq. 3.
 
     Differences: the absolute gradient is taken by sample unless ``importance="batch"``; alpha was
-        tuned for the batch form: 10 for CIFAR-100, 5 for CIFAR-20, 3.5 for random samples.
+        tuned for the batch form: 10 for classes of CIFAR-100 (``preset="paper"``), 5 for those of
+        CIFAR-20 (``"paper_cifar20"``), 3.5 for random samples (``"paper_instances"``).
     """
 
     card: ClassVar[Card] = Card(
@@ -46,7 +47,11 @@ class LFSSD(Method):
         toy={"threshold": 1.5, "strength": 0.1},
         toy_vit={"threshold": 1.25},
         probe={"batch_size": {"importance": "batch"}},
-        presets={"paper": {"importance": "batch", "batch_size": 64}},
+        presets={
+            "paper": {"importance": "batch", "batch_size": 64},
+            "paper_cifar20": {"importance": "batch", "batch_size": 64, "threshold": 5.0},
+            "paper_instances": {"importance": "batch", "batch_size": 64, "threshold": 3.5},
+        },
     )
 
     threshold: float = bounded(

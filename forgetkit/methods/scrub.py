@@ -157,6 +157,12 @@ class Scrub(FullNetwork):
         if run.epoch >= (self.max_epochs or 0):
             return (least,)
         eps = _FIRST_EPS if run.epoch == 0 else None
+        if eps is not None and self.optimizer != "sgd":
+            run.log(
+                f"{self.card.slug}: in the first max pass, where the model is still its own "
+                f"teacher, epsilon of {self.optimizer} is {eps:g}, so that rounding errors are no "
+                "full steps"
+            )
         most = Pass("forget", name="max", batch_size=self.forget_batch_size, eps=eps)
         return (most, least)
 

@@ -51,8 +51,9 @@ class Unsir(FullNetwork):
 
     Differences: the code uses three of the noise images and gives all of them the first class;
         here all are used, with their own class. The noise is made in eval mode. Transformers get
-        a step size of 1e-4, since the published ones were for small networks from scratch. Nothing
-        is measured between the two phases; the guard looks at the end.
+        a step size of 1e-4, since the published ones were for small networks from scratch; other
+        pre-trained networks, which ports give that size too, get it with ``preset="ports"`` only.
+        Nothing is measured between the two phases; the guard looks at the end.
     """
 
     card: ClassVar[Card] = Card(

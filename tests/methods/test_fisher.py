@@ -49,6 +49,9 @@ def test_cap_and_average() -> None:
     assert torch.allclose(capped, torch.tensor([[1e-2, 1e-3], [2e-3, 4e-3]]), rtol=1e-4)
     shared = noise_variance(fisher, 1e-3, cap=10.0, averaged=True)
     assert torch.allclose(shared, torch.tensor([[5.5e-3] * 2, [3e-3] * 2]), rtol=1e-4)
+    places = torch.tensor([[[[1.0, 0.5]], [[0.25, 0.5]]]])  # one unit, two channels, 1 x 2
+    kernel = noise_variance(places, 1e-3, averaged=True)
+    assert torch.allclose(kernel, torch.tensor([[[[2.5e-3, 2e-3]]]]).expand(1, 2, 1, 2), rtol=1e-4)
     one = noise_variance(torch.tensor([0.5]), 1e-3, averaged=True)
     assert torch.allclose(one, torch.tensor([2e-3]), rtol=1e-4)
 

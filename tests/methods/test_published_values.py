@@ -196,6 +196,8 @@ PRESETS: list[tuple[str, str, Settings]] = [
     ("ssd", "paper_vit_subclass", {**BY_BATCH, "threshold": 25.0}),
     ("ssd", "paper_faces", {**BY_BATCH, "threshold": 50.0, "strength": 0.1}),
     ("lfssd", "paper", {**BY_BATCH, "threshold": 10.0}),
+    ("lfssd", "paper_cifar20", {**BY_BATCH, "threshold": 5.0}),
+    ("lfssd", "paper_instances", {**BY_BATCH, "threshold": 3.5}),
     ("assd", "paper", {**BY_BATCH, "selection": 1.0}),
     ("sfron", "paper_swin", {
         "optimizer": "adamw", "lr": 2e-5, "weight_decay": 0.05, "ascent": 500.0, "every": 1,

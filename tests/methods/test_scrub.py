@@ -114,6 +114,19 @@ def test_the_optimiser_steps_with_the_epsilon_of_its_pass() -> None:
     assert wanted.count(1e-6) == 4  # 60 forget samples by 16
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "max_epochs", "notes"), [("adam", 2, 1), ("sgd", 2, 0), ("adam", 0, 0)]
+)
+def test_a_note_tells_of_the_larger_epsilon(optimizer: str, max_epochs: int, notes: int) -> None:
+    some = toy("cnn")
+    method = Scrub(epochs=2, max_epochs=max_epochs, optimizer=optimizer, lr=1e-4)
+    request = forget(some.model).classes([3]).using(method).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    told = [note for note in result.notes if "first max pass" in note]
+    assert len(told) == notes
+    assert all("epsilon of adam is 1e-06" in note for note in told)
+
+
 def literal_kl(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
     wanted, found = (teacher / temperature).exp(), (student / temperature).exp()
     wanted, found = wanted / wanted.sum(1, keepdim=True), found / found.sum(1, keepdim=True)
