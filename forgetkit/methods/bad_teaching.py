@@ -48,6 +48,7 @@ class BadTeaching(FullNetwork):
         source="Chundawat et al. 2023, AAAI",
         link="https://arxiv.org/abs/2205.08096",
         about="Imitates an untrained network on the forget set and itself on the rest.",
+        leaves=0.50,  # an untrained teacher can prefer the forgotten class to others
         toy={"lr": 0.002, "batch_size": 16, "epochs": 6},
         probe={
             "": {"lr": 0.001, "batch_size": 16, "max_norm": 0.1, "epochs": 1},
