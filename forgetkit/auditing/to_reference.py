@@ -16,7 +16,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
-from forgetkit.auditing.trainings import beyond
+from forgetkit.auditing.trainings import beyond, wanting
 from forgetkit.metric import Finding, Metric, Verdict
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -139,9 +139,5 @@ def _mean_distance(distance: Distance, model: Tensor, others: Sequence[Tensor]) 
 
 def _yardstick(evidence: Evidence, split: str) -> str:
     count = len(retrained_outputs(evidence, split))
-    parts = {
-        "the control `retrained` is a second retrained model": count > 1,
-        f"{FEWEST_MODELS} retrained models are needed to say how much they differ among "
-        f"themselves, and {count} {'was' if count == 1 else 'were'} given": count < FEWEST_MODELS,
-    }
-    return "; ".join(text for text, holds in parts.items() if holds)
+    second = "the control `retrained` is a second retrained model" if count > 1 else ""
+    return "; ".join(filter(None, [second, wanting(count, FEWEST_MODELS)]))

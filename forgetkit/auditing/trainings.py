@@ -41,6 +41,17 @@ def beyond(value: float, others: Sequence[float], level: float = 0.95) -> bool |
     return abs(value - float(found.mean())) > half
 
 
+def wanting(models: int, fewest: int) -> str:
+    """Return what is said of too few retrained models, or nothing."""
+    if models >= fewest:
+        return ""
+    given = "1 was given" if models == 1 else f"{models} were given"
+    return (
+        f"{fewest} retrained models are needed to say how much they differ among themselves, and "
+        f"{given}"
+    )
+
+
 def compared_trainings(
     found: Tensor, controls: Sequence[Tensor], *, seed: int = 0, more: Verdict = "residual"
 ) -> Verdict:

@@ -18,7 +18,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
-from forgetkit.auditing.trainings import compared_trainings
+from forgetkit.auditing.trainings import compared_trainings, wanting
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 
@@ -81,5 +81,5 @@ class ZRF(Metric):
             verdict=of_sureness(
                 evidence, compared_trainings(own, others, seed=evidence.seed, more="over-forgotten")
             ),
-            note=masked_note(evidence),
+            note="; ".join(filter(None, [masked_note(evidence), wanting(len(others), 2)])),
         )

@@ -49,7 +49,11 @@ def test_verdict() -> None:
 def test_a_single_retrained_model_decides_nothing() -> None:
     """Two trainings always differ in how sure they are: one is no yardstick."""
     for one in (toys.original(), toys.retrained()[0], toys.retrained()[1]):
-        assert Entropy().measure(toys.evidence(one)).verdict == "not decidable"
+        found = Entropy().measure(toys.evidence(one))
+        assert found.verdict == "not decidable"
+        assert "2 retrained models are needed" in found.note
+        assert "1 was given" in found.note
+    assert "are needed" not in Entropy().measure(toys.evidence(one, references=2)).note
 
 
 def test_models_trained_alike_are_not_accused() -> None:
