@@ -189,6 +189,7 @@ def test_a_jacobian_stays_only_where_there_is_room(kept: int, times: int) -> Non
     assert len(read) == times
 
 
+@pytest.mark.slow
 def test_single_precision_is_multiplied_in_double() -> None:
     logits_of, parameters = as_function(nn.Linear(400, 2).float())
     inputs = 255.0 * torch.rand(6, 400)

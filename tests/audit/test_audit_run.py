@@ -620,6 +620,7 @@ def test_a_loader_of_one_whole_class_without_classes_is_pointed_out() -> None:
     assert any("pass classes=[...]" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_by_an_audit() -> None:
     some, before, other = toy("cnn"), toy("cnn").model, retrained(1)
     other.requires_grad_(requires_grad=False)

@@ -33,6 +33,7 @@ def _second(found: dict[str, Tensor]) -> Tensor:
     return found["scores"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("output", ["scores", _second], ids=["key", "function"])
 def test_the_named_output_is_audited(output: str | Callable[..., Tensor]) -> None:
     some = toy("cnn")

@@ -21,6 +21,7 @@ def test_one_model_has_no_spread() -> None:
     assert beyond(5.0, []) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("models", [2, 3, 6])
 def test_one_honest_model_in_twenty_is_outside(models: int) -> None:
     drawn = torch.randn(4000, models + 1, generator=torch.Generator().manual_seed(0)).tolist()

@@ -75,6 +75,7 @@ def test_a_method_without_a_study_is_refused(study: Study) -> None:
         settings_table(study, "neggrad", [3])
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_row_a_variant(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,6 +80,7 @@ def test_shuffled_is_a_function_of_the_generator(samples: SampleSet) -> None:
     assert index.tolist() != list(range(7))
 
 
+@pytest.mark.slow
 @every_set
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_shares_make_up_the_whole(samples: SampleSet, world: int) -> None:

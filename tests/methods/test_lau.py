@@ -391,6 +391,7 @@ class Hidden(nn.Module):
         return logits
 
 
+@pytest.mark.slow
 def test_several_classes_are_gone_from_the_weights_as_they_are_written() -> None:
     done = 0
     for seed in range(8, 17):
@@ -491,6 +492,7 @@ def test_training_over_several_epochs_is_the_literal_one(
     assert torch.allclose(model.fc.bias, head[1], rtol=0.0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [8, 9, 10])
 def test_one_class_is_gone_from_the_weights_as_they_are_written(seed: int) -> None:
     """Steps so short that float32 weights have forgotten it before those that are written have."""

@@ -154,6 +154,7 @@ def test_features_end_less_alike_than_after_as_many_epochs_of_delete(kind: str) 
     assert alike[0] < alike[1] - 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOYS)
 @pytest.mark.parametrize("label", range(4))
 def test_every_class_is_forgotten_and_the_rest_kept(kind: str, label: int) -> None:

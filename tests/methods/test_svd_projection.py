@@ -191,6 +191,7 @@ def test_the_model_as_it_came_in_is_a_candidate() -> None:
     assert "no pair of scales did better" in result.notes[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TOYS)
 def test_only_weights_of_layers_move_and_no_gradient_is_needed(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -81,6 +81,7 @@ def test_single_samples_are_not_asked_about_classes(metric: Metric) -> None:
         metric.measure(replace(toys.evidence(), goal="instances"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", AUDITS, ids=slug)
 def test_identical_models_are_as_retrain(metric: Metric) -> None:
     one = toys.retrained()[0]
@@ -138,6 +139,7 @@ def test_features_give_a_head_only_edit_away(metric: Metric) -> None:
     assert found.value > 0.95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("references", [0, 1])
 @pytest.mark.parametrize("metric", FEATURES, ids=slug)
 @pytest.mark.parametrize(("samples", "verdict"), [(9, "not decidable"), (10, "residual")])

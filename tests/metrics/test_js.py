@@ -53,6 +53,7 @@ def test_the_direction_is_left_open_where_nothing_tells_it() -> None:
     assert found.verdict == "not decidable"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("models", [3, 5])
 def test_what_one_more_model_would_be_is_wide_enough(models: int) -> None:
     """Of models that lie a_i + a_j apart, one in forty is called farther than one more would be.

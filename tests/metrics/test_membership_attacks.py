@@ -111,6 +111,7 @@ def test_every_retrained_model_is_held_against(metric: Metric) -> None:
     assert found.value == metric.measure(left).value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ATTACKS, ids=name)
 def test_attacks_repeat_themselves(metric: Metric) -> None:
     one = evidence(subject(1, 1.0, 4.0))
@@ -118,6 +119,7 @@ def test_attacks_repeat_themselves(metric: Metric) -> None:
     assert first == again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ATTACKS, ids=name)
 def test_identical_models_differ_in_nothing(metric: Metric) -> None:
     one = subject(1, 1.0, 4.0)

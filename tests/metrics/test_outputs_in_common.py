@@ -43,6 +43,7 @@ def bare(found: Finding) -> str:
     return json.dumps(found.to_json(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", ALL)
 def test_models_are_left_as_they_were_and_results_repeat(slug: str) -> None:
     evidence = everything()
@@ -74,6 +75,7 @@ def relabelled(found: Outputs, order: Tensor) -> Outputs:
     return replace(found, logits=found.logits[:, order.argsort()], known_labels=order[found.labels])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", READING)
 def test_names_of_classes_make_no_difference(slug: str) -> None:
     order = torch.tensor([2, 0, 3, 1])
@@ -96,6 +98,7 @@ def test_names_of_classes_make_no_difference(slug: str) -> None:
     assert second.verdict == first.verdict
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_batch_size_makes_no_difference(size: int) -> None:
     evidence = everything()
@@ -111,6 +114,7 @@ def test_batch_size_makes_no_difference(size: int) -> None:
         assert ALL[slug].measure(other).value == pytest.approx(first.value, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("slug", ALL)
 @pytest.mark.parametrize("split", ["forget", "retain", "test_forget", "test_retain"])
 def test_a_set_less_gives_a_number_or_a_reason(slug: str, split: str) -> None:

@@ -75,6 +75,7 @@ def test_a_timm_model_that_was_altered_is_no_timm_model(tmp_path: Path) -> None:
         load_model(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "regnet_x_400mf"]
 )
@@ -210,6 +211,7 @@ UNALTERED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALTERED)
 def test_a_network_altered_without_new_tensors_is_no_known_one(tmp_path: Path, name: str) -> None:
     save_model(ALTERED[name](), tmp_path / "out")  # type: ignore[no-untyped-call]  # a table
@@ -218,6 +220,7 @@ def test_a_network_altered_without_new_tensors_is_no_known_one(tmp_path: Path, n
         load_model(tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNALTERED)
 def test_what_differs_in_training_alone_may_differ(tmp_path: Path, name: str) -> None:
     model = UNALTERED[name]().eval()  # type: ignore[no-untyped-call]  # a table

@@ -77,6 +77,7 @@ def test_single_samples_have_no_score_and_the_page_says_so() -> None:
     assert drawn.left_out["Unlearning score"] == "no row has a figure in the column US"
 
 
+@pytest.mark.slow
 def test_more_rows_or_targets_than_colours_are_said_to_be_left_out() -> None:
     some = methods_runs()[1]
     many = tuple(replace(some, title=f"method {number}") for number in range(10))
