@@ -73,6 +73,7 @@ def distance_finding(
         details={
             "sets": means,
             "samples": {name: len(t["unlearned"]) for name, t in tables.items()},
+            **_all_distances(evidence, distance, splits[0]),
         },
         verdict=_verdict(evidence, distance, splits[0]),
         note="; ".join(filter(None, [masked_note(evidence), _yardstick(evidence, splits[0])])),
@@ -111,11 +112,22 @@ def _verdict(evidence: Evidence, distance: Distance, split: str) -> Verdict:
     )
     if farther == "not decidable":
         return "not decidable"
-    if farther == "residual" and beyond(
-        _mean_distance(distance, own, models), _apart(distance, models)
-    ):
+    away, apart = _mean_distance(distance, own, models), _apart(distance, models)
+    if farther == "residual" and away > sum(apart) / len(apart) and beyond(away, apart):
         return "residual" if better else "over-forgotten"
     return "as retrain"
+
+
+def _all_distances(evidence: Evidence, distance: Distance, split: str) -> dict[str, object]:
+    """Return what the verdict is made of: mean distances to, and among, all retrained models."""
+    models = [log_probs(evidence, one) for one in retrained_outputs(evidence, split)]
+    if len(models) < FEWEST_MODELS:
+        return {}
+    own = log_probs(evidence, outputs(evidence, "unlearned", split))
+    return {
+        "to_every_retrained": _mean_distance(distance, own, models),
+        "among_retrained": _apart(distance, models),
+    }
 
 
 def _apart(distance: Distance, models: Sequence[Tensor]) -> list[float]:
@@ -123,6 +135,8 @@ def _apart(distance: Distance, models: Sequence[Tensor]) -> list[float]:
 
     These means share their distances, which pulls them together: of d_ij = a_i + a_j, the mean
     over the r - 1 others holds a_i only (r - 2) / (r - 1) times, that of one more model all of it.
+    For normal a_i one honest model in forty is then farther; distances are skewed, and the rate is
+    a few times that.
     """
     found = [
         _mean_distance(distance, model, [other for other in models if other is not model])

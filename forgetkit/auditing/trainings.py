@@ -20,8 +20,8 @@ def beyond(value: float, others: Sequence[float], level: float = 0.95) -> bool |
 
         |v - m| > t s sqrt(1 + 1/r),  m, s = mean and deviation of the r others
 
-    t is the two-sided quantile of Student's distribution with r - 1 degrees of freedom: one more
-    model of the same kind is outside in one case of twenty, whatever r is.
+    t is the two-sided quantile of Student's distribution with r - 1 degrees of freedom: of normal
+    numbers, that of one more model is outside in one case of twenty, whatever r is.
 
     Args:
         value: of the model under audit.

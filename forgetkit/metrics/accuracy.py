@@ -83,7 +83,7 @@ class Accuracy(Metric):
             samples=len(own),
             interval=wilson(float(own.sum()), len(own)),
             controls=controls(shares),
-            details={"sets": _sets(evidence, right), "masked": evidence.head_masked},
+            details={"sets": _sets(evidence, right), "masked": bool(note)},
             verdict="no verdict" if note else verdict,
             note=note,
         )

@@ -90,6 +90,7 @@ class Entropy(Metric):
                 for name, table in tables.items()
             },
             "histogram_range": [0.0, largest],
+            "retrained": [float(each.mean()) for each in others],
         }
         if others:
             details["wasserstein"] = float(wasserstein_distance(own.numpy(), others[0].numpy()))

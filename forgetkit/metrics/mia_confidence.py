@@ -137,6 +137,7 @@ class MiaConfidence(Metric):
                 "share_of_members": share,
                 "efficacy": {role: 1.0 - value for role, value in share.items()},
                 "share_of_unseen_of_same_classes": unseen,
+                "share_of_every_retrained": [float(one.double().mean()) for one in retrained],
                 "difference_to_retrained": None if difference is None else list(difference),
                 "learnt_from": len(rows[0]),
             },

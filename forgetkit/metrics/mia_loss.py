@@ -96,6 +96,7 @@ class MiaLoss(Metric):
             controls=found.controls(),
             details={
                 **found.details(),
+                "auc_of_further_retrained": [auc(*pair) for pair in further],
                 "accuracy" if self.protocol != "gli" else "forgetting_score": accuracy,
                 "auc_of_features": features,
                 "auc_of_kept_classes": kept,

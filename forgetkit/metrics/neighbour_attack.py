@@ -41,9 +41,9 @@ class NeighbourAttack(Metric):
     retrained model. Headline: its AUC, 0.5 when they answer alike.
 
     Verdict: ``residual`` when the interval lies above 0.5 and above those of all further retrained
-        models against the first; ``not decidable`` when it lies above 0.5 and there are fewer than
-        three; otherwise ``as retrain``, but ``not decidable`` unless that of the original lies
-        above 0.5, which shows that the attack finds anything.
+        models against the first; otherwise ``as retrain``, but ``not decidable`` unless that of
+        the original lies above 0.5, which shows that the attack finds anything, and with fewer
+        than three retrained models.
 
     Source: Ebrahimpour-Boroojeny, Wang, Sundaram, class membership inference attack, ICML 2026,
         arXiv:2506.20893.
@@ -127,7 +127,7 @@ def _judged(ends: Mapping[str, tuple[float, float]]) -> tuple[Verdict, str]:
     """Return the verdict and what limits it, from intervals of AUCs against the same model."""
     low, _ = ends["unlearned"]
     others = [high for role, (_, high) in ends.items() if role.startswith("retrained")]
-    if low > 0.5 and len(others) < 2:
+    if len(others) < 2:
         note = (
             "two retrained models differ as well, by chance more or less: three are needed to "
             f"judge this, and {1 + len(others)} {'were' if others else 'was'} given"

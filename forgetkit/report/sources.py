@@ -58,10 +58,10 @@ def class_name(record: Record, evidence: Evidence | None, label: int) -> str:
 
 
 def is_masked(record: Record, evidence: Evidence | None) -> bool:
-    """Return whether the head hides the forgotten classes."""
+    """Return whether the head, or the measure of accuracy, hides the forgotten classes."""
+    entry = record.find("accuracy")
+    if entry is not None and entry.details.get("masked") is True:
+        return True
     if evidence is not None:
         return evidence.head_masked
-    if isinstance(record.facts.get("head_masked"), bool):
-        return bool(record.facts["head_masked"])
-    entry = record.find("accuracy")
-    return entry is not None and entry.details.get("masked") is True
+    return record.facts.get("head_masked") is True

@@ -90,6 +90,7 @@ def test_without_the_forgotten_classes_kept_samples_go_to_the_next_one() -> None
     assert values == [0.5, 0.0]
     assert found.verdict == "no verdict"
     assert "left out of the maximum" in found.note
+    assert found.details["masked"] is True  # comparisons and radars read this
     assert logits[0, 0] == 3.0  # the evidence is not touched
 
 
