@@ -72,4 +72,5 @@ def test_what_pgu_trains_through_its_trust_region_is_what_the_mask_lets_it_write
     request = forget(some.model).depoison(range(20)).using("pgu", epochs=3, **settings)
     result = request.on("cpu").run(some.loader(), guard=None)
     assert changed(before, weights(some.model)) == []
-    assert len({round(row["loss_forget"], 6) for row in result.history}) == 1
+    losses = [row["loss_forget"] for row in result.history]
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-4)  # sums of batches in another order
