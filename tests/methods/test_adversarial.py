@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_digits import learned, shuffled_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -550,25 +551,8 @@ def literal_importance(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.slow
 def test_adversaries_keep_more_of_the_rest_where_both_forget_all() -> None:
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(digits.images / 16, dtype=torch.float32)[order][:, None]
-    labels = torch.tensor(digits.target)[order].long()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        trained = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(trained.parameters(), 3e-3)
-        drawing = torch.Generator().manual_seed(1)
-        for _ in range(10):
-            for rows in torch.randperm(1300, generator=drawing).split(64):
-                optimizer.zero_grad()
-                functional.cross_entropy(trained(images[rows]), labels[rows]).backward()
-                optimizer.step()
+    images, labels = shuffled_digits()
+    trained = learned(images[:1300], labels[:1300], seed=1, epochs=10, batch_size=64, norm=False)
     loader = DataLoader(TensorDataset(images[:1300], labels[:1300]), batch_size=65)
     kept = {}
     for method in (

@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import forget
 from forgetkit.draws import uniform
-from forgetkit.engine.run import Run
 from forgetkit.errors import DataError, ModelError
 from forgetkit.fresh import reset_weights
 from forgetkit.losses import blocked_classes, bounded_ascent, capped_ascent, membership
-from forgetkit.method import Facts, Method, State, find
+from forgetkit.method import Facts, find
 from forgetkit.methods.linear_filtration import filtration_matrix
 from forgetkit.methods.retrain import Retrain
 from forgetkit.relabelling import drawn_classes
@@ -696,32 +695,6 @@ def test_retraining_takes_the_rate_of_its_optimiser(
 ) -> None:
     facts = Facts("classes", 10, 90, 10, transformer=transformer)
     assert Retrain(optimizer=optimizer).tuned(facts).lr == lr
-
-
-@pytest.mark.parametrize("goal", ["classes", "instances"])
-@pytest.mark.parametrize("slug", ["random_label", "initial_label", "salun"])
-def test_no_forgotten_class_and_no_own_label_is_a_new_label(
-    slug: str, goal: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    some, kind = toy("cnn"), find(slug)
-    seen: list[Tensor] = []
-    setup = kind.setup
-
-    def watched(method: Method, run: Run) -> State | None:
-        state = setup(method, run)
-        seen.append((state or {})["labels"])
-        return state
-
-    monkeypatch.setattr(kind, "setup", watched)
-    start = forget(some.model)
-    request = start.classes([1, 3]) if goal == "classes" else start.instances(range(120))
-    request.using(slug, epochs=1, lr=1e-5).on("cpu").run(some.loader(), guard=None)
-    assert len(seen[0]) == 120
-    if goal == "classes":
-        assert set(seen[0].tolist()) <= {0, 2}
-    else:
-        assert not bool((seen[0] == some.train.tensors[1][:120]).any())
-        assert len(set(seen[0].tolist())) > 1
 
 
 def test_samples_stop_at_the_accuracy_of_unseen_ones_of_their_classes() -> None:

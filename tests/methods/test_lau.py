@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from small_digits import learned, shuffled_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -391,20 +391,26 @@ class Hidden(nn.Module):
         return logits
 
 
+def written_in_halves(seed: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """Return a bfloat16 model of six classes, and what it was trained on."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        labels = torch.arange(600) % 6
+        inputs = torch.randn(6, 16)[labels] + torch.randn(600, 16)
+        model = Hidden()
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(inputs), labels).backward()
+        optimizer.step()
+    return model.to(torch.bfloat16), inputs, labels
+
+
 @pytest.mark.slow
 def test_several_classes_are_gone_from_the_weights_as_they_are_written() -> None:
     done = 0
     for seed in range(8, 17):
-        torch.manual_seed(seed)
-        centres, labels = torch.randn(6, 16), torch.arange(600) % 6
-        inputs = centres[labels] + torch.randn(600, 16)
-        model = Hidden()
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        for _ in range(60):
-            optimizer.zero_grad()
-            functional.cross_entropy(model(inputs), labels).backward()
-            optimizer.step()
-        model.to(torch.bfloat16)
+        model, inputs, labels = written_in_halves(seed)
         request = forget(model).classes([0, 1]).using("lau", lr=1e-3, batch_size=32, epochs=60)
         data = DataLoader(TensorDataset(inputs, labels), batch_size=100)
         result = request.on("cpu").run(data, guard=None)
@@ -496,17 +502,7 @@ def test_training_over_several_epochs_is_the_literal_one(
 @pytest.mark.parametrize("seed", [8, 9, 10])
 def test_one_class_is_gone_from_the_weights_as_they_are_written(seed: int) -> None:
     """Steps so short that float32 weights have forgotten it before those that are written have."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        labels = torch.arange(600) % 6
-        inputs = torch.randn(6, 16)[labels] + torch.randn(600, 16)
-        model = Hidden()
-    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        functional.cross_entropy(model(inputs), labels).backward()
-        optimizer.step()
-    model.to(torch.bfloat16)
+    model, inputs, labels = written_in_halves(seed)
     request = forget(model).classes([0]).using("lau", lr=1e-4, batch_size=8, epochs=60)
     loader = DataLoader(TensorDataset(inputs, labels), batch_size=100)
     result = request.on("cpu").run(loader, guard=None)
@@ -640,31 +636,16 @@ def test_features_are_read_anew_in_every_epoch_of_a_loader_that_augments(
 
 
 @functools.cache
-def digits() -> tuple[nn.Module, TensorDataset, TensorDataset]:
+def net_of_digits() -> tuple[nn.Module, TensorDataset, TensorDataset]:
     """Return a model that reads digits, what it was trained on, and unseen ones."""
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(found.images / 16, dtype=torch.float32)[order][:, None]
-    labels = torch.tensor(found.target)[order].long()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(2)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10),
-        )  # fmt: skip
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in range(10):
-            for rows in torch.randperm(1300).split(64):
-                optimizer.zero_grad()
-                functional.cross_entropy(model(images[rows]), labels[rows]).backward()
-                optimizer.step()
+    images, labels = shuffled_digits()
     seen, unseen = (TensorDataset(images[s], labels[s]) for s in (slice(1300), slice(1300, None)))
-    return model.eval(), seen, unseen
+    return learned(*seen.tensors, seed=2, epochs=10, batch_size=64), seen, unseen
 
 
 @pytest.mark.parametrize("label", range(10))
 def test_each_digit_in_turn_is_forgotten_and_the_others_are_kept(label: int) -> None:
-    trained, seen, unseen = digits()
+    trained, seen, unseen = net_of_digits()
     model = copy.deepcopy(trained)
     images, labels = unseen.tensors
 

@@ -79,3 +79,20 @@ def test_a_drawn_label_belongs_to_the_sample(slug: str, monkeypatch: pytest.Monk
         # the third part of [0, 1) that the draw is in names one of the three other classes
         rank = (uniform(4, "random_label", torch.tensor(positions)) * 3).long()
         assert list(found.values()) == (rank + (rank >= own)).tolist()
+
+
+@pytest.mark.parametrize("goal", ["classes", "instances"])
+@pytest.mark.parametrize("slug", ["random_label", "initial_label", "salun"])
+def test_no_forgotten_class_and_no_own_label_is_a_new_label(
+    slug: str, goal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some, seen = toy("cnn"), labels_of_setup(slug, monkeypatch)
+    start = forget(some.model)
+    request = start.classes([1, 3]) if goal == "classes" else start.instances(range(120))
+    request.using(slug, epochs=1, lr=1e-5).on("cpu").run(some.loader(), guard=None)
+    assert len(seen[0]) == 120
+    if goal == "classes":
+        assert set(seen[0].tolist()) <= {0, 2}
+    else:
+        assert not bool((seen[0] == some.train.tensors[1][:120]).any())
+        assert len(set(seen[0].tolist())) > 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from small_digits import learned, shuffled_digits
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -649,10 +649,8 @@ class Digits(nn.Module):
 
 def digits() -> tuple[nn.Module, TensorDataset, TensorDataset]:
     """Return a model that has learned 400 digits by heart, those digits, and 600 others."""
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(found.data, dtype=torch.float32)[order] / 16
-    labels = torch.tensor(found.target)[order].long()
+    images, labels = shuffled_digits()
+    images = images.flatten(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = Digits()
@@ -956,33 +954,12 @@ def test_a_thousandth_of_what_was_taken_out_may_not_have_been_in(
     assert any("were not made of these images" in note for note in result.notes) == noted
 
 
-def convolutional_digits() -> tuple[nn.Module, Tensor, Tensor]:
-    """Return a model that has learned the first 500 digits by heart, all images, all labels."""
-    found = load_digits()
-    order = torch.randperm(len(found.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(found.images, dtype=torch.float32)[order][:, None] / 16
-    labels = torch.tensor(found.target)[order].long()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10),
-        )  # fmt: skip
-        drawing = torch.Generator().manual_seed(1)
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        for _ in range(20):
-            for rows in torch.randperm(500, generator=drawing).split(50):
-                optimizer.zero_grad()
-                functional.cross_entropy(model(images[rows]), labels[rows]).backward()
-                optimizer.step()
-    return model.eval(), images, labels
-
-
 @pytest.mark.parametrize("gamma", [None, 0.0])
 def test_the_default_step_size_closes_the_gap_and_projection_is_what_keeps_the_others(
     gamma: float | None,
 ) -> None:
-    model, images, labels = convolutional_digits()
+    images, labels = shuffled_digits()
+    model = learned(images[:500], labels[:500], seed=0, epochs=20, batch_size=50)
 
     def others() -> float:
         with torch.no_grad():
