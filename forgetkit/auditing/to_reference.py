@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -65,6 +66,7 @@ def distance_finding(
         for split, table in tables.items()
     }
     ends = mean_interval(own, seed=evidence.seed)
+    among = _among_all(evidence, distance, splits[0])
     return metric.finding(
         means[splits[0]]["unlearned"],
         samples=len(own),
@@ -73,9 +75,9 @@ def distance_finding(
         details={
             "sets": means,
             "samples": {name: len(t["unlearned"]) for name, t in tables.items()},
-            **_all_distances(evidence, distance, splits[0]),
+            **(among or {}),
         },
-        verdict=_verdict(evidence, distance, splits[0]),
+        verdict=_verdict(evidence, distance, splits[0], among),
         note="; ".join(filter(None, [masked_note(evidence), _yardstick(evidence, splits[0])])),
     )
 
@@ -97,37 +99,43 @@ def _by_role(evidence: Evidence, split: str, distance: Distance) -> dict[Role, T
     return {role: distance(reference, log_probs(evidence, one)) for role, one in found.items()}
 
 
-def _verdict(evidence: Evidence, distance: Distance, split: str) -> Verdict:
-    """Return whether the distance exceeds that of all retrained models, and to which side."""
-    models = [log_probs(evidence, one) for one in retrained_outputs(evidence, split)]
-    if len(models) < FEWEST_MODELS or evidence.head_masked:  # a mask's losses were set by hand
-        return "not decidable"
-    better = knows_labels_better(evidence, split)
-    if better is None:
-        return "not decidable"  # nothing tells the two directions apart
-    own = log_probs(evidence, outputs(evidence, "unlearned", split))
-    first, *others = models
-    farther = compared(
-        distance(first, own), [distance(first, other) for other in others], seed=evidence.seed
-    )
-    if farther == "not decidable":
-        return "not decidable"
-    away, apart = _mean_distance(distance, own, models), _apart(distance, models)
-    if farther == "residual" and away > sum(apart) / len(apart) and beyond(away, apart):
-        return "residual" if better else "over-forgotten"
-    return "as retrain"
+class _Among(TypedDict):
+    """How far a model is from every retrained one, and each of these from the others."""
+
+    to_every_retrained: float
+    among_retrained: list[float]
 
 
-def _all_distances(evidence: Evidence, distance: Distance, split: str) -> dict[str, object]:
-    """Return what the verdict is made of: mean distances to, and among, all retrained models."""
+def _among_all(evidence: Evidence, distance: Distance, split: str) -> _Among | None:
+    """Return mean distances to, and among, all retrained models; nothing for too few of them."""
     models = [log_probs(evidence, one) for one in retrained_outputs(evidence, split)]
     if len(models) < FEWEST_MODELS:
-        return {}
+        return None
     own = log_probs(evidence, outputs(evidence, "unlearned", split))
     return {
         "to_every_retrained": _mean_distance(distance, own, models),
         "among_retrained": _apart(distance, models),
     }
+
+
+def _verdict(evidence: Evidence, distance: Distance, split: str, among: _Among | None) -> Verdict:
+    """Return whether the distance exceeds that of all retrained models, and to which side."""
+    if among is None or evidence.head_masked:  # a mask's losses were set by hand
+        return "not decidable"
+    better = knows_labels_better(evidence, split)
+    if better is None:
+        return "not decidable"  # nothing tells the two directions apart
+    own = log_probs(evidence, outputs(evidence, "unlearned", split))
+    first, *others = (log_probs(evidence, one) for one in retrained_outputs(evidence, split))
+    farther = compared(
+        distance(first, own), [distance(first, other) for other in others], seed=evidence.seed
+    )
+    if farther == "not decidable":
+        return "not decidable"
+    away, apart = among["to_every_retrained"], among["among_retrained"]
+    if farther == "residual" and away > sum(apart) / len(apart) and beyond(away, apart):
+        return "residual" if better else "over-forgotten"
+    return "as retrain"
 
 
 def _apart(distance: Distance, models: Sequence[Tensor]) -> list[float]:
