@@ -17,7 +17,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
-from forgetkit.auditing.trainings import beyond, wanting
+from forgetkit.auditing.training_spread import beyond, wanting
 from forgetkit.metric import Finding, Metric, Verdict
 
 Distance = Callable[[Tensor, Tensor], Tensor]

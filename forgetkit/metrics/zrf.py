@@ -18,7 +18,7 @@ from forgetkit.auditing.readings import (
     retrained_outputs,
     roles_with,
 )
-from forgetkit.auditing.trainings import compared_trainings, wanting
+from forgetkit.auditing.training_spread import compared_trainings, wanting
 from forgetkit.metric import Finding, Metric, MetricCard, register_metric
 
 

@@ -8,7 +8,7 @@ import toy_evidence as toys
 from torchmetrics.regression import JensenShannonDivergence
 
 from forgetkit.auditing.to_reference import _apart
-from forgetkit.auditing.trainings import beyond
+from forgetkit.auditing.training_spread import beyond
 from forgetkit.metrics.js import JSToRetrained, bits
 
 P = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]], dtype=torch.float64).log()

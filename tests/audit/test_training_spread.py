@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from forgetkit.auditing.intervals import compared
-from forgetkit.auditing.trainings import beyond, compared_trainings
+from forgetkit.auditing.training_spread import beyond, compared_trainings
 
 
 def test_three_models_with_mean_2_and_deviation_1_reach_as_far_as_4_968() -> None:
