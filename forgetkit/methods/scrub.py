@@ -7,16 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.distillation import bounded_departure, distillation
-from forgetkit.errors import DataError
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.losses import cross_entropy
 from forgetkit.method import Card, Facts, GoalKind, Pair, Pass, Settings, State, register
 from forgetkit.recipe import FullNetwork
+from forgetkit.rewinding import remember, rewind, unseen_like_forgotten
 from forgetkit.types import SampleSet, Terms
 
 if TYPE_CHECKING:
@@ -192,12 +190,6 @@ class Scrub(FullNetwork):
         }
 
 
-def nearest_state(errors: Sequence[float], reference: float) -> int:
-    """Return the position of the error nearest to the reference; the later one of equals."""
-    # twelve decimals: 0.3 - 0.2 and 0.2 - 0.1 are equal distances, but not in binary
-    return min(range(len(errors)), key=lambda at: (round(abs(errors[at] - reference), 12), -at))
-
-
 @register
 @dataclass(frozen=True, kw_only=True)
 class ScrubRewind(Scrub):
@@ -232,49 +224,17 @@ class ScrubRewind(Scrub):
 
     def setup(self, run: Run) -> State:
         """Make sure that there are unseen samples to compare with."""
-        _unseen(run)
+        self._unseen(run)
         return {}
 
     def start_epoch(self, run: Run) -> State:
         """Keep the weights as they stand, and their forget error."""
-        error = torch.tensor(1.0 - run.accuracy(run.forget), dtype=torch.float64)
-        kept = {f"{run.epoch}/{name}": value.cpu() for name, value in run.snapshot().items()}
-        return {**run.state, **kept, f"error/{run.epoch}": error}
+        return remember(run)
 
     def finish(self, run: Run) -> bool:
         """Go back to the nearest state."""
-        reference = 1.0 - run.accuracy(_unseen(run))
-        last = sum(name.startswith("error/") for name in run.state)
-        errors = [float(run.state[f"error/{epoch}"]) for epoch in range(last)]
-        errors.append(1.0 - run.accuracy(run.forget))
-        chosen = nearest_state(errors, reference)
-        if chosen < last:
-            prefix = f"{chosen}/"
-            run.restore(
-                {n.removeprefix(prefix): v for n, v in run.state.items() if n.startswith(prefix)}
-            )
-        run.log(
-            f"scrub_r: went back to epoch {chosen} of {last}, forget error "
-            f"{100 * errors[chosen]:.2f} %, where unseen samples have {100 * reference:.2f} %"
-        )
+        run.log(f"{self.card.slug}: {rewind(run, self._unseen(run))}")
         return True
 
-
-def _unseen(run: Run) -> SampleSet:
-    """Return the validation samples of the forget samples' classes.
-
-    Raises:
-        DataError: there are none.
-    """
-    samples = run.validation
-    rows = torch.empty(0, dtype=torch.int64)
-    if samples is not None:
-        labels: Tensor = run.forget.labels
-        rows = torch.isin(samples.labels, labels.unique()).nonzero().flatten()
-    if samples is None or len(rows) == 0:
-        raise DataError(
-            "scrub_r: expected validation samples of the forgotten samples' classes, found "
-            f"{'no validation data' if samples is None else 'none of these classes'}; pass "
-            "`.validate(loader)` with unseen samples of them, or use scrub"
-        )
-    return samples.take(rows)
+    def _unseen(self, run: Run) -> SampleSet:
+        return unseen_like_forgotten(run, self.card.slug, instead="scrub")

@@ -10,7 +10,8 @@ from forgetkit import forget
 from forgetkit.engine.run import Run, Snapshot
 from forgetkit.errors import DataError
 from forgetkit.method import State, find
-from forgetkit.methods.scrub import Scrub, ScrubRewind, nearest_state
+from forgetkit.methods.scrub import Scrub, ScrubRewind
+from forgetkit.rewinding import nearest_state
 from forgetkit.testing import Toy, toy
 from forgetkit.testing.trace import changed, weights
 
