@@ -183,6 +183,11 @@ class Run:
         """Validation samples, without those of forgotten classes."""
         return None if self._validation is None else self.working(self._validation)
 
+    def within_mask(self, name: str, new: Tensor, old: Tensor) -> Tensor:
+        """Return a parameter's new values where its mask lets it move, the old ones elsewhere."""
+        mask = self.masks.get(name)
+        return new if mask is None else torch.where(mask.bool(), new, old)
+
     def logits(self, batch: Batch) -> Tensor:
         """Return the live model's logits, (batch, classes)."""
         if self._head_only:

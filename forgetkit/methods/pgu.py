@@ -6,16 +6,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.core_space import part, projections, protections, shares
 from forgetkit.fields import artefact, bounded, choice, flag
-from forgetkit.layers import reaching
 from forgetkit.losses import membership
 from forgetkit.masked_targets import entropy, log_rest
 from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, register
-from forgetkit.projection import in_region
 from forgetkit.recipe import Trained
 from forgetkit.retained import retained
 from forgetkit.statistics import WIDEST
@@ -27,7 +24,8 @@ from forgetkit.stopping import (
     validation_gap,
     validation_patience,
 )
-from forgetkit.types import Batch, Terms
+from forgetkit.trust_region import fold, last_weight, logits_through, unfold, unscaled
+from forgetkit.types import Terms
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -256,17 +254,10 @@ class PGU(Trained):
         return state | dict(self._rule(run))
 
     def _regions(self, run: Run, measured: Iterable[str]) -> dict[str, int]:
-        """Return the size of the trust region by weight: of the last one, where it gives logits.
-
-        Args:
-            run: with the weights that may change.
-            measured: names of those whose inputs were measured, in the order of the model's calls.
-        """
+        """Return the size of the trust region by weight: of the last one, where it gives logits."""
         if self.trust_dim is None:
             return {}
-        few = next(iter(run.forget.take(torch.arange(min(2, len(run.forget)))).batches()))
-        used = reaching(run.model, lambda: run.logits(few))
-        last = next((name for name in reversed(list(measured)) if name in used), None)
+        last = last_weight(run, measured)
         if last is None:
             return {}
         if len(run.parameters[last]) == run.num_classes:
@@ -289,15 +280,11 @@ class PGU(Trained):
 
     def extra(self, run: Run) -> State:
         """Return Q = I of the trust region, if there is one."""
-        return {
-            name: torch.eye(basis.shape[1]).to(basis)
-            for name, basis in part(run.state, "region").items()
-        }
+        return unscaled(run.state)
 
     def start_epoch(self, run: Run) -> State:
         """Take Q out of the weights again, where the last epoch folded it in for a look."""
-        for name, weight in part(run.state, "unfolded").items():
-            run.parameters[name].copy_(weight)
+        unfold(run)
         return run.state
 
     def passes(self, run: Run) -> Sequence[Pass]:
@@ -314,24 +301,13 @@ class PGU(Trained):
         if batch.forget is None:
             raise TypeError("pgu steps over the forget set")
         self._hold(run)
-        logits, labels = self._logits(batch.forget, run), batch.forget.labels
+        logits, labels = logits_through(run, batch.forget), batch.forget.labels
         own, weight = membership(labels, run.num_classes), self.entropy_weight or 0.0
         reverse = -(log_rest(logits, own).exp() + (self.epsilon or 0.0)).log().mean()
         if run.goal.kind == "depoison":
             others = logits.float().masked_fill(own, -torch.inf)
             return {"forget": reverse, "entropy": weight * entropy(others).mean()}
         return {"forget": reverse, "entropy": -weight * entropy(logits).mean()}
-
-    def _logits(self, batch: Batch, run: Run) -> Tensor:
-        """Return logits with the last weight seen through its trust region."""
-        effective = {name: self._effective(name, run) for name in part(run.state, "region")}
-        return run.logits_with(effective, batch) if effective else run.logits(batch)
-
-    def _effective(self, name: str, run: Run) -> Tensor:
-        """Return a weight seen through its trust region."""
-        weight = run.parameters[name]
-        found = in_region(weight, run.state[f"region/{name}"], run.extra[name])
-        return _where_it_may_move(name, found, weight, run)
 
     def gradients(self, run: Run) -> None:
         """Project every gradient."""
@@ -348,16 +324,13 @@ class PGU(Trained):
         start = part(run.state, "start")
         for name, away in projections(run.state).items():
             weight = run.parameters[name]
-            found = start[name] + away.of(weight - start[name])
-            weight.copy_(_where_it_may_move(name, found, start[name], run))
+            held = start[name] + away.of(weight - start[name])
+            weight.copy_(run.within_mask(name, held, start[name]))
 
     def passed(self, run: Run) -> None:
         """Fold the trust region into the weight: what is measured now is what would be left."""
         self._hold(run)
-        for name in part(run.state, "region"):
-            weight = run.parameters[name]
-            run.state = {**run.state, f"unfolded/{name}": weight.detach().clone()}
-            weight.copy_(self._effective(name, run))
+        run.state = fold(run)
 
     def checked(self, seen: Seen, run: Run) -> str | None:
         """Stop at chance, at the target, or by the validation samples."""
@@ -377,12 +350,6 @@ class PGU(Trained):
     def finish(self, run: Run) -> bool:
         """Put back the weights of an earlier epoch, where the stop rule preferred them."""
         return take_back(run)
-
-
-def _where_it_may_move(name: str, new: Tensor, old: Tensor, run: Run) -> Tensor:
-    """Return the new values where the mask of a run lets a weight move, the old ones elsewhere."""
-    mask = run.masks.get(name)
-    return new if mask is None else torch.where(mask.bool(), new, old)
 
 
 def _not_there(missing: float, requests: int) -> str:
