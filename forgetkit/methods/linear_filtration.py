@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from forgetkit.errors import DataError, ModelError
+from forgetkit.errors import DataError
 from forgetkit.fields import bounded, choice
-from forgetkit.head_tail import bias_gains, same_for_every_class, uneven_step
+from forgetkit.head_rows import HeadRows, reject_uneven_tail, writable_rows
 from forgetkit.method import Card, Method, Need, register
 from forgetkit.types import SampleSet
-from forgetkit.view import Affine
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
@@ -65,23 +64,6 @@ def filtration_matrix(
         # what lies below is the rounding of float32 logits, and its inverse would be huge
         shares = torch.linalg.pinv(means, rtol=1 / WORST_CONDITION)[lost]
     return torch.eye(classes, dtype=means.dtype)[retained] + (wanted - column) @ shares
-
-
-def _derived(affine: Affine) -> str:
-    """Say that a weight is made of others at each call and cannot be written."""
-    sources = [name for name in affine.parameters if not name.endswith("bias")]
-    return (
-        f"linear_filtration: expected a head whose weight is a parameter, found {affine.name} to "
-        f"make its own from {', '.join(sources) or 'other tensors'}; fold that in first "
-        "(torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, "
-        "remove_spectral_norm or prune.remove, merge_and_unload() of PEFT), or use a trained method"
-    )
-
-
-def _how_to_give_a_bias(run: Run) -> str:
-    if len(run.view.affines) > 1:
-        return "merge the layers that the head adds up into one (merge_and_unload() of PEFT)"
-    return "rebuild the head with a bias"
 
 
 @register
@@ -142,72 +124,15 @@ class LinearFiltration(Method):
                 or shifts or scales the logits by class.
             DataError: a class has no samples.
         """
-        affines = [self._checked(affine, run) for affine in run.view.affines]
-        if run.view.tail:
-            self._check_tail(affines, run)
+        layers = writable_rows(run, self.card.slug)
+        reject_uneven_tail(run, layers, self.card.slug, masks_only=self.form == "naive")
         noise = self._noise(run)
         means = torch.eye(run.num_classes, dtype=torch.float64)
         if self.form != "naive":
             means = self._mean_logits(run)
         matrix = filtration_matrix(means, run.forget_classes, self.form, noise)
-        for weight, bias, axis in affines:
-            self._filter(weight, bias, axis, matrix, run.forget_classes)
-
-    def _checked(self, affine: Affine, run: Run) -> tuple[Tensor, Tensor, int]:
-        weight, bias = affine.weight, affine.bias
-        if weight is None and run.view.linear:
-            raise ModelError(_derived(affine))
-        rows = None if weight is None else weight.shape[affine.class_axis]
-        if weight is None or rows != run.num_classes or not run.view.linear:
-            raise ModelError(
-                f"linear_filtration: expected an affine head with one row for each of "
-                f"{run.num_classes} classes, found {affine.name} with {rows} rows"
-                f"{'' if run.view.linear else ' and a non-linear end'}; use a trained method"
-            )
-        if bias is None:
-            raise ModelError(
-                f"linear_filtration: expected a head with a bias to mask the class with, found "
-                f"none at {affine.name}; use lau, or {_how_to_give_a_bias(run)}"
-            )
-        free = {id(parameter) for parameter in run.parameters.values()}
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if id(tensor) not in free:
-                found = "frozen" if isinstance(tensor, nn.Parameter) else "which is no parameter"
-                raise ModelError(
-                    "linear_filtration: expected a weight and a bias that may change, found the "
-                    f"{name} of {affine.name} {found}; make it a parameter with "
-                    "requires_grad_(True), or use a trained method such as lau"
-                )
-        return weight, bias, affine.class_axis
-
-    def _check_tail(self, affines: list[tuple[Tensor, Tensor, int]], run: Run) -> None:
-        """Refuse a head whose logits are not what its affine layers add up, but for a factor.
-
-        The naive form only masks: there it is enough that the bias of a class moves its logit.
-        """
-        weights, biases = [one[0] for one in affines], [one[1] for one in affines]
-        zeros = weights[0].new_zeros((1, *run.view.feature_shape))
-        naive = self.form == "naive"
-        step = uneven_step(run.num_classes)
-        if naive:
-            step = torch.isin(torch.arange(run.num_classes), torch.tensor(run.forget_classes))
-        rest, gains = bias_gains(lambda: run.head(zeros)[0], weights, biases, step)
-        if naive:
-            masked = step.to(rest.device)
-            fits = all(float(one[masked].min()) > float(one[~masked].max()) for one in gains)
-        else:
-            fits = same_for_every_class(rest, gains, step)
-        if not fits:
-            wanted = (
-                "a bias to raise the logit of its class"
-                if naive
-                else "logits that are what the last layer adds up, or one positive multiple of it"
-            )
-            raise ModelError(
-                f"linear_filtration: expected {wanted}, found that what comes behind "
-                f"{run.view.head_name} ({', '.join(run.view.tail)}) changes them by class; fold it "
-                "into the layer's weight and bias, or use a trained method such as lau"
-            )
+        for rows in layers:
+            self._filter(rows, matrix, run.forget_classes)
 
     def _noise(self, run: Run) -> Tensor:
         retained = run.num_classes - len(run.forget_classes)
@@ -242,19 +167,15 @@ class LinearFiltration(Method):
             rows.append(own[order][: self.samples_per_class])
         return torch.cat(rows)
 
-    def _filter(
-        self, weight: Tensor, bias: Tensor, axis: int, matrix: Tensor, forgotten: tuple[int, ...]
-    ) -> None:
-        rows = weight.movedim(axis, 0)
-        flat = rows.reshape(len(rows), -1)
-        retained = [label for label in range(len(rows)) if label not in forgotten]
+    def _filter(self, rows: HeadRows, matrix: Tensor, forgotten: tuple[int, ...]) -> None:
+        flat, bias = rows.flat, rows.bias
+        retained = [label for label in range(len(flat)) if label not in forgotten]
         new_weight, new_bias = torch.zeros_like(flat), torch.zeros_like(bias)
         if self.form == "naive":  # exact: a product with the identity could round
             new_weight[retained], new_bias[retained] = flat[retained], bias[retained]
         else:
-            new_weight[retained] = (matrix @ flat.cpu().double()).to(weight)
+            new_weight[retained] = (matrix @ flat.cpu().double()).to(flat)
             new_bias[retained] = (matrix @ bias.cpu().double()).to(bias)
         lowest = float(new_bias[retained].min()) - MASK_BELOW
         new_bias[list(forgotten)] = max(lowest, LOWEST_BIAS)
-        rows.copy_(new_weight.view_as(rows))
-        bias.copy_(new_bias)
+        rows.write(new_weight, new_bias)
