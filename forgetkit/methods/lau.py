@@ -7,18 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from einops import rearrange
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from forgetkit.attacks import affine_sign_attack, projection, sign_attack
 from forgetkit.fields import bounded, choice, flag, interval
+from forgetkit.layer_attack import LayerAttack
 from forgetkit.losses import blocked_classes, kl_divergence
 from forgetkit.method import Card, Pair, Seen, State, register
 from forgetkit.moving import sent
 from forgetkit.recipe import StopsEarly
 from forgetkit.types import Terms
-from forgetkit.view import effective_affine
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -131,7 +129,10 @@ class LAU(StopsEarly):
 
     def start_epoch(self, run: Run) -> State:
         """Attack the whole bank with the head as it stands; return the teacher's logits, (N, K)."""
-        attacked = self._attack_images(run) if self.attack == "full" else self._attack_features(run)
+        attack = LayerAttack(
+            self.attack_step, self.attack_steps, self.attack_radius, self.attack_clamp
+        )
+        attacked = attack.on_images(run) if self.attack == "full" else attack.on_features(run)
         labels = sent(run.forget.labels, attacked.device)
         blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
         failed = blocked.gather(1, attacked.argmax(dim=1, keepdim=True))
@@ -191,57 +192,3 @@ class LAU(StopsEarly):
             first, second = student, target
         distance = kl_divergence(first.softmax(dim=1), second.log_softmax(dim=1))
         return distance / target.shape[1] if self.kd_reduction == "mean" else distance
-
-    def _attack_features(self, run: Run) -> Tensor:
-        """Partial-PGD on the bank; closed form for an affine head, autograd for any other."""
-        affine = effective_affine(run.view) if run.view.linear else None
-        logits = []
-        for rows in run.forget.batches(run.forget.at_once):
-            features = rows.inputs
-            if not isinstance(features, Tensor):
-                raise TypeError("features are one tensor")
-            features, labels = sent(features, run.device), sent(rows.labels, run.device)
-            blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
-            if affine is not None:
-                features = features.to(affine[0].dtype)
-                flat = rearrange(features, "batch ... -> batch (...)")
-                attacked = affine_sign_attack(
-                    flat,
-                    *affine,
-                    labels,
-                    blocked,
-                    step=self.attack_step,
-                    steps=self.attack_steps,
-                    project=projection(flat, self.attack_radius, self.attack_clamp),
-                ).view_as(features)
-            else:
-                attacked = self._through_autograd(features, run.head, labels, blocked)
-            logits.append(run.head(attacked))
-        return torch.cat(logits)
-
-    def _attack_images(self, run: Run) -> Tensor:
-        """Attack the images through the whole network, as the paper's Table 3 does to compare."""
-        logits = []
-        for rows in run.images.forget.batches():
-            if not isinstance(rows.inputs, Tensor):
-                raise TypeError("attack='full' needs images as one tensor; use attack='partial'")
-            images, labels = sent(rows.inputs, run.device), sent(rows.labels, run.device)
-            blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
-            attacked = self._through_autograd(images, run.logits_from_inputs, labels, blocked)
-            logits.append(run.logits_from_inputs(attacked).float())
-        return torch.cat(logits)
-
-    def _through_autograd(
-        self, start: Tensor, logits_of: object, labels: Tensor, blocked: Tensor
-    ) -> Tensor:
-        if not callable(logits_of):
-            raise TypeError("the attacked function must be callable")
-        return sign_attack(
-            start,
-            logits_of,
-            labels,
-            step=self.attack_step,
-            steps=self.attack_steps,
-            project=projection(start, self.attack_radius, self.attack_clamp),
-            blocked=blocked,
-        )
