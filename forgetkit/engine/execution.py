@@ -16,19 +16,26 @@ from forgetkit.adapting import logits_of, unwrap
 from forgetkit.data.loaders import Loader
 from forgetkit.data.workers import end_workers, workers_kept
 from forgetkit.engine import checks
+from forgetkit.engine.aims import fallback_target, forget_target, reading_of
+from forgetkit.engine.buffers import average_buffers, moved_unsaved
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
 from forgetkit.engine.measuring import SetAccuracy, measure
-from forgetkit.engine.modes import (
-    evaluating,
-    frozen_tensors,
-    has_running_statistics,
-    set_update_mode,
-)
-from forgetkit.engine.outside import Outside
+from forgetkit.engine.modes import evaluating, set_update_mode
+from forgetkit.engine.outside import Outside, require_frozen_kept
 from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
+from forgetkit.engine.remarks import (
+    NOTHING_KNOWN,
+    remark_if_not_forgotten,
+    remark_on_idle_steps,
+    remark_on_labels,
+    remark_on_parts,
+    remark_on_unused_weights,
+    remark_on_zero,
+)
 from forgetkit.engine.remembering import Remembered
+from forgetkit.engine.restart import restart
 from forgetkit.engine.run import Run
 from forgetkit.engine.session import (
     Storage,
@@ -42,11 +49,10 @@ from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.engine.training import Loop, Outcome
 from forgetkit.errors import ForgetkitError, ModelError, UnlearningFailed
 from forgetkit.fingerprint import model_tensors, same_bits
-from forgetkit.fresh import reset_weights
 from forgetkit.method import Method
 from forgetkit.model_errors import cure_of
 from forgetkit.patch import Patch
-from forgetkit.recipe import FullNetwork, StopsEarly, Trained
+from forgetkit.recipe import FullNetwork, Trained
 from forgetkit.result import Result
 from forgetkit.types import SampleSet
 
@@ -84,29 +90,6 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
                 f"{clock.phase}{where}: {error}; the model holds the weights it came in with: "
                 f"{cure_of(error)}"
             ) from error
-
-
-ONE_LABEL_EACH = (
-    "labels: every sample to forget carries exactly one of the 0/1 labels, and they are taken as "
-    "several labels a sample; if the model chooses one class, pass its index (labels.argmax(dim=1))"
-)
-NOTHING_KNOWN = (
-    "before the run the model predicted none of the samples to forget as they are labelled; check "
-    "that labels and preprocessing are those of its training, unless it had forgotten them already"
-)
-
-
-def _moved(
-    buffers: Mapping[str, Tensor], before: Mapping[str, Tensor], saved: set[int]
-) -> dict[str, Tensor]:
-    """Return the former values of buffers that changed but are in no state dict, nor in a patch."""
-    return {
-        name: before[name]
-        for name, buffer in buffers.items()
-        if id(buffer) not in saved
-        and buffer.layout == torch.strided  # copies into sparse ones are beyond a run
-        and not same_bits(buffer, before[name])
-    }
 
 
 class Execution:
@@ -153,7 +136,8 @@ class Execution:
                 measured_before, measured_after, outcome, undone = self._inside(
                     storage, editable, kept, before
                 )
-                self._require_kept(frozen, before)  # here: memory given back hides a change
+                # here: memory given back hides a change
+                require_frozen_kept(frozen, before, self._method.card.slug)
                 outside.require_kept(self._method.card.slug)
             if undone is not None:
                 write_back(kept, {name: before[name] for name in kept})
@@ -164,7 +148,7 @@ class Execution:
                 copies = {id(kept[name]): before[name] for name in names}
                 was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
                 patch = Patch.between(was, live, self._record())
-                unsaved = _moved(buffers, before, {id(tensor) for tensor in live.values()})
+                unsaved = moved_unsaved(buffers, before, {id(tensor) for tensor in live.values()})
             end_workers()  # here, as it can take seconds in which Ctrl-C must still roll back
         return Result(
             model=self._request.model,
@@ -213,26 +197,6 @@ class Execution:
         inside = {id(parameter) for parameter in candidates.values()}
         return {n: p for n, p in self._model.named_parameters() if id(p) not in inside}
 
-    def _require_kept(
-        self, frozen: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]
-    ) -> None:
-        """Refuse the edit of a method that wrote to what the caller froze: no patch holds that.
-
-        Raises:
-            UnlearningFailed: a frozen parameter is not what it was.
-        """
-        moved = [
-            name
-            for name, parameter in frozen.items()
-            if not same_bits(parameter.to(before[name].dtype), before[name])
-        ]
-        if moved:
-            raise UnlearningFailed(
-                f"{self._method.card.slug}: expected frozen parameters to keep their values, found "
-                f"{', '.join(moved[:3])} changed; the model holds the weights it came in with: "
-                "call requires_grad_(True) on what may change, or use another method"
-            )
-
     def _inside(
         self,
         storage: Storage,
@@ -277,41 +241,43 @@ class Execution:
             run.log(UNWATCHED)
         for note in self._prepared.notes:
             run.log(note)
-        self._say_what_parts_change(run)
-        labels = sets.forget.labels
-        if labels.ndim == 2 and len(labels) > 1 and bool((labels.sum(dim=1) == 1).all()):
-            run.log(ONE_LABEL_EACH)
+        remark_on_parts(self._method, run, self._request.accumulate)
+        remark_on_labels(run, sets.forget.labels)
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
             right_labels = self._prepared.goal.kind in ("classes", "instances")
             if measured_before["forget"].accuracy == 0.0 and right_labels:
                 run.log(NOTHING_KNOWN)
-            start = self._reading(measured_before)
-            target = run.target = self._target(measured_before)
-            self._say_what_zero_means(target)
+            start = reading_of(measured_before)
+            goal, validated = self._prepared.goal, "validation_retain" in measured_before
+            target = run.target = forget_target(
+                self._method, goal, sets.forget.labels, measured_before
+            )
+            remark_on_zero(self._method, run, validated=validated)
             edited = kept if not self._head_only else dict(editable)
             if (
                 self._guard is not None
                 and self._watched is not None
                 and not self._method.card.fresh
             ):
-                goal_target = target if target is not None else self._fallback_target(start)
+                goal_target = target if target is not None else fallback_target(goal, start)
                 self._best = BestState(edited, start, goal_target, self._guard.budget)
             outcome = self._change(accuracy, run)
-            self._say_what_was_not_used(run)
+            remark_on_unused_weights(self._method, run, self._request.initial)
             earlier = None if self._best is None else self._best.restore()
             if earlier is not None:
                 outcome.stopped_because += f"; {earlier}"
             if self._place.world > 1 and not self._head_only:
-                self._average_buffers(before)
+                average_buffers(self._model, before, self._place)
             with self._clock("measure"):
                 measured_after = self._measure(accuracy)
             undone = None
             if self._guard is not None:
-                undone = verdict(self._guard, start, self._reading(measured_after))
+                undone = verdict(self._guard, start, reading_of(measured_after))
             if undone is None:
-                self._say_if_not_forgotten(start.forget, self._reading(measured_after).forget)
+                after = reading_of(measured_after).forget
+                remark_if_not_forgotten(self._method.card.slug, run, start.forget, after)
         finally:
             run.close()
         return measured_before, measured_after, outcome, undone
@@ -327,55 +293,12 @@ class Execution:
             return self._prepared.sets, kept.take(rows.sort().values)
         return hold_out(self._prepared.sets, self._guard, generator)
 
-    def _reset(self, run: Run) -> None:
-        """Draw every weight anew; frozen layers stay, as the caller asked for by freezing them."""
-        live = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
-        names = frozen_tensors(self._model)
-        frozen = {name: live[name].detach().clone() for name in names}
-        moving = {n: p.detach().clone() for n, p in run.parameters.items()}
-        try:
-            reset_weights(self._model, self._request.initial)
-            self._say_where_it_starts(run, moving)
-        finally:  # a reset that breaks leaves them, too: they are not among the edited tensors
-            with torch.no_grad():
-                for name, value in frozen.items():
-                    live[name].copy_(value)
-        if frozen:
-            run.log(
-                f"{self._method.card.slug}: {len(frozen)} frozen tensors were not drawn anew: "
-                f"{', '.join(names[:4])}; what they know of the forget set stays"
-            )
-
-    def _say_where_it_starts(self, run: Run, before: dict[str, Tensor]) -> None:
-        """Say when training begins at weights that may know the forget set already."""
-        slug = self._method.card.slug
-        if all(torch.equal(p, before[name]) for name, p in run.parameters.items()):
-            run.log(
-                f"{slug}: the weights of .fresh(...) are those of the model as it came in, so it "
-                "is trained on and not retrained; pass weights that never saw the forget set"
-            )
-        elif run.starts_known:
-            run.log(
-                f"{slug}: it starts from the weights given to .fresh(...), and is a reference only "
-                "if those never saw the forget set"
-            )
-
-    def _say_what_was_not_used(self, run: Run) -> None:
-        """Say when untrained weights were given and nothing of them was taken."""
-        used = self._method.card.fresh or run.twin_was_made
-        if self._request.initial is not None and not used:
-            form = "a function" if callable(self._request.initial) else "weights"
-            run.log(
-                f"{self._method.card.slug}: what .fresh(...) gives, {form}, was not used: the "
-                "method takes nothing from it with these settings"
-            )
-
     def _change(self, accuracy: Remembered, run: Run) -> Outcome:
         """Let the method change the weights."""
         method = self._method
         if method.card.fresh:
             with self._clock("reset"):
-                self._reset(run)
+                restart(run, method.card.slug, self._request.initial)
         with self._clock("setup"), torch.no_grad(), evaluating(self._model, editing=True):
             run.state = method.setup(run)
         if self._best is not None and run.target is not None:
@@ -412,12 +335,7 @@ class Execution:
         if outcome.clipped:
             steps = "1 step" if outcome.clipped == 1 else f"{outcome.clipped} steps"
             outcome.stopped_because += f"; the gradient was clipped in {steps}"
-        if outcome.made < run.step:
-            run.log(
-                f"{method.card.slug}: {run.step - outcome.made} of {run.step} steps moved nothing, "
-                "because a gradient overflowed in fp16; train longer, or take "
-                '.on(mixed_precision="bf16") or "no"'
-            )
+        remark_on_idle_steps(method.card.slug, run, outcome.made)
         return outcome
 
     def _choose_parameters(self, run: Run) -> None:
@@ -490,114 +408,6 @@ class Execution:
         if self._best is not None:
             self._best.offer(Reading(remembered, forget.loss, kept))
         return row
-
-    def _reading(self, measured: dict[str, SetAccuracy]) -> Reading:
-        forget = measured["forget"].accuracy
-        if "new_labels" in measured:  # a sample is forgotten when its new label is known
-            forget = 1.0 - measured["new_labels"].accuracy
-        kept = measured.get("validation_retain", measured.get("retain"))
-        watched = None if kept is None else kept.accuracy
-        return Reading(forget, measured["forget"].loss, watched)
-
-    def _target(self, measured: dict[str, SetAccuracy]) -> float | None:
-        """Return the forget accuracy to stop at, or ``None`` for no such rule (rule R6).
-
-        A class should be gone; single samples should be predicted like unseen ones of the same
-        classes, when validation data tell how well that is.
-        """
-        if not isinstance(self._method, StopsEarly):
-            return None
-        if self._prepared.goal.kind == "instances" and self._method.single_samples_go_on:
-            return None
-        if self._prepared.goal.kind != "instances" or self._method.to_zero:
-            return 0.0
-        if "validation_retain" not in measured:
-            return 0.0
-        if self._prepared.sets.forget.labels.ndim == 2:
-            return measured["validation_retain"].accuracy
-        classes = set(self._prepared.sets.forget.labels.tolist())
-        seen = [
-            pair
-            for label, pair in measured["validation_retain"].by_class.items()
-            if label in classes
-        ]
-        count = sum(samples for _, samples in seen)
-        if count == 0:
-            return 0.0
-        # whole numbers of hits: a sum of rounded products may miss equality by a digit
-        return sum(round(accuracy * samples) for accuracy, samples in seen) / count
-
-    def _say_what_parts_change(self, run: Run) -> None:
-        """Say when cutting batches into parts gives another update than the whole batch."""
-        method, parts = self._method, self._request.accumulate
-        if parts == 1 or not isinstance(method, Trained):
-            return
-        slug = method.card.slug
-        if method.compares:
-            run.log(
-                f"{slug} compares samples of a batch with one another; with accumulate={parts} it "
-                "does so within each part, so the update is not quite that of the whole batch"
-            )
-        batch_norm = any(map(has_running_statistics, self._model.modules()))
-        if isinstance(method, FullNetwork) and method.bn == "train" and batch_norm:
-            run.log(
-                f"{slug} normalises by batches; with accumulate={parts} by each part, so the "
-                "update is not quite that of the whole batch"
-            )
-
-    def _say_what_zero_means(self, target: float | None) -> None:
-        """Say when single samples are pushed below what a model that never saw them would reach."""
-        method = self._method
-        if self._prepared.goal.kind != "instances" or target != 0.0:
-            return
-        settings = method.hyperparameters()
-        if (
-            settings.get("reference") is not None
-            or "validation_retain" in self._prepared.validation
-        ):
-            return
-        if "reference" in settings:
-            how = "pass .validate(loader), or reference=<accuracy on unseen samples>, to stop there"
-        elif isinstance(method, StopsEarly) and method.to_zero:
-            how = "pass .validate(loader) to see how well it reads unseen samples"
-        else:
-            how = "pass .validate(loader) to stop there"
-        self._active().log(
-            f"{self._method.card.slug} trains until no forget sample is predicted right, which is "
-            f"more than a model that never saw them would do; {how}"
-        )
-
-    def _say_if_not_forgotten(self, before: float, after: float) -> None:
-        """Say when a class is predicted as well as before, which the guard lets stand."""
-        one_class_each = self._prepared.sets.forget.labels.ndim == 1
-        if self._prepared.goal.kind == "classes" and one_class_each and after >= before > 0.0:
-            self._active().log(
-                f"{self._method.card.slug}: the accuracy on the forget set did not fall "
-                f"({100 * before:.1f} % to {100 * after:.1f} %), so the request is not fulfilled; "
-                "train longer or with a larger lr, or choose another method"
-            )
-
-    def _fallback_target(self, start: Reading) -> float:
-        """Return the forget accuracy that the guard counts as forgotten when no rule names one."""
-        if self._prepared.goal.kind == "instances" and start.retain is not None:
-            return start.retain
-        return 0.0
-
-    @torch.no_grad()
-    def _average_buffers(self, before: Mapping[str, Tensor]) -> None:
-        """Let all processes have the mean of each buffer that the passes of one of them moved."""
-        buffers = {
-            name: buffer
-            for name, buffer in self._model.named_buffers()
-            if buffer.is_floating_point() and buffer.layout == torch.strided
-        }
-        if not buffers:
-            return
-        moved = [not same_bits(b, before[name].to(b.dtype)) for name, b in buffers.items()]
-        anywhere = self._place.total(torch.tensor(moved, dtype=torch.float32)).tolist()
-        for buffer, processes in zip(buffers.values(), anywhere, strict=True):
-            if processes > 0:  # divided first: the sum of large numbers is infinite
-                buffer.copy_(self._place.total(buffer / self._place.world))
 
     def _active(self) -> Run:
         if self._run is None:

@@ -1,13 +1,14 @@
-"""Whether a run of the head left the weights outside of it alone."""
+"""Whether a run left alone what it may not change."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from forgetkit.engine.bit_sums import bit_sums
 from forgetkit.errors import UnlearningFailed
+from forgetkit.fingerprint import same_bits
 
 
 class Outside:
@@ -39,3 +40,29 @@ class Outside:
                 "such a run keeps no copy of them, and let neither the method nor the model's "
                 "forward write to them"
             )
+
+
+def require_frozen_kept(
+    frozen: Mapping[str, nn.Parameter], before: Mapping[str, Tensor], slug: str
+) -> None:
+    """Refuse the edit of a method that wrote to what the caller froze: no patch holds that.
+
+    Args:
+        frozen: live, by name.
+        before: values from before the run, by name.
+        slug: of the method.
+
+    Raises:
+        UnlearningFailed: a frozen parameter is not what it was.
+    """
+    moved = [
+        name
+        for name, parameter in frozen.items()
+        if not same_bits(parameter.to(before[name].dtype), before[name])
+    ]
+    if moved:
+        raise UnlearningFailed(
+            f"{slug}: expected frozen parameters to keep their values, found "
+            f"{', '.join(moved[:3])} changed; the model holds the weights it came in with: "
+            "call requires_grad_(True) on what may change, or use another method"
+        )

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import Guard, forget
 from forgetkit.data.sets import StoredSet
-from forgetkit.engine import execution
+from forgetkit.engine import execution, remarks
 from forgetkit.engine.guard import UNWATCHED, BestState, Reading, hold_out, verdict
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.testing import toy
@@ -242,7 +242,7 @@ def test_a_forget_set_that_the_model_never_knew_is_mentioned(
     shifted = TensorDataset(images, (labels + shift) % 4)  # as when labels count from 1
     request = forget(some.model).classes([3]).using("neggrad", epochs=1).on("cpu")
     result = request.run(DataLoader(shifted, batch_size=64), guard=guard)
-    assert (execution.NOTHING_KNOWN in result.notes) == (shift == 1)
+    assert (remarks.NOTHING_KNOWN in result.notes) == (shift == 1)
 
 
 def test_wrong_labels_that_the_model_never_learnt_are_no_reason_to_look_at_the_labels() -> None:
@@ -252,4 +252,4 @@ def test_wrong_labels_that_the_model_never_learnt_are_no_reason_to_look_at_the_l
     request = forget(some.model).using("correct", epochs=1).on("cpu")
     result = request.relabel(labels[:8].tolist()).run(wrong, guard=None)
     assert result.before["forget"].accuracy == 0.0
-    assert execution.NOTHING_KNOWN not in result.notes
+    assert remarks.NOTHING_KNOWN not in result.notes
