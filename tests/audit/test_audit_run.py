@@ -991,7 +991,7 @@ def test_progress_is_told_with_an_estimate_before_it_starts() -> None:
 def test_the_estimate_says_that_heads_of_many_classes_are_not_in_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("forgetkit.auditing.run.MANY_CLASSES", 3)
+    monkeypatch.setattr("forgetkit.auditing.estimate.MANY_CLASSES", 3)
     lines: list[str] = []
     ask(say=lines.append, metrics=["prototype"])
     assert lines[0].endswith(", and up to minutes more where new heads are fitted to 4 classes")
