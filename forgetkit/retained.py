@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from forgetkit.errors import BadHyperparameter
 from forgetkit.fingerprint import digest, model_prints
+from forgetkit.moment_measuring import FLOOR, plain_forward, plan, total
 from forgetkit.moments import Moments
-from forgetkit.statistics import FLOOR, Statistics, plain_forward, plan, total
+from forgetkit.statistics import Statistics
 
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run

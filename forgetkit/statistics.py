@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,19 +19,31 @@ from torch import Tensor, nn
 
 from forgetkit.convolution_cuts import Cut
 from forgetkit.copying import independent_copy
-from forgetkit.data.batches import Reader, batch_size
-from forgetkit.data.loaders import Loader, covered, reading_of
-from forgetkit.data.randomness import LOOKED_AT, random_state_kept, same
-from forgetkit.data.sets import read_chunks
+from forgetkit.data.loaders import Loader
+from forgetkit.data.measured import (
+    count_of,
+    inputs_of,
+    of_shape,
+    sample_shape,
+    warn_of_augmentation,
+)
+from forgetkit.data.randomness import random_state_kept
 from forgetkit.engine.modes import evaluating
-from forgetkit.engine.place import moved_inputs
 from forgetkit.engine.surroundings import own_surroundings
-from forgetkit.errors import BadHyperparameter, DataError, MissingFile, ModelError
+from forgetkit.errors import DataError, MissingFile, ModelError
 from forgetkit.fingerprint import digest, model_prints
-from forgetkit.layer_survey import Forward, Layer, survey, thinned, with_rows
+from forgetkit.layer_survey import Forward, Layer
 from forgetkit.method import Method
 from forgetkit.model_errors import in_one_sentence
-from forgetkit.moments import Accumulator, Moments
+from forgetkit.moment_measuring import (
+    WIDEST,
+    Products,
+    check_options,
+    plain_forward,
+    plan,
+    total,
+)
+from forgetkit.moments import Moments
 from forgetkit.types import Inputs
 
 if TYPE_CHECKING:
@@ -40,13 +52,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("forgetkit")
 
 FORMAT = "forgetkit.statistics/1"
-WIDEST = 4608
-"""Default limit of a row: a 3 x 3 convolution of 512 channels. Time grows with its cube."""
-
-Products: TypeAlias = Literal["double", "single"]
-
-FLOOR: Mapping[Products, float] = {"double": 1e-12, "single": 1e-6}
-"""Eigenvalues below this part of the largest are rounding."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +130,7 @@ class Statistics:
             first = next(batches, None)
             if first is None:
                 raise DataError("loader: expected samples, found none; pass the whole training set")
-            _warn_of_augmentation(loader)
+            warn_of_augmentation(loader)
             weights, forward = dict(bare.named_parameters()), plain_forward(bare)
             shape = sample_shape(first)
             layers = plan(
@@ -313,185 +318,10 @@ class Statistics:
         )
 
 
-def plan(
-    weights: Mapping[str, Tensor],
-    example: Inputs,
-    forward: Forward,
-    *,
-    positions: str | float = "auto",
-    max_dim: int = WIDEST,
-    products: Products = "double",
-    dense_patches: bool = False,
-    images: int | None = None,
-) -> dict[str, Layer]:
-    """Return what to measure; ``images`` is how many there will be, if that is known.
-
-    Raises:
-        ModelError: no layer can be measured.
-    """
-    found = survey(weights, example, forward, dense=dense_patches)
-    outputs = {name: len(weights[name]) for name in found}
-    return within(
-        found, outputs, positions=positions, max_dim=max_dim, products=products, images=images
-    )
-
-
-def within(
-    found: Mapping[str, Layer],
-    outputs: Mapping[str, int],
-    *,
-    positions: str | float = "auto",
-    max_dim: int = WIDEST,
-    products: Products = "double",
-    images: int | None = None,
-) -> dict[str, Layer]:
-    """Return those layers of a survey that are not too wide, with the rows that they shall give.
-
-    Args:
-        found: by ``survey``.
-        outputs: output rows of each weight.
-        positions: see ``Statistics.collect``.
-        max_dim: the longest row.
-        products: precision of the products.
-        images: how many there will be, if that is known.
-
-    Raises:
-        ModelError: no layer can be measured.
-    """
-    layers = {name: layer for name, layer in found.items() if layer.width <= max_dim}
-    if not found:
-        raise ModelError(
-            "statistics: expected convolutions or linear layers that multiply by parameters which "
-            "may change, found none; unfreeze them with requires_grad_(True), fold weight or "
-            "spectral normalisation, pruning and LoRA into them, or use another method"
-        )
-    if not layers:
-        raise ModelError(
-            f"statistics: expected convolutions or linear layers with rows up to {max_dim}, found "
-            f"{len(found)} layers, all wider; raise max_dim or use another method"
-        )
-    wide = sorted(found.keys() - layers.keys())
-    if wide:
-        logger.warning(
-            "statistics: %d layers have rows longer than max_dim=%d and will not be changed: %s",
-            len(wide), max_dim, ", ".join(wide[:4]),
-        )  # fmt: skip
-    if positions == "all":
-        return layers
-    if isinstance(positions, str):
-        return thinned(layers, outputs, double=products == "double", images=images)
-    return with_rows(layers, float(positions))
-
-
-def total(
-    weights: Mapping[str, Tensor],
-    layers: Mapping[str, Layer],
-    batches: Iterable[Inputs],
-    forward: Forward,
-    *,
-    products: Products = "double",
-) -> Moments:
-    """Return the moments of all batches; the model is in eval mode and gradients are off."""
-    accumulator = Accumulator(weights, layers, double=products == "double")
-    for inputs in batches:
-        accumulator.add(inputs, forward)
-    return accumulator.moments()
-
-
 def architecture_of(model: nn.Module) -> str:
     """Return a SHA-256 over names and shapes of the parameters."""
     shapes = sorted((name, list(p.shape)) for name, p in model.named_parameters())
     return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
-
-
-def of_shape(shape: tuple[int, ...], batches: Iterable[Inputs]) -> Iterator[Inputs]:
-    """Yield batches whose samples have one shape.
-
-    Raises:
-        DataError: a batch has another one.
-    """
-    for inputs in batches:
-        found = sample_shape(inputs)
-        if found != shape:
-            raise DataError(
-                f"statistics: expected images of shape {shape}, as the first ones have, found "
-                f"{found}; use one transform, which makes all images equally large"
-            )
-        yield inputs
-
-
-def sample_shape(inputs: Inputs) -> tuple[int, ...]:
-    """Return the shape of one sample, of its first tensor."""
-    first = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    return tuple(first.shape[1:])
-
-
-def inputs_of(loader: Loader) -> Iterator[Inputs]:
-    """Yield the inputs of every sample that a loader draws from, batch by batch, once each."""
-    reader = Reader("loader", needs_labels=False)
-    reading = reading_of(loader)
-    if reading is not None:  # its own order and drop_last do not matter here
-        chunks = [rows.tolist() for rows in covered(loader, "loader").split(reading.batch_size)]
-        yield from (inputs for inputs, _ in read_chunks(reading, chunks, 0, reader))
-        return
-    if not isinstance(loader, Iterable):
-        raise DataError(
-            f"loader: expected an iterable of batches, found {type(loader).__name__}; pass a "
-            "DataLoader or a list of (images, labels) batches"
-        )
-    yield from (reader.read(raw)[0] for raw in loader)
-
-
-def _warn_of_augmentation(loader: Loader) -> None:
-    """Read some samples twice: what is not the same again cannot be taken out again."""
-    reading = reading_of(loader)
-    if reading is None:  # a stream is read once
-        return
-    looked_at = covered(loader, "loader")[:LOOKED_AT].split(reading.batch_size)
-    chunks = [rows.tolist() for rows in looked_at]
-    first, again = (
-        read_chunks(reading, chunks, seed, Reader("loader", needs_labels=False)) for seed in (0, 1)
-    )
-    if not all(same(one[0], other[0]) for one, other in zip(first, again, strict=True)):
-        logger.warning(
-            "statistics: the loader gives a different image each time a sample is read (random "
-            "augmentation), so the moments of images to forget will not be part of these; collect "
-            "them with a deterministic transform"
-        )
-
-
-def count_of(loader: Loader) -> int | None:
-    """Return how many samples a loader draws from, or ``None`` for a stream."""
-    if reading_of(loader) is not None:
-        return len(covered(loader, "loader"))
-    if isinstance(loader, Sequence):
-        reader = Reader("loader", needs_labels=False)
-        return sum(batch_size(reader.read(raw)[0]) for raw in loader)
-    return None
-
-
-def check_options(positions: object, max_dim: object, products: object) -> None:
-    """Refuse options that mean nothing.
-
-    Raises:
-        BadHyperparameter: a value is out of range.
-    """
-    number = isinstance(positions, (int, float)) and not isinstance(positions, bool)
-    if positions not in ("auto", "all") and not (number and float(str(positions)) > 0):
-        raise BadHyperparameter(
-            f"collect(positions={positions!r}): expected 'auto', 'all' or a positive number of "
-            f"rows an image, found {positions!r}; leave it out for 'auto'"
-        )
-    if not isinstance(max_dim, int) or isinstance(max_dim, bool) or max_dim < 1:
-        raise BadHyperparameter(
-            f"collect(max_dim={max_dim!r}): expected a positive integer, found {max_dim!r}; leave "
-            f"it out for {WIDEST}"
-        )
-    if products not in ("double", "single"):
-        raise BadHyperparameter(
-            f"collect(products={products!r}): expected 'double' or 'single', found {products!r}; "
-            "leave it out for 'double'"
-        )
 
 
 @contextmanager
@@ -505,19 +335,6 @@ def _looking_at(model: nn.Module) -> Iterator[None]:
         in_one_sentence("statistics"),
     ):
         yield
-
-
-def plain_forward(model: nn.Module) -> Forward:
-    """Return calls of a model where its weights are and in their type, without autocast."""
-    first = next((p for p in model.parameters() if p.is_floating_point()), None)
-    device = torch.device("cpu") if first is None else first.device
-    dtype = None if first is None else first.dtype
-
-    def call(inputs: Inputs) -> object:
-        placed = moved_inputs(inputs, device, dtype)
-        return model(placed) if isinstance(placed, Tensor) else model(**placed)
-
-    return call
 
 
 def _from_header(header: Mapping[str, object], sums: dict[str, Tensor]) -> Statistics:

@@ -17,7 +17,7 @@ from forgetkit.engine.run import Run
 from forgetkit.errors import BadHyperparameter, DataError, ModelError, PatchMismatch
 from forgetkit.method import State
 from forgetkit.methods.pgu import PGU
-from forgetkit.statistics import FLOOR, WIDEST, Products
+from forgetkit.moment_measuring import FLOOR, WIDEST, Products
 from forgetkit.testing import toy
 from forgetkit.testing.toys import Toy
 from forgetkit.testing.trace import changed, photograph, weights

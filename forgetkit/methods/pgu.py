@@ -13,9 +13,9 @@ from forgetkit.fields import artefact, bounded, choice, flag
 from forgetkit.losses import membership
 from forgetkit.masked_targets import entropy, log_rest
 from forgetkit.method import Card, Facts, Need, Pair, Pass, Seen, State, register
+from forgetkit.moment_measuring import WIDEST
 from forgetkit.recipe import Trained
 from forgetkit.retained import retained
-from forgetkit.statistics import WIDEST
 from forgetkit.stopping import (
     begin_gap,
     begin_patience,

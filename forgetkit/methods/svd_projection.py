@@ -11,8 +11,8 @@ from torch import Tensor
 from forgetkit.fields import bounded, choice, flag
 from forgetkit.layer_survey import survey
 from forgetkit.method import Card, Method, register
+from forgetkit.moment_measuring import WIDEST, total, within
 from forgetkit.projection import Removal, eigen
-from forgetkit.statistics import WIDEST, total, within
 from forgetkit.types import SampleSet
 
 if TYPE_CHECKING:

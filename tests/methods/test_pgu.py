@@ -19,7 +19,7 @@ from forgetkit.errors import BadHyperparameter, ModelError
 from forgetkit.method import Facts, build
 from forgetkit.methods import pgu as pgu_module
 from forgetkit.methods.pgu import PATIENCE, PGU
-from forgetkit.statistics import Products
+from forgetkit.moment_measuring import Products
 from forgetkit.stopping import begin_gap, begin_patience, validation_gap, validation_patience
 from forgetkit.testing import TOYS, toy
 from forgetkit.testing.toys import Exploding
