@@ -46,6 +46,8 @@ class Request:
     random_seed: int = 0
     seconds_allowed: float | None = None
     at_hand: Mapping[str, str] = field(default_factory=dict)
+    progress_folder: Path | None = None
+    progress_every: int = 1
 
     def classes(self, classes: Sequence[int | str]) -> Request:
         """Forget every sample of these classes, given as indices or names.
@@ -230,6 +232,35 @@ class Request:
                 "any such number will do"
             )
         return replace(self, random_seed=number)
+
+    def resumable(self, folder: str | Path, *, every: int = 1) -> Request:
+        """Keep the run's progress in a folder, so that a run that was interrupted can go on.
+
+        Run the same request again, on the same model and data: it goes on after the last epoch that
+        was written, and ends with the weights of a run in one piece (with random augmentation by
+        workers, of a run with other draws). Another request, model or loader begins anew. The files
+        hold the weights and what the method keeps of the forget set, for some its images; they are
+        removed when the run has ended. Closed-form edits have no progress to keep.
+
+        Args:
+            folder: made where there is none.
+            every: epochs between two writes; what precedes the first epoch is always written.
+
+        Raises:
+            BadHyperparameter: ``folder`` is no path, or ``every`` not a positive integer.
+        """
+        number = plain(every)
+        if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+            raise BadHyperparameter(
+                f"resumable(every={every!r}): expected a positive integer, found {every!r}; 1 "
+                "writes after each epoch"
+            )
+        if not isinstance(folder, (str, Path)):
+            raise BadHyperparameter(
+                f"resumable({folder!r}): expected the path of a folder, found "
+                f'{type(folder).__name__}; for instance .resumable("progress")'
+            )
+        return replace(self, progress_folder=Path(folder), progress_every=number)
 
     def run(self, loader: Loader, *, guard: Guard | str | None = "default") -> Result:
         """Do it, in place.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -33,7 +31,6 @@ from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import CannotSplitModel, DataError, ModelError
 from forgetkit.fingerprint import (
     TensorPrint,
-    bits_of,
     model_prints,
     model_tensors,
     plain_names,
@@ -444,18 +441,6 @@ def view_of(
 def prints_of(model: nn.Module) -> dict[str, TensorPrint]:
     """Return the fingerprint of every tensor by its name without wrappers' marks."""
     return model_prints(unwrap(model))
-
-
-def set_digest(samples: SampleSet) -> str:
-    """Return one SHA-256 for a set: every input's bits, then positions and labels, in order."""
-    whole: dict[str, hashlib._Hash] = {}
-    for batch in samples.batches():
-        named = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
-        for name, tensor in named.items():
-            whole.setdefault(name, hashlib.sha256()).update(bits_of(tensor).numpy().data)
-    parts = [(name, found.hexdigest()) for name, found in sorted(whole.items())]
-    described = [parts, samples.positions.tolist(), samples.labels.tolist()]
-    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def changed_tensors(

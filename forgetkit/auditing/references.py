@@ -21,6 +21,7 @@ from forgetkit.api import Request, forget
 from forgetkit.auditing import inputs
 from forgetkit.copying import independent_copy
 from forgetkit.data.loaders import Loader
+from forgetkit.data.set_digest import set_digest
 from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.goal import Classes, Goal, Instances
@@ -161,7 +162,7 @@ def _key(model: nn.Module, given: inputs.Given, method: Method) -> str:
         "model": f"{type(model).__module__}.{type(model).__qualname__}",
         "layers": layers,
         "tensors": [(n, list(t.shape), str(t.dtype)) for n, t in model.state_dict().items()],
-        "sets": {name: inputs.set_digest(samples) for name, samples in material.sets.items()},
+        "sets": {name: set_digest(samples) for name, samples in material.sets.items()},
         "recipe": method.to_json(),  # defaults too, which another version may change
     }
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]

@@ -20,6 +20,7 @@ from forgetkit.auditing.evidence import WRONG_LABELS, Evidence, Role, Subject, c
 from forgetkit.auditing.readings import are_numbers, broken_models
 from forgetkit.auditing.record import Audit
 from forgetkit.auditing.verdict import Circumstances, verdict
+from forgetkit.data.set_digest import set_digest
 from forgetkit.dryrun.outputs import OutputChoice
 from forgetkit.engine.session import borrowed_randomness
 from forgetkit.errors import ModelError
@@ -145,7 +146,7 @@ class Session:
         self._fingerprint_references()
         sets = self._sets()
         if "forget" in sets:
-            self.prints["forget set"] = inputs.set_digest(sets["forget"])
+            self.prints["forget set"] = set_digest(sets["forget"])
 
     def _fingerprint_references(self) -> None:
         """Keep the references that are models of their own; refuse what cannot be one.

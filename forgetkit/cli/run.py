@@ -58,6 +58,10 @@ def run(
     patch: Annotated[
         Path | None, typer.Option(help="Also write the edit as a patch, which can undo it.")
     ] = None,
+    resumable: Annotated[
+        Path | None,
+        typer.Option(help="Keep progress here; the same command goes on after an interruption."),
+    ] = None,
     download: Download = False,
     as_json: Json = False,
 ) -> None:
@@ -82,6 +86,8 @@ def run(
         request = request.head(head, output=logits)
     if device is not None or precision is not None:
         request = request.on(device, mixed_precision=precision)
+    if resumable is not None:
+        request = request.resumable(resumable)
     say(f"{len(images.train)} training images, "
         f"{len(images.test) if images.test else 'no'} test images in {data}")  # fmt: skip
     result = request.seed(seed).run(folder_loader(images.train, batch_size, workers))

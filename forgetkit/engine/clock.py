@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from forgetkit.progress import working
@@ -23,6 +23,7 @@ class Clock:
         self.seconds: dict[str, float] = {}
         self.phase = "start"
         self._inside: list[float] = []  # for each running phase, what phases within it have taken
+        self._running: list[tuple[str, float]] = []  # each with its start
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -30,14 +31,30 @@ class Clock:
         outer, self.phase = self.phase, phase
         self._inside.append(0.0)
         start = time.perf_counter()
+        self._running.append((phase, start))
         try:
             with working(phase):
                 yield
             if len(self._inside) > 1:
                 self.phase = outer
         finally:
+            self._running.pop()
             spent = time.perf_counter() - start
             own = spent - self._inside.pop()
             self.seconds[phase] = self.seconds.get(phase, 0.0) + own
             if self._inside:
                 self._inside[-1] += spent
+
+    def so_far(self) -> dict[str, float]:
+        """Return the seconds by phase, with what the running ones have taken until now."""
+        found, now, deeper = dict(self.seconds), time.perf_counter(), 0.0
+        for (phase, start), inside in zip(self._running[::-1], self._inside[::-1], strict=True):
+            spent = now - start
+            found[phase] = found.get(phase, 0.0) + spent - inside - deeper
+            deeper = spent
+        return found
+
+    def add(self, earlier: Mapping[str, float]) -> None:
+        """Count seconds by phase that were spent before."""
+        for phase, spent in earlier.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent

@@ -22,6 +22,7 @@ from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
 from forgetkit.engine.measuring import SetAccuracy, measure
 from forgetkit.engine.modes import evaluating, set_update_mode
+from forgetkit.engine.moment import put_back, taken
 from forgetkit.engine.outside import Outside, require_frozen_kept
 from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
@@ -31,11 +32,13 @@ from forgetkit.engine.remarks import (
     remark_on_idle_steps,
     remark_on_labels,
     remark_on_parts,
+    remark_on_progress,
     remark_on_unused_weights,
     remark_on_zero,
 )
 from forgetkit.engine.remembering import Remembered
 from forgetkit.engine.restart import restart
+from forgetkit.engine.resuming import Progress, Saved, progress_of
 from forgetkit.engine.run import Run
 from forgetkit.engine.session import (
     Storage,
@@ -110,6 +113,7 @@ class Execution:
         self._watched: SampleSet | None = None
         self._best: BestState | None = None
         self._partly, self._chosen = False, False
+        self._progress: Progress | None = None
 
     def position(self) -> str:
         """Say how far the run is."""
@@ -119,6 +123,7 @@ class Execution:
 
     def result(self) -> Result:
         """Run and report."""
+        self._progress = progress_of(self._request, self._prepared, self._place, self._guard)
         tensors = named_tensors(self._model)
         candidates = self._candidates()
         editable = checks.editable_parameters(candidates, self._method)
@@ -149,6 +154,8 @@ class Execution:
                 was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
                 patch = Patch.between(was, live, self._record())
                 unsaved = moved_unsaved(buffers, before, {id(tensor) for tensor in live.values()})
+            if self._progress is not None:
+                self._progress.clear()
             end_workers()  # here, as it can take seconds in which Ctrl-C must still roll back
         return Result(
             model=self._request.model,
@@ -243,6 +250,7 @@ class Execution:
             run.log(note)
         remark_on_parts(self._method, run, self._request.accumulate)
         remark_on_labels(run, sets.forget.labels)
+        remark_on_progress(self._method, run, asked=self._progress is not None)
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
@@ -296,24 +304,22 @@ class Execution:
     def _change(self, accuracy: Remembered, run: Run) -> Outcome:
         """Let the method change the weights."""
         method = self._method
-        if method.card.fresh:
-            with self._clock("reset"):
-                restart(run, method.card.slug, self._request.initial)
-        with self._clock("setup"), torch.no_grad(), evaluating(self._model, editing=True):
-            run.state = method.setup(run)
-        if self._best is not None and run.target is not None:
-            self._best.aim(run.target)
+        saved = None if self._progress is None else self._progress.found()
+        begun = None if saved is None else self._go_on(saved, run)
+        if begun is None:
+            self._begin(run)
         if not isinstance(method, Trained):
             with self._clock("edit"), torch.no_grad(), evaluating(self._model, editing=True):
                 method.edit(run)
             return Outcome(stopped_because="a closed-form edit, made once")
         with self._clock("setup"), torch.no_grad(), evaluating(self._model, editing=True):
             self._choose_parameters(run)
-            method.begin(run)
-            run.extra = {
-                name: tensor.detach().clone().requires_grad_()
-                for name, tensor in method.extra(run).items()  # noqa: S610  no database
-            }
+            if begun is None:
+                method.begin(run)
+                run.extra = {
+                    name: tensor.detach().clone().requires_grad_()
+                    for name, tensor in method.extra(run).items()  # noqa: S610  no database
+                }
         with self._clock("train"):
             outcome = Loop(
                 method,
@@ -323,6 +329,8 @@ class Execution:
                 watch=lambda: self._observe(accuracy),
                 accumulate=self._request.accumulate,
                 refresh=self._prepared.random_inputs,
+                begun=begun,
+                keep=None if self._progress is None else self._save,
             ).train()
         if type(method).finish is not Method.finish:
             before = run.snapshot()
@@ -337,6 +345,35 @@ class Execution:
             outcome.stopped_because += f"; the gradient was clipped in {steps}"
         remark_on_idle_steps(method.card.slug, run, outcome.made)
         return outcome
+
+    def _begin(self, run: Run) -> None:
+        """Let the method compute what stays fixed, on new weights if it retrains."""
+        method = self._method
+        if method.card.fresh:
+            with self._clock("reset"):
+                restart(run, method.card.slug, self._request.initial)
+        with self._clock("setup"), torch.no_grad(), evaluating(self._model, editing=True):
+            run.state = method.setup(run)
+        if self._best is not None and run.target is not None:
+            self._best.aim(run.target)
+
+    def _go_on(self, saved: Saved, run: Run) -> Saved:
+        """Go on from where an earlier run of the same request was; return what the loop left."""
+        left = put_back(saved, run, self._best)
+        self._clock.add(saved.record["seconds"])
+        run.log(
+            f"{self._method.card.slug}: went on after epoch {saved.epochs} of an earlier run, from "
+            f"{self._request.progress_folder}"
+        )
+        return left
+
+    def _save(self, left: Saved) -> None:
+        """Write the progress of the run, where it is time to."""
+        if self._progress is None or left.epochs % self._request.progress_every:
+            return
+        run, seconds = self._active(), self._clock.so_far()
+        with self._clock("save progress"):
+            self._progress.save(taken(left.epochs, run, self._best, left, seconds))
 
     def _choose_parameters(self, run: Run) -> None:
         """Let only what the method trains require a gradient; the flags are given back."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -140,6 +141,25 @@ class BestState:
         """Take another forget accuracy as fully forgotten, before any state is offered."""
         self._target = target
         self._rank = self._ranked(self._begun)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Return the weights that are kept, none while no state beat the start."""
+        return self._kept or {}
+
+    def record(self) -> dict[str, Any]:
+        """Return what ``load`` needs beside them, ready for JSON."""
+        return {
+            "kept": self._kept is not None, "offered": self._offered, "at": self._at,
+            "target": self._target, "rank": self._rank, "reading": asdict(self.reading),
+        }  # fmt: skip
+
+    def load(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+        """Take over what another one has kept."""
+        self._kept = dict(tensors) if record["kept"] else None
+        self._offered, self._at = record["offered"], record["at"]
+        self._target = record["target"]
+        done, score = record["rank"]
+        self._rank, self.reading = (done, score), Reading(**record["reading"])
 
     def _ranked(self, reading: Reading) -> tuple[bool, float]:
         done = reading.forget <= self._target and (reading.retain or 0.0) >= self._lowest

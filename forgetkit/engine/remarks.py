@@ -49,6 +49,15 @@ def remark_on_labels(run: Run, labels: Tensor) -> None:
         run.log(ONE_LABEL_EACH)
 
 
+def remark_on_progress(method: Method, run: Run, *, asked: bool) -> None:
+    """Say when there is no progress to keep."""
+    if asked and not isinstance(method, Trained):
+        run.log(
+            f"{method.card.slug} edits the weights once, so there was no progress to keep in the "
+            "folder of .resumable(...)"
+        )
+
+
 def remark_on_zero(method: Method, run: Run, *, validated: bool) -> None:
     """Say when single samples are pushed below what a model that never saw them would reach."""
     if run.goal.kind != "instances" or run.target != 0.0 or validated:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def borrowed_randomness(seed: int) -> Iterator[None]:
     """Seed torch, numpy and random for the block, and put the caller's states back."""
     python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002  the caller's state
-    put_back = accelerator_state()
+    accelerators = accelerator_states()
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002  user transforms draw from it
@@ -34,18 +33,32 @@ def borrowed_randomness(seed: int) -> Iterator[None]:
         random.setstate(python)
         np.random.set_state(legacy)  # noqa: NPY002
         torch.set_rng_state(cpu)
-        put_back()
+        set_accelerator_states(accelerators)
 
 
-def accelerator_state() -> Callable[[], None]:
-    """Return what puts back the random states of the accelerators, whatever their kind."""
+def accelerator_states() -> list[Tensor]:
+    """Return the random states of the accelerators, whatever their kind; none without one."""
+    module, of_all = _random_module()
+    if module is None:
+        return []
+    found: Any = getattr(module, f"get_rng_state{of_all}")()
+    return list(found) if of_all else [found]
+
+
+def set_accelerator_states(states: Sequence[Tensor]) -> None:
+    """Put back what ``accelerator_states`` gave on a machine with as many."""
+    module, of_all = _random_module()
+    if module is not None and states:
+        getattr(module, f"set_rng_state{of_all}")(list(states) if of_all else states[0])
+
+
+def _random_module() -> tuple[Any, str]:
+    """Return the module of the accelerator, if any, and what its functions for all end in."""
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
-        return lambda: None
-    module: Any = torch.get_device_module(kind)
-    of_all = "_all" if hasattr(module, "get_rng_state_all") else ""  # MPS is always one
-    state = getattr(module, f"get_rng_state{of_all}")()
-    return partial(getattr(module, f"set_rng_state{of_all}"), state)
+        return None, ""
+    module = torch.get_device_module(kind)
+    return module, "_all" if hasattr(module, "get_rng_state_all") else ""  # MPS is always one
 
 
 @contextmanager

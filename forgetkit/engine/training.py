@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from forgetkit.batch_count import batches_in
 from forgetkit.engine.masks import element_masks
 from forgetkit.engine.place import Place
+from forgetkit.engine.resuming import Saved
 from forgetkit.engine.run import Run
 from forgetkit.engine.steps import chunks, larger, pairs
 from forgetkit.errors import DataError, UnlearningFailed
@@ -58,6 +59,8 @@ class Loop:
         accumulate: parts that a batch is cut into to save memory.
         refresh: whether features must be extracted anew each epoch, because the loader draws
             its augmentation anew.
+        begun: what an earlier loop of the same run left, to go on from.
+        keep: called before the first epoch and after each with what another loop could go on from.
     """
 
     def __init__(
@@ -70,7 +73,11 @@ class Loop:
         watch: Callable[[], dict[str, float]],
         accumulate: int = 1,
         refresh: bool = False,
+        begun: Saved | None = None,
+        keep: Callable[[Saved], None] | None = None,
     ) -> None:
+        self._begun = begun
+        self._keep = keep
         self._method = method
         self._run = run
         self._place = place
@@ -94,10 +101,8 @@ class Loop:
     def train(self) -> Outcome:
         """Run all epochs, or until a stop rule says so."""
         method, run = self._method, self._run
-        self._masks = {
-            name: mask.to(run.parameters[name].device)
-            for name, mask in element_masks(method, run).items()
-        }
+        masks = element_masks(method, run) if self._begun is None else self._go_on(self._begun)
+        self._masks = {name: mask.to(run.parameters[name].device) for name, mask in masks.items()}
         run.masks = self._masks
         with progress(method.card.slug) as bar:
             self._outcome.stopped_because = self._epochs(bar)
@@ -107,11 +112,18 @@ class Loop:
     def _epochs(self, bar: Bar) -> str:
         """Train epoch by epoch; return why that ended."""
         method, run = self._method, self._run
-        for epoch in range(method.epochs):
+        first = 0 if self._begun is None else self._begun.epochs
+        for _ in range(run.step):
+            bar.advance()
+        if self._keep is not None and self._begun is None:
+            self._keep(self._kept(0))
+        for epoch in range(first, method.epochs):
             run.epoch = epoch
             why = self._epoch(bar)
             if why is not None:
                 return why
+            if self._keep is not None:
+                self._keep(self._kept(epoch + 1))
         return f"all {method.epochs} epochs done ({run.step} steps)"
 
     def _epoch(self, bar: Bar) -> str | None:
@@ -158,6 +170,47 @@ class Loop:
         )
         with torch.no_grad():
             return method.checked(seen, run)
+
+    def _kept(self, epochs: int) -> Saved:
+        """Return what another loop needs to go on after an epoch."""
+        optimizer = self._optimizer.state_dict()["state"]
+        tensors = {f"mask/{name}": mask for name, mask in self._masks.items()}
+        numbers: dict[str, dict[str, object]] = {}
+        for place, values in optimizer.items():
+            for name, value in values.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer/{place}/{name}"] = value
+                else:
+                    numbers.setdefault(str(place), {})[name] = value
+        record = {
+            "optimizer": numbers,
+            "scaler": self._scaler.state_dict(),
+            "clipped": int(self._clipped),
+            "made": self._outcome.made,
+            "history": self._outcome.history,
+        }
+        return Saved(epochs, tensors, record)
+
+    def _go_on(self, begun: Saved) -> dict[str, Tensor]:
+        """Take over what another loop has left; return its masks."""
+        record = begun.record
+        state: dict[int, dict[str, object]] = {
+            int(place): dict(values) for place, values in record["optimizer"].items()
+        }
+        masks: dict[str, Tensor] = {}
+        for name, tensor in begun.tensors.items():
+            word, rest = name.split("/", 1)
+            if word == "mask":
+                masks[rest] = tensor
+            else:
+                place, value = rest.split("/", 1)
+                state.setdefault(int(place), {})[value] = tensor
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": state, "param_groups": groups})
+        self._scaler.load_state_dict(record["scaler"])
+        self._clipped = record["clipped"]
+        self._outcome.made, self._outcome.history = record["made"], list(record["history"])
+        return masks
 
     def _pass(self, one: Pass, sums: Sums, bar: Bar) -> str | None:
         """Train on the batches of one pass; return why the run ends within it, if it does."""

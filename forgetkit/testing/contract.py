@@ -21,6 +21,8 @@ from forgetkit.errors import BadHyperparameter, DataError, ForgetkitError, Model
 from forgetkit.fields import Bounds, bounds_of
 from forgetkit.method import Method, build, from_json
 from forgetkit.patch import Patch
+from forgetkit.recipe import Trained
+from forgetkit.testing.interrupting import watched_saves
 from forgetkit.testing.toys import TOYS, Exploding, Toy, blobs, toy
 from forgetkit.testing.trace import changed, photograph, weights
 
@@ -472,6 +474,38 @@ def check_every_goal_and_preset(method: MethodType, kind: str) -> None:
         )
 
 
+def check_resumes(method: MethodType, kind: str) -> None:
+    """16. A run that is interrupted between epochs goes on to the bits of one in one piece."""
+    if not issubclass(method, Trained):
+        return
+    chosen = quick(method, kind, **({"epochs": 2} if "epochs" in _names(method) else {}))
+    with tempfile.TemporaryDirectory() as folder:
+        whole = toy(kind)
+        with watched_saves() as moments:
+            one = request(chosen, whole.model).resumable(folder).run(whole.loader())
+        _require(len(moments) > 0, "no progress was written")
+        some = toy(kind)
+        before = weights(some.model)
+        asked = request(chosen, some.model).resumable(folder)
+        try:
+            with watched_saves(until=moments[-1]):
+                asked.run(some.loader())
+        except KeyboardInterrupt:
+            _require(not changed(before, weights(some.model)), "an interrupted run left a trace")
+        result = asked.run(some.loader())
+        said = [note for note in result.notes if "went on after epoch" not in note]
+        _require(len(said) < len(result.notes), "a run that was interrupted began anew")
+        _require(
+            said == one.notes, f"{method.card.slug} says other things in two parts than in one"
+        )
+        _require(not list(Path(folder).iterdir()), "a run that ended left its progress behind")
+    slug = method.card.slug
+    parted = changed(weights(whole.model), weights(some.model))
+    _require(not parted, f"{slug} gave other bits in two parts than in one: {parted[:3]}")
+    rows = [[{**row, "seconds": 0.0} for row in found.history] for found in (one, result)]
+    _require(rows[0] == rows[1], f"{slug} has another history in two parts than in one")
+
+
 CHECKS: dict[str, Check] = {
     "runs_in_two_types": check_runs_in_two_types,
     "same_seed": check_same_seed,
@@ -488,6 +522,7 @@ CHECKS: dict[str, Check] = {
     "documented": check_documented,
     "order_does_not_matter": check_order_does_not_matter,
     "every_goal_and_preset": check_every_goal_and_preset,
+    "resumes": check_resumes,
 }
 
 

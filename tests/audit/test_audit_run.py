@@ -732,14 +732,15 @@ def test_of_more_samples_to_keep_than_fit_some_are_drawn(monkeypatch: pytest.Mon
 
 def test_the_fingerprint_of_a_set_is_that_of_its_content() -> None:
     images, labels = toy("cnn").train.tensors
+    from forgetkit.data.set_digest import set_digest
     from forgetkit.data.sets import StoredSet
 
-    whole = inputs.set_digest(StoredSet(images, labels, batch_size=64))
-    assert inputs.set_digest(StoredSet(images, labels, batch_size=7)) == whole
+    whole = set_digest(StoredSet(images, labels, batch_size=64))
+    assert set_digest(StoredSet(images, labels, batch_size=7)) == whole
     other = images.clone()
     other[3, 0, 0, 0] += 1
-    assert inputs.set_digest(StoredSet(other, labels)) != whole
-    assert inputs.set_digest(StoredSet(images, labels.roll(1))) != whole
+    assert set_digest(StoredSet(other, labels)) != whole
+    assert set_digest(StoredSet(images, labels.roll(1))) != whole
 
 
 def test_a_result_is_audited_with_the_original_from_its_patch() -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from typer.testing import Result
 
 from forgetkit.saving import save_model
+from forgetkit.testing.interrupting import watched_saves
 
 Invoke: TypeAlias = Callable[..., Result]
 
@@ -54,6 +55,23 @@ def test_the_table_goes_to_standard_output_and_the_rest_to_standard_error(
     assert "100.00 %" in done.stdout
     assert "wrote" not in done.stdout
     assert "24 training images, 12 test images" in done.stderr
+
+
+def test_an_interrupted_run_goes_on(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, weights = factory
+    folder, out = tmp_path / "progress", tmp_path / "out"
+    command = ["run", name, "--weights", weights, "--data", colours, "--classes", "2"]
+    command += ["--using", "finetune", "--set", "epochs=3", "--resumable", folder, "--json"]
+    with watched_saves(until=2):
+        done = invoke(*command, "--out", out)
+    assert done.exit_code == 130
+    assert len(list(folder.iterdir())) == 1
+    assert not out.exists()
+    done = invoke(*command, "--out", out)
+    assert any("went on after epoch 2" in note for note in json.loads(done.stdout)["notes"])
+    assert list(folder.iterdir()) == []
 
 
 def test_auto_takes_a_time_limit_and_says_why_it_chose(

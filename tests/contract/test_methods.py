@@ -7,7 +7,7 @@ import pytest
 from forgetkit.method import Method, all_methods
 from forgetkit.testing import CHECKS, TOYS
 
-LONG = {"no_dead_hyperparameter", "all_or_nothing"}
+LONG = {"no_dead_hyperparameter", "all_or_nothing", "resumes"}
 """Checks of many runs each. They and the whole contract on the transformer are slow tests, but for
 the method that the quick tests take nearly all the way."""
 

@@ -22,7 +22,12 @@ SCRIPT = Path(__file__).with_name("unlearn_script.py")
 ROOT = Path(__file__).parents[2]
 
 
-def run(command: list[str], method: str, file: Path) -> str:
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+"""`accelerate launch --cpu --num_processes 2` starts a second process only through MPI (seen with
+1.15); torchrun is what it starts itself everywhere else."""
+
+
+def run(command: list[str], method: str, file: Path, *more: str, fails: bool = False) -> str:
     env = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
@@ -30,14 +35,14 @@ def run(command: list[str], method: str, file: Path) -> str:
         "PYTHONPATH": f"{ROOT}:{ROOT / 'adapters'}",
     }
     done = subprocess.run(
-        [*command, str(SCRIPT), method, str(file)],
+        [*command, str(SCRIPT), method, str(file), *more],
         env=env,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
     return done.stdout
 
 
@@ -45,15 +50,27 @@ def run(command: list[str], method: str, file: Path) -> str:
 @pytest.mark.parametrize("method", ["lau", "finetune", "neggrad"])
 def test_two_processes_give_the_weights_of_one(method: str, tmp_path: Path) -> None:
     run([sys.executable], method, tmp_path / "one.safetensors")
-    # `accelerate launch --cpu --num_processes 2` starts a second process only through MPI (seen
-    # with 1.15); torchrun is what it starts itself everywhere else.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    output = run(launch, method, tmp_path / "two.safetensors")
+    output = run(LAUNCH, method, tmp_path / "two.safetensors")
     assert "1 of 2" in output
     one, two = load_file(tmp_path / "one.safetensors"), load_file(tmp_path / "two.safetensors")
     assert one.keys() == two.keys()
     for name, value in one.items():
         assert torch.allclose(value, two[name], rtol=1e-4, atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_together(tmp_path: Path) -> None:
+    folder = tmp_path / "progress"
+    run(LAUNCH, "finetune", tmp_path / "whole.safetensors")
+    run(LAUNCH, "finetune", tmp_path / "none", str(folder), "1", fails=True)
+    assert sorted(file.name[16:] for file in folder.iterdir()) == [
+        f"-{rank}of2-0000{epochs}.safetensors" for rank in (1, 2) for epochs in (0, 1)
+    ]
+    output = run(LAUNCH, "finetune", tmp_path / "parts.safetensors", str(folder))
+    assert output.count("went on after epoch 1 of an earlier run") == 2
+    assert list(folder.iterdir()) == []
+    whole, parts = (load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "parts"))
+    assert not changed(whole, parts)
 
 
 class BesideIdle(Place):

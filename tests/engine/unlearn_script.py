@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 
 from forgetkit import forget
 from forgetkit.testing import toy
+from forgetkit.testing.interrupting import watched_saves
 
 
-def main(method: str, file: str) -> None:
+def main(method: str, file: str, folder: str = "", until: str = "") -> None:
+    """Unlearn, with progress in a folder if one is named, until some epochs are written."""
     torch.manual_seed(17)
     options: dict[str, Any] = {} if method == "lau" else {"epochs": 2, "bn": "frozen"}
     some = toy("vit" if method == "finetune" else "cnn")
@@ -21,7 +23,12 @@ def main(method: str, file: str) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # each process would draw its own units
     request = forget(some.model).classes([3]).using(method, **options).on("cpu")
-    result = request.run(some.loader(batch_size=32))
+    if folder:
+        request = request.resumable(folder)
+    with watched_saves(until=int(until) if until else None):
+        result = request.run(some.loader(batch_size=32))
+    for note in result.notes:
+        sys.stdout.write(f"{note}\n")
     state = PartialState()
     sys.stdout.write(f"{state.process_index} of {state.num_processes}: {result.history}\n")
     if state.is_main_process:
