@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import TensorBits, dtype_from_name, from_bits
 from forgetkit.tensor_files import Keys, SafetensorsFile, TensorFile, TorchFile, shown, unreadable
+from forgetkit.whole_files import beside, written_whole
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -127,25 +127,16 @@ def write_checkpoint(
                 f"out {out} is expected to end like the checkpoint, in {path.suffix!r}, because "
                 f"its format stays; found {out.suffix!r}. Choose such a name."
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
         [(file, edits)] = by_file.values()
-        partial = beside(out)
-        try:
+        with written_whole(out) as partial:
             file.write(edits, partial)
-            partial.replace(out)
-        finally:
-            partial.unlink(missing_ok=True)
         return [out]
-    folder = beside(out)
-    try:
+    with written_whole(out) as folder:
         shutil.copytree(
             path, folder, ignore=lambda _, names: {n for n in names if path / n in by_file}
         )
         for original, (file, edits) in by_file.items():
             file.write(edits, folder / original.name)
-        folder.replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     return [out / original.name for original in by_file]
 
 
@@ -206,11 +197,6 @@ def refuse_folder(path: Path) -> None:
         raise ModelError(
             f"path {path} is expected to be a file to write; found a folder. Name a file in it."
         )
-
-
-def beside(path: Path) -> Path:
-    """Return an unused hidden name in the same folder, for a result that is not complete yet."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

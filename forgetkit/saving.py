@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from forgetkit.checkpoint import WEIGHT_FILES, beside, holds_weights, replace_all
+from forgetkit.checkpoint import WEIGHT_FILES, holds_weights, replace_all
 from forgetkit.errors import ModelError
 from forgetkit.fingerprint import TensorBits, model_tensors, storage_key
 from forgetkit.origin import origin_of
@@ -21,6 +21,7 @@ from forgetkit.same_network import same_network
 from forgetkit.save_record import RECORD_FILE, floating_dtypes
 from forgetkit.tensor_writing import write_tensors
 from forgetkit.torchvision_models import name_of
+from forgetkit.whole_files import beside
 
 logger = logging.getLogger("forgetkit")
 

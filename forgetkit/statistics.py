@@ -45,6 +45,7 @@ from forgetkit.moment_measuring import (
 )
 from forgetkit.moments import Moments
 from forgetkit.types import Inputs
+from forgetkit.whole_files import written_whole
 
 if TYPE_CHECKING:
     from forgetkit.result import Result
@@ -262,7 +263,6 @@ class Statistics:
             OSError: the folder cannot be written.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
         header = {
             "architecture": self.architecture,
             "inputs": list(self.inputs),
@@ -274,12 +274,8 @@ class Statistics:
             "layers": {name: asdict(layer) for name, layer in self.moments.layers.items()},
         }
         sums = {name: t.detach().cpu().contiguous() for name, t in self.moments.sums.items()}
-        partial = target.with_name(target.name + ".partial")
-        try:
+        with written_whole(target) as partial:
             save_file(sums, partial, metadata={"format": FORMAT, "header": json.dumps(header)})
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from forgetkit.errors import DataError, MissingFile
 from forgetkit.metric import Finding, MetricCard
+from forgetkit.whole_files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -164,15 +165,9 @@ class Audit:
             OSError: the folder cannot be written.
         """
         target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.partial")
-        try:
-            partial.write_text(
-                json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8"
-            )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        with written_whole(target) as partial:
+            partial.write_text(text, encoding="utf-8")
         return target
 
     @classmethod

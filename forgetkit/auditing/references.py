@@ -26,6 +26,7 @@ from forgetkit.engine.surroundings import own_surroundings
 from forgetkit.errors import BadHyperparameter, BadTarget
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.method import Method, build
+from forgetkit.whole_files import written_whole
 
 logger = logging.getLogger("forgetkit")
 
@@ -126,10 +127,8 @@ def train_references(
             trained += 1
             say(f"reference {number + 1} of {count}: trained")
             if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_suffix(".partial")
-                save_model(twin, str(partial))
-                partial.replace(file)
+                with written_whole(file) as partial:
+                    save_model(twin, str(partial))
         found.append(twin.eval())
     return found
 

@@ -27,6 +27,7 @@ from forgetkit.benchmark.datasets import Pair, TensorImages, digits, fashion_mni
 from forgetkit.benchmark.train import cache_root
 from forgetkit.losses import accuracy, per_sample_loss
 from forgetkit.membership import final_score, forgetting_score, jensen_shannon_distance
+from forgetkit.whole_files import written_whole
 
 COLUMNS = ("accuracy", "FS", "final", "JSD", "seconds")
 BATCH = 64
@@ -180,10 +181,8 @@ def trained(name: str, data: TensorDataset, epochs: int, seed: int) -> tuple[nn.
         model = build(data.tensors[1].shape[1])
         if not file.exists():
             seconds = _fit(model, data, epochs)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            save_file(model.state_dict(), partial, metadata={"seconds": str(seconds)})
-            partial.rename(file)
+            with written_whole(file) as partial:
+                save_file(model.state_dict(), partial, metadata={"seconds": str(seconds)})
     with safe_open(file, "pt") as opened:
         seconds = float(opened.metadata()["seconds"])
     model.load_state_dict(load_file(file))

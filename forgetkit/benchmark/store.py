@@ -21,6 +21,7 @@ from forgetkit.benchmark.datasets import Pair, TensorImages
 from forgetkit.benchmark.scoring import logits_on
 from forgetkit.benchmark.train import TrainRecipe, cache_root, fit
 from forgetkit.errors import ForgetkitError
+from forgetkit.whole_files import written_whole
 
 Record: TypeAlias = dict[str, float]
 Row: TypeAlias = Mapping[str, Any]
@@ -81,11 +82,9 @@ class Setting:
             model = self.build(self.data.num_classes)
             if not file.exists():
                 seconds = fit(model, train_set, self.recipe, device=self.device, label=file.stem)
-                file.parent.mkdir(parents=True, exist_ok=True)
                 state = {name: t.cpu().contiguous() for name, t in model.state_dict().items()}
-                partial = file.with_suffix(".partial")
-                save_file(state, partial, metadata={"seconds": str(seconds)})
-                partial.rename(file)
+                with written_whole(file) as partial:
+                    save_file(state, partial, metadata={"seconds": str(seconds)})
         with safe_open(file, "pt") as opened:
             seconds = float(opened.metadata()["seconds"])
         model.load_state_dict(load_file(file))
@@ -106,10 +105,8 @@ class Setting:
                 Console(stderr=True, soft_wrap=True).print(f"{part}: {error}", markup=False)
                 return {}
             Console(stderr=True).print(f"{part}: {time.perf_counter() - start:.1f} s")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
-            partial.write_text(json.dumps(record))
-            partial.rename(file)
+            with written_whole(file) as partial:
+                partial.write_text(json.dumps(record))
         found: Record = json.loads(file.read_text())
         return found
 

@@ -25,6 +25,7 @@ from forgetkit.benchmark.scoring import CountedReads, FeatureData, Head, logits_
 from forgetkit.benchmark.train import RECIPES, TrainRecipe, cache_root, trained
 from forgetkit.errors import BadHyperparameter
 from forgetkit.method import all_cards, find
+from forgetkit.whole_files import written_whole
 
 COLUMNS = (
     "D_r", "D_f", "D_tr", "D_tf", "US", "US_gap", "JS_tr", "JS_tf", "seconds", "reads_f", "reads_r",
@@ -218,10 +219,8 @@ def class_table(
                 continue
             if not file.exists():
                 record = run_entry(entry, bench, seed)
-                file.parent.mkdir(parents=True, exist_ok=True)
-                partial = file.with_suffix(".partial")
-                partial.write_text(json.dumps(record))
-                partial.rename(file)
+                with written_whole(file) as partial:
+                    partial.write_text(json.dumps(record))
             runs[entry.title].append(json.loads(file.read_text()))
     return [row_of(title, found) for title, found in runs.items() if found]
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from forgetkit.benchmark.datasets import Pair, TensorImages
 from forgetkit.benchmark.zoo import BUILDERS
+from forgetkit.whole_files import written_whole
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,9 @@ def trained(
                 kept = ~torch.isin(train_set.targets, torch.tensor(without))
                 train_set = train_set.where(kept)
             seconds = fit(model, train_set, recipe, device=device, label=file.stem)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial = file.with_suffix(".partial")
             state = {key: value.cpu().contiguous() for key, value in model.state_dict().items()}
-            save_file(state, partial, metadata={"seconds": str(seconds)})
-            partial.rename(file)
+            with written_whole(file) as partial:
+                save_file(state, partial, metadata={"seconds": str(seconds)})
     seconds = _recorded_seconds(file)
     model.load_state_dict(load_file(file))
     return model.to(device).eval(), seconds

@@ -25,6 +25,7 @@ from forgetkit.data.set_digest import set_digest
 from forgetkit.engine.session import accelerator_states
 from forgetkit.errors import BadHyperparameter, DataError
 from forgetkit.fingerprint import digest, fingerprint, model_prints
+from forgetkit.whole_files import written_whole
 
 if TYPE_CHECKING:
     from forgetkit.api import Request
@@ -97,15 +98,11 @@ class Progress:
         A process can be one moment ahead of another one when both are interrupted.
         """
         path = self.folder / f"{self._name}{saved.epochs:05d}.safetensors"
-        partial = path.with_name(path.name + ".partial")
         tensors = {n: t.detach().cpu().contiguous().clone() for n, t in saved.tensors.items()}
         header = {"epochs": saved.epochs, "names": list(tensors), "record": saved.record}
         earlier = sorted(self._files().items())
-        try:
+        with written_whole(path) as partial:
             save_file(tensors, partial, metadata={"format": FORMAT, "header": json.dumps(header)})
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
         kept = 0 if self._place.world == 1 else 1
         for _, file in earlier[: len(earlier) - kept]:
             if file != path:

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from forgetkit.checkpoint import (
     WEIGHT_FILES,
-    beside,
     open_checkpoint,
     refuse_folder,
     unread_weights,
@@ -32,6 +31,7 @@ from forgetkit.fingerprint import (
 from forgetkit.patch.changes import Turn
 from forgetkit.patch.header import Entry, check_request, decode, encode
 from forgetkit.patch.placing import place
+from forgetkit.whole_files import written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -198,13 +198,8 @@ class Patch:
         """
         target = Path(path)
         refuse_folder(target)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = beside(target)
-        try:
+        with written_whole(target) as partial:
             save_file(self._deltas, partial, metadata=encode(self.entries, self.request))
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
         return target
 
     @classmethod

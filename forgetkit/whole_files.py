@@ -1,0 +1,33 @@
+"""Files that are there whole or not at all, whenever the process that writes them ends."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def beside(path: Path) -> Path:
+    """Return an unused hidden name in the same folder, for a result that is not complete yet."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """Yield a name to write to; a file takes the place of ``path`` when the block ends well.
+
+    Args:
+        path: its folder is made where there is none. A folder can be written, too, where there is
+            nothing of that name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = beside(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        partial.unlink(missing_ok=True)
