@@ -237,10 +237,11 @@ class Request:
         """Keep the run's progress in a folder, so that a run that was interrupted can go on.
 
         Run the same request again, on the same model and data: it goes on after the last epoch that
-        was written, and ends with the weights of a run in one piece (with random augmentation by
-        workers, of a run with other draws). Another request, model or loader begins anew. The files
-        hold the weights and what the method keeps of the forget set, for some its images; they are
-        removed when the run has ended. Closed-form edits have no progress to keep.
+        was written, and ends with the weights of a run in one piece (where workers augment at
+        random, or a data set draws from a generator of its own, of a run with other draws). Another
+        request, model or loader begins anew. The files hold the weights and what the method keeps
+        of the forget set, for some its images; they are removed when the run has ended. A write
+        that fails is a note of the result. Closed-form edits have no progress to keep.
 
         Args:
             folder: made where there is none.

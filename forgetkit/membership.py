@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
+from forgetkit.data.randomness import random_state_kept
 from forgetkit.errors import DataError
 
 FEWEST = 10
@@ -31,8 +32,9 @@ def forgetting_score(forget_losses: Tensor, unseen_losses: Tensor, *, seed: int 
     Differences: where there are fewer forgotten than unseen samples, the unseen ones are cut too.
         Otherwise always answering with the larger group would count as knowledge.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
+    with random_state_kept():  # scikit-learn draws when it is imported first
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import StratifiedShuffleSplit, cross_val_score
 
     forget, unseen = _checked(forget_losses, "forget"), _checked(unseen_losses, "unseen")
     size = min(len(forget), len(unseen))

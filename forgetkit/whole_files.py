@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -31,3 +32,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)
         partial.unlink(missing_ok=True)
+
+
+def to_disk(path: Path) -> None:
+    """Return when a file's bytes are on the disk, and not only on their way there."""
+    with path.open("rb+") as opened:
+        os.fsync(opened.fileno())

@@ -14,6 +14,7 @@ from torch import Generator, Tensor, nn
 
 from forgetkit.adapting import logits_of, unwrap
 from forgetkit.data.loaders import Loader
+from forgetkit.data.randomness import random_state_kept
 from forgetkit.data.workers import end_workers, workers_kept
 from forgetkit.engine import checks
 from forgetkit.engine.aims import fallback_target, forget_target, reading_of
@@ -31,6 +32,7 @@ from forgetkit.engine.remarks import (
     remark_if_not_forgotten,
     remark_on_idle_steps,
     remark_on_labels,
+    remark_on_other_progress,
     remark_on_parts,
     remark_on_progress,
     remark_on_unused_weights,
@@ -154,9 +156,8 @@ class Execution:
                 was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
                 patch = Patch.between(was, live, self._record())
                 unsaved = moved_unsaved(buffers, before, {id(tensor) for tensor in live.values()})
-            if self._progress is not None:
-                self._progress.clear()
             end_workers()  # here, as it can take seconds in which Ctrl-C must still roll back
+        self._clear_progress()
         return Result(
             model=self._request.model,
             method=self._method,
@@ -307,6 +308,7 @@ class Execution:
         saved = None if self._progress is None else self._progress.found()
         begun = None if saved is None else self._go_on(saved, run)
         if begun is None:
+            remark_on_other_progress(run, self._progress)
             self._begin(run)
         if not isinstance(method, Trained):
             with self._clock("edit"), torch.no_grad(), evaluating(self._model, editing=True):
@@ -373,7 +375,26 @@ class Execution:
             return
         run, seconds = self._active(), self._clock.so_far()
         with self._clock("save progress"):
-            self._progress.save(taken(left.epochs, run, self._best, left, seconds))
+            try:
+                self._progress.save(taken(left.epochs, run, self._best, left, seconds))
+            except OSError as error:  # hours of work are worth more than the way back to them
+                run.log(
+                    f"resumable: the progress after epoch {left.epochs} could not be written to "
+                    f"{self._progress.folder} ({type(error).__name__}: {error}); the run goes on, "
+                    "and can be resumed from what stands there; make room to keep more"
+                )
+
+    def _clear_progress(self) -> None:
+        """Remove what a run that has ended will not go on from."""
+        if self._progress is None:
+            return
+        try:
+            self._progress.clear()
+        except OSError as error:
+            self._active().log(
+                f"resumable: the run has ended, but its progress in {self._progress.folder} could "
+                f"not be removed ({type(error).__name__}: {error}); delete it"
+            )
 
     def _choose_parameters(self, run: Run) -> None:
         """Let only what the method trains require a gradient; the flags are given back."""
@@ -420,7 +441,8 @@ class Execution:
     ) -> SetAccuracy:
         run = self._active()
         looks = self._clock("check") if self._clock.phase == "train" else nullcontext()
-        with looks, self._own_precision(storage), evaluating(self._model):
+        # images that a loader draws to be measured are not missing where it draws to train
+        with looks, random_state_kept(), self._own_precision(storage), evaluating(self._model):
             return measure(
                 run.working(samples),
                 run.logits,

@@ -14,6 +14,7 @@ from forgetkit.engine.guard import BestState
 from forgetkit.engine.resuming import Saved
 from forgetkit.engine.run import Run
 from forgetkit.engine.session import accelerator_states, set_accelerator_states
+from forgetkit.errors import DataError
 
 _RANDOM = "random/"
 
@@ -66,7 +67,20 @@ def put_back(saved: Saved, run: Run, best: BestState | None) -> Saved:
         saved: the moment.
         run: of the same request, at its start.
         best: what the guard keeps.
+
+    Raises:
+        DataError: something is missing in it.
     """
+    try:
+        return _written_into(saved, run, best)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"resumable: expected the progress of this run, found a record without all of it "
+            f"({type(error).__name__}: {error}); delete its files, and the run begins anew"
+        ) from error
+
+
+def _written_into(saved: Saved, run: Run, best: BestState | None) -> Saved:
     record = saved.record
     away = set(record["on_device"])
     tensors = {n: t.to(run.device) if n in away else t for n, t in saved.tensors.items()}

@@ -13,6 +13,7 @@ from forgetkit.method import Method
 from forgetkit.recipe import FullNetwork, StopsEarly, Trained
 
 if TYPE_CHECKING:
+    from forgetkit.engine.resuming import Progress
     from forgetkit.engine.run import Run
 
 ONE_LABEL_EACH = (
@@ -55,6 +56,16 @@ def remark_on_progress(method: Method, run: Run, *, asked: bool) -> None:
         run.log(
             f"{method.card.slug} edits the weights once, so there was no progress to keep in the "
             "folder of .resumable(...)"
+        )
+
+
+def remark_on_other_progress(run: Run, progress: Progress | None) -> None:
+    """Say when a folder holds progress, but none of this request."""
+    others = 0 if progress is None else progress.of_others()
+    if progress is not None and others:
+        run.log(
+            f"resumable: {progress.folder} holds the progress of {others} other request(s), model, "
+            "settings or data being different, so this run begins anew"
         )
 
 

@@ -7,12 +7,12 @@ or data set in the same folder begins anew.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
-import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +21,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from forgetkit.data.set_digest import set_digest
-from forgetkit.engine.session import accelerator_states
+from forgetkit.engine.request_key import request_key
 from forgetkit.errors import BadHyperparameter, DataError
-from forgetkit.fingerprint import digest, fingerprint, model_prints
-from forgetkit.whole_files import written_whole
+from forgetkit.fingerprint import digest, fingerprint
+from forgetkit.whole_files import to_disk
 
 if TYPE_CHECKING:
     from forgetkit.api import Request
     from forgetkit.engine.guard import Guard
     from forgetkit.engine.place import Place
     from forgetkit.engine.preparing import Prepared
-    from forgetkit.types import SampleSet
-
-logger = logging.getLogger("forgetkit")
 
 FORMAT = "forgetkit.progress/1"
 
@@ -64,16 +60,20 @@ class Progress:
         most: largest number of epochs.
 
     Raises:
-        BadHyperparameter: the folder cannot be made.
+        BadHyperparameter: the folder cannot be written.
     """
 
     def __init__(self, folder: Path, key: str, place: Place, most: int) -> None:
         self.folder = folder
-        self._name = f"{key[:16]}-{place.rank + 1}of{place.world}-"
+        self._process = f"-{place.rank + 1}of{place.world}-"
+        self._key = key[:16]
+        self._name = f"{self._key}{self._process}"
+        self._staging = folder / f".{self._name}partial"
         self._place = place
         self._most = most
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            with self._staged() as part:
+                part.write_text("can be written")
         except OSError as error:
             raise BadHyperparameter(
                 f"resumable({str(folder)!r}): expected a folder that can be written, found "
@@ -92,21 +92,39 @@ class Progress:
         everywhere = (self._place.total(have) == self._place.world).nonzero()[:, 0].tolist()
         return _read(own[max(everywhere)]) if everywhere else None
 
+    def of_others(self) -> int:
+        """Return how many other requests have files of this process in the folder."""
+        files = (file for file in self.folder.glob("*.safetensors") if self._process in file.name)
+        return len({file.name.partition("-")[0] for file in files} - {self._key})
+
     def save(self, saved: Saved) -> None:
         """Write a moment in one step, and drop those that no process will go back to.
 
         A process can be one moment ahead of another one when both are interrupted.
+
+        Raises:
+            OSError: it cannot be written; what was there stays.
         """
         path = self.folder / f"{self._name}{saved.epochs:05d}.safetensors"
-        tensors = {n: t.detach().cpu().contiguous().clone() for n, t in saved.tensors.items()}
-        header = {"epochs": saved.epochs, "names": list(tensors), "record": saved.record}
-        earlier = sorted(self._files().items())
-        with written_whole(path) as partial:
-            save_file(tensors, partial, metadata={"format": FORMAT, "header": json.dumps(header)})
+        tensors = {n: t.detach().cpu() for n, t in saved.tensors.items()}
+        pairs = [name for name, tensor in tensors.items() if tensor.is_complex()]
+        tensors |= {name: torch.view_as_real(tensors[name].resolve_conj()) for name in pairs}
+        tensors = {n: t.contiguous().clone() for n, t in tensors.items()}
+        header = {
+            "epochs": saved.epochs, "names": list(tensors), "complex": pairs,
+            "digest": digest(fingerprint(tensors)), "record": saved.record,
+        }  # fmt: skip
+        with self._staged() as part:
+            try:
+                save_file(tensors, part, metadata={"format": FORMAT, "header": json.dumps(header)})
+            except SafetensorError as error:
+                raise OSError(str(error)) from error
+            to_disk(part)  # else a machine that goes away can leave an empty file
+            part.replace(path)
+        earlier = [file for epochs, file in sorted(self._files().items()) if epochs < saved.epochs]
         kept = 0 if self._place.world == 1 else 1
-        for _, file in earlier[: len(earlier) - kept]:
-            if file != path:
-                file.unlink(missing_ok=True)
+        for file in earlier[: len(earlier) - kept]:
+            file.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Remove the request's files: the run has ended."""
@@ -115,8 +133,19 @@ class Progress:
 
     def _files(self) -> dict[int, Path]:
         """Return the files of this process by the number of epochs."""
-        files = self.folder.glob(f"{self._name}*.safetensors")
-        return {int(file.stem.removeprefix(self._name)): file for file in files}
+        form = re.compile(re.escape(self._name) + r"(\d{5})\.safetensors")
+        found = ((form.fullmatch(file.name), file) for file in self.folder.iterdir())
+        return {int(match[1]): file for match, file in found if match is not None}
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """Yield a name in a folder of its own, which goes with all that a writer leaves there."""
+        shutil.rmtree(self._staging, ignore_errors=True)  # of a process that was killed
+        self._staging.mkdir(parents=True)
+        try:
+            yield self._staging / "moment"
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
 
 
 def _read(path: Path) -> Saved:
@@ -127,6 +156,10 @@ def _read(path: Path) -> Saved:
                 raise ValueError(f"its format is {metadata.get('format')!r}, not {FORMAT!r}")
             header = json.loads(metadata["header"])
             tensors = {name: stored.get_tensor(name) for name in header["names"]}
+        if digest(fingerprint(tensors)) != header["digest"]:
+            raise ValueError("its tensors are not those that were written")
+        for name in header["complex"]:  # copied, because a file aligns pairs like single numbers
+            tensors[name] = torch.view_as_complex(tensors[name].clone())
         return Saved(int(header["epochs"]), tensors, header["record"])
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -141,50 +174,10 @@ def progress_of(
     """Return where a request keeps its progress, ``None`` where it does not.
 
     Raises:
-        BadHyperparameter: the folder cannot be made.
+        BadHyperparameter: the folder cannot be written.
     """
     if request.progress_folder is None:
         return None
     most = getattr(prepared.method, "epochs", 0)
-    return Progress(request.progress_folder, _key(request, prepared, place, guard), place, most)
-
-
-def _key(request: Request, prepared: Prepared, place: Place, guard: Guard | None) -> str:
-    """Return a SHA-256 of all that the course of a run depends on, but for the rest of the images.
-
-    Of each set, the labels and positions of all samples count, and the images of the first batch.
-    """
-    sets: dict[str, SampleSet | None] = {
-        "forget": prepared.sets.forget, "retain": prepared.sets.retain, **prepared.validation,
-    }  # fmt: skip
-    initial = request.initial
-    described = {
-        "version": importlib.metadata.version("forgetkit"),
-        "method": prepared.method.to_json(),
-        "goal": prepared.goal.to_json(),
-        "seed": request.random_seed,
-        "accumulate": request.accumulate,
-        "head": request.head_name,
-        "guard": None if guard is None else asdict(guard),
-        "where": [
-            place.device.type,
-            place.precision,
-            place.world,
-            len(accelerator_states()),
-        ],
-        "model": digest(model_prints(prepared.model)),
-        "initial": digest(fingerprint(initial)) if isinstance(initial, Mapping) else bool(initial),
-        "sets": {
-            name: _print_of(samples, look=not prepared.random_inputs)
-            for name, samples in sets.items()
-            if samples is not None
-        },
-    }
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def _print_of(samples: SampleSet, *, look: bool) -> list[str]:
-    described = json.dumps([samples.positions.tolist(), samples.labels.tolist()])
-    whole = hashlib.sha256(described.encode()).hexdigest()
-    few = torch.arange(min(samples.batch_size, len(samples)))
-    return [whole, set_digest(samples.take(few))] if look else [whole]
+    key = request_key(request, prepared, place, guard)
+    return Progress(request.progress_folder, key, place, most)

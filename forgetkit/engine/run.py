@@ -19,6 +19,7 @@ from forgetkit.engine.bank import FeatureBank
 from forgetkit.engine.modes import evaluating, frozen_tensors, set_eval
 from forgetkit.engine.place import Place, moved_inputs
 from forgetkit.engine.remembering import Measure
+from forgetkit.engine.session import shares_places
 from forgetkit.errors import DataError
 from forgetkit.fresh import reset_weights
 from forgetkit.goal import Goal
@@ -331,7 +332,8 @@ class Run:
     def _edited(self) -> dict[str, Tensor]:
         if self._head_only:
             return dict(self._editable)
-        return {**self._editable, **dict(self._model.named_buffers())}
+        buffers = {n: b for n, b in self._model.named_buffers() if not shares_places(b)}
+        return {**self._editable, **buffers}
 
     def rows(self, samples: SampleSet, rows: Tensor) -> SampleSet:
         """Return some rows of a set in that order; ``Batch.index`` stays the row in the set."""

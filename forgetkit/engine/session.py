@@ -110,12 +110,12 @@ def write_back(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> N
     """
     with torch.no_grad():
         for name, value in values.items():
-            if not _shared(tensors[name]):
+            if not shares_places(tensors[name]):
                 tensors[name].data.copy_(value)
 
 
-def _shared(tensor: Tensor) -> bool:
-    """Return whether elements of a tensor are one place in memory."""
+def shares_places(tensor: Tensor) -> bool:
+    """Return whether elements of a tensor are one place in memory, so that none can be set."""
     return any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
@@ -181,7 +181,9 @@ class Storage:
             try:
                 for name, home in self._home.items():  # in order: homes may overlap
                     data = self._tensors[name].data
-                    if name in self._edited and not (_same_memory(data, home) or _shared(home)):
+                    if name in self._edited and not (
+                        _same_memory(data, home) or shares_places(home)
+                    ):
                         home.copy_(data)
             finally:  # a copy may find no memory, or Ctrl-C: all go home even so
                 for name, home in self._home.items():

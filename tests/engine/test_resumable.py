@@ -2,18 +2,23 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from forgetkit import BadHyperparameter, DataError, Guard, Result, forget
+from forgetkit import BadHyperparameter, DataError, Guard, Result, Statistics, forget
 from forgetkit.api import Request
 from forgetkit.data.loaders import Loader
+from forgetkit.engine import execution
 from forgetkit.engine.clock import Clock
 from forgetkit.engine.guard import BestState, Reading
 from forgetkit.engine.place import Place
@@ -35,6 +40,17 @@ class Noisy(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, at: int) -> tuple[Tensor, int]:
         image = self.images[at]
         noise = torch.randn_like(image) + random.random() + np.random.rand()  # noqa: NPY002, S311
+        return image + 0.1 * noise, int(self.targets[at])
+
+
+class OwnDraws(Noisy):
+    """Draws from a generator of its own."""
+
+    draws = torch.Generator().manual_seed(3)
+
+    def __getitem__(self, at: int) -> tuple[Tensor, int]:
+        image = self.images[at]
+        noise = torch.randn(image.shape, generator=self.draws)
         return image + 0.1 * noise, int(self.targets[at])
 
 
@@ -96,6 +112,55 @@ def test_random_augmentation_goes_on_with_its_draws(tmp_path: Path) -> None:
     asked_of(whole.model, {"epochs": 3}).run(DataLoader(Noisy(), batch_size=32), guard=None)
     in_parts(tmp_path, parted.model, DataLoader(Noisy(), batch_size=32), 1, {"epochs": 3})
     assert not changed(weights(whole.model), weights(parted.model))
+
+
+def test_measuring_draws_no_augmentation_that_training_would_get(tmp_path: Path) -> None:
+    """SCRUB+R asks for accuracies before the first step of an epoch."""
+    recipe = {"method": "scrub_r", "epochs": 3, "max_epochs": 3, "lr": 0.01}
+    held_out = toy("cnn").test
+    whole, parted = toy("cnn"), toy("cnn")
+
+    def asked(model: nn.Module) -> Request:
+        settings = {name: value for name, value in recipe.items() if name != "method"}
+        start = forget(model).instances(range(40)).using("scrub_r", **settings).on("cpu")
+        return start.validate(DataLoader(held_out, batch_size=64))
+
+    one = asked(whole.model).run(DataLoader(Noisy(), batch_size=32), guard=None)
+    request = asked(parted.model).resumable(tmp_path)
+    with watched_saves(until=1), pytest.raises(KeyboardInterrupt):
+        request.run(DataLoader(Noisy(), batch_size=32), guard=None)
+    two = request.run(DataLoader(Noisy(), batch_size=32), guard=None)
+    assert not changed(weights(whole.model), weights(parted.model))
+    assert one.stopped_because == two.stopped_because
+
+
+class WithBuffers(nn.Module):
+    """Has an expanded buffer, a complex one and a sparse one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = toy("cnn").model
+        self.ids: Tensor
+        self.phases: Tensor
+        self.register_buffer("ids", torch.arange(4.0).expand(3, 4))
+        self.register_buffer("phases", torch.full((3,), 1 + 2j, dtype=torch.complex128))
+        self.register_buffer("rare", torch.eye(3).to_sparse(), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.training:
+            self.phases.mul_(1.5)
+        logits: Tensor = self.body(images)
+        return logits
+
+
+def test_buffers_of_any_kind_go_on(tmp_path: Path) -> None:
+    whole, parted = WithBuffers(), WithBuffers()
+    recipe = {"epochs": 3}
+    asked_of(whole, recipe).resumable(tmp_path).run(toy("cnn").loader(), guard=None)
+    in_parts(tmp_path, parted, toy("cnn").loader(), 2, recipe)
+    assert parted.ids.is_set_to(parted.ids)
+    assert not changed(weights(whole), weights(parted))
+    assert not whole.phases.equal(WithBuffers().phases)
 
 
 def test_half_precision_goes_on_from_the_unrounded_weights(tmp_path: Path) -> None:
@@ -169,9 +234,22 @@ def began_anew(result: Result) -> bool:
     return not any("went on after epoch" in note for note in result.notes)
 
 
+def untrained() -> nn.Module:
+    return toy("cnn").model
+
+
+def first_of(output: object) -> Tensor:
+    assert isinstance(output, Tensor)
+    return output
+
+
 @pytest.mark.parametrize(
-    "other", ["seed", "setting", "classes", "accumulate", "fresh", "model", "images", "guard"]
-)
+    "other",
+    [
+        "seed", "setting", "classes", "accumulate", "fresh", "fresh function", "model", "images",
+        "guard", "frozen", "batch size", "output", "buffer",
+    ],
+)  # fmt: skip
 def test_another_request_in_the_folder_begins_anew(tmp_path: Path, other: str) -> None:
     some = toy("cnn")
     asked = forget(some.model).classes([3]).using("finetune", epochs=2).resumable(tmp_path)
@@ -191,6 +269,16 @@ def test_another_request_in_the_folder_begins_anew(tmp_path: Path, other: str) -
         changed_request = asked.on(accumulate=2)
     elif other == "fresh":
         changed_request = asked.fresh(dict(toy("cnn").model.state_dict()))
+    elif other == "fresh function":
+        changed_request = asked.fresh(untrained)
+    elif other == "output":
+        changed_request = asked.head(output=first_of)
+    elif other == "batch size":
+        loader = some.loader(batch_size=17)
+    elif other == "frozen":
+        next(some.model.parameters()).requires_grad_(False)
+    elif other == "buffer":
+        some.model.register_buffer("seen", torch.ones(2), persistent=False)
     elif other == "model":
         with torch.no_grad():
             next(some.model.parameters()).add_(1e-3)
@@ -200,13 +288,51 @@ def test_another_request_in_the_folder_begins_anew(tmp_path: Path, other: str) -
         loader = some.loader()
     else:
         guard = Guard(budget=0.5)
-    assert began_anew(changed_request.run(loader, guard=guard))
+    result = changed_request.run(loader, guard=guard)
+    assert began_anew(result)
+    assert any("holds the progress of 1 other request" in note for note in result.notes)
     assert list(tmp_path.iterdir()) == [kept]
     if other not in ("model", "images"):
         return
     fresh = toy("cnn")
     again = forget(fresh.model).classes([3]).using("finetune", epochs=2).resumable(tmp_path)
     assert not began_anew(again.run(fresh.loader(), guard=None))
+
+
+def test_the_order_of_classes_and_of_new_labels_does_not_matter(tmp_path: Path) -> None:
+    some = toy("cnn")
+    for one, same in (
+        (forget(some.model).classes([3, 1]), forget(some.model).classes([1, 3])),
+        (forget(some.model).relabel({7: 1, 3: 2}), forget(some.model).relabel({3: 2, 7: 1})),
+    ):
+        method = "finetune" if one.goal and one.goal.kind == "classes" else "correct"
+        with watched_saves(until=0), pytest.raises(KeyboardInterrupt):
+            one.using(method, epochs=2).resumable(tmp_path).run(some.loader(), guard=None)
+        again = same.using(method, epochs=2).resumable(tmp_path)
+        result = again.run(some.loader(), guard=None)
+        assert not began_anew(result)
+        result.undo()
+
+
+def test_a_file_that_a_setting_names_counts_with_what_it_holds(tmp_path: Path) -> None:
+    some, folder = toy("cnn"), tmp_path / "progress"
+    file = Statistics.collect(some.model, some.loader()).save(tmp_path / "statistics")
+    asked = asked_of(some.model, {"method": "pgu", "statistics": str(file)}).resumable(folder)
+    with watched_saves(until=0), pytest.raises(KeyboardInterrupt):
+        asked.run(some.loader(), guard=None)
+    half = DataLoader(torch.utils.data.Subset(some.train, range(0, 200, 2)), batch_size=32)
+    Statistics.collect(some.model, half).save(file)
+    assert began_anew(asked.run(some.loader(), guard=None))
+
+
+def test_augmentation_of_retained_data_does_not_hide_the_progress(tmp_path: Path) -> None:
+    some = toy("cnn")
+    few = DataLoader(torch.utils.data.Subset(some.train, range(40)), batch_size=16)
+    request = forget(some.model).instances().using("finetune", epochs=2).resumable(tmp_path)
+    asked = request.retain(DataLoader(OwnDraws(), batch_size=32))
+    with watched_saves(until=1), pytest.raises(KeyboardInterrupt):
+        asked.run(few, guard=None)
+    assert not began_anew(asked.run(few, guard=None))
 
 
 def test_every_says_how_often_it_is_written_and_one_file_is_kept(tmp_path: Path) -> None:
@@ -243,6 +369,93 @@ def test_a_damaged_file_is_named_and_nothing_changes(tmp_path: Path) -> None:
     assert not changed(before, weights(some.model))
 
 
+def test_a_record_without_all_of_it_is_damaged(tmp_path: Path) -> None:
+    some = toy("cnn")
+    before = weights(some.model)
+    asked = asked_of(some.model, {"epochs": 2}).resumable(tmp_path)
+    with watched_saves(until=1), pytest.raises(KeyboardInterrupt):
+        asked.run(some.loader(), guard=None)
+    (file,) = tmp_path.iterdir()
+    rewritten(file, lambda header: header["record"].pop("step"))
+    with pytest.raises(DataError, match=r"a record without all of it \(KeyError: 'step'\)"):
+        asked.run(some.loader(), guard=None)
+    assert not changed(before, weights(some.model))
+
+
+def test_flipped_bits_are_seen(tmp_path: Path) -> None:
+    files = Progress(tmp_path, "key", Place(torch.device("cpu")), most=3)
+    files.save(moment(1))
+    (file,) = tmp_path.iterdir()
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="its tensors are not those that were written"):
+        files.found()
+
+
+def test_a_write_that_fails_is_told_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        seen.append(path)
+        if len(seen) == 3:
+            raise SafetensorError("No space left on device")
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("forgetkit.engine.resuming.save_file", full)
+    some = toy("cnn")
+    result = asked_of(some.model, {"epochs": 4}).resumable(tmp_path).run(some.loader(), guard=None)
+    told = [note for note in result.notes if "could not be written" in note]
+    assert len(told) == 1
+    assert "after epoch 2 could not be written" in told[0]
+    assert "No space left on device" in told[0]
+    assert len(seen) == 5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_was_removed_is_made_again(tmp_path: Path) -> None:
+    some, folder = toy("cnn"), tmp_path / "progress"
+    asked = asked_of(some.model, {"epochs": 3}).resumable(folder)
+    with watched_saves(until=1), pytest.raises(KeyboardInterrupt):
+        asked.run(some.loader(), guard=None)
+    shutil.rmtree(folder)
+    assert began_anew(asked.run(some.loader(), guard=None))
+    assert folder.is_dir()
+
+
+def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
+    some = toy("cnn")
+    asked = asked_of(some.model, {"epochs": 2}).resumable(tmp_path)
+    with watched_saves(until=1), pytest.raises(KeyboardInterrupt):
+        asked.run(some.loader(), guard=None)
+    (file,) = tmp_path.iterdir()
+    staging = tmp_path / f".{file.name.removesuffix('00001.safetensors')}partial"
+    staging.mkdir()
+    (staging / ".tmpXXXX").write_text("half of it")
+    shutil.copy(file, file.with_name(f"{file.stem} (copy).safetensors"))
+    assert not began_anew(asked.run(some.loader(), guard=None))
+    assert [path.name for path in tmp_path.iterdir()] == [f"{file.stem} (copy).safetensors"]
+
+
+def test_progress_is_there_until_the_run_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    some = toy("cnn")
+    before = weights(some.model)
+    asked = asked_of(some.model, {"epochs": 2}).resumable(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(execution, "end_workers", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            asked.run(some.loader(), guard=None)
+    assert not changed(before, weights(some.model))
+    assert "went on after epoch 2" in " ".join(asked.run(some.loader(), guard=None).notes)
+
+
 def test_what_cannot_be_a_folder_is_refused_before_anything_changes(tmp_path: Path) -> None:
     some = toy("cnn")
     before = weights(some.model)
@@ -270,6 +483,15 @@ class Beside(Place):
         return found
 
 
+def rewritten(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the header of a file."""
+    with safe_open(file, framework="pt") as stored:
+        header = json.loads((stored.metadata() or {})["header"])
+    change(header)
+    metadata = {"format": "forgetkit.progress/1", "header": json.dumps(header)}
+    save_file(load_file(file), file, metadata)
+
+
 def moment(epochs: int) -> Saved:
     return Saved(epochs, {"state/a": torch.full((2,), float(epochs))}, {"step": epochs})
 
@@ -294,9 +516,18 @@ def test_processes_go_on_from_the_latest_moment_that_all_have(tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_a_second_interruption_of_two_processes_loses_nothing(tmp_path: Path) -> None:
+    """The first process was a moment ahead, went on from the common one and writes again."""
+    files = Progress(tmp_path, "key", Beside(torch.device("cpu"), world=2), most=9)
+    for epochs in (3, 4, 4):
+        files.save(moment(epochs))
+    Beside.others = (2, 3)
+    found = files.found()
+    assert found is not None
+    assert found.epochs == 3
 
+
+def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
     files = Progress(tmp_path, "key", Place(torch.device("cpu")), most=3)
     header = json.dumps({"epochs": 1, "names": [], "record": {}})
     save_file({}, tmp_path / "key-1of1-00001.safetensors", {"format": "other", "header": header})
@@ -327,16 +558,12 @@ def test_the_result_counts_the_seconds_of_both_parts(tmp_path: Path) -> None:
     with watched_saves(until=2), pytest.raises(KeyboardInterrupt):
         asked.run(some.loader(), guard=None)
     (file,) = tmp_path.iterdir()
-    from safetensors import safe_open
+    spent: list[float] = []
 
-    with safe_open(file, framework="pt") as stored:
-        header = json.loads((stored.metadata() or {})["header"])
-    spent = header["record"]["seconds"]
-    assert spent["train"] > 0.0
-    header["record"]["seconds"] = {"train": 1000.0}
-    from safetensors.torch import load_file, save_file
+    def made_longer(header: dict[str, Any]) -> None:
+        spent.append(header["record"]["seconds"]["train"])
+        header["record"]["seconds"] = {"train": 1000.0}
 
-    save_file(
-        load_file(file), file, {"format": "forgetkit.progress/1", "header": json.dumps(header)}
-    )
+    rewritten(file, made_longer)
+    assert spent[0] > 0.0
     assert asked.run(some.loader(), guard=None).seconds["train"] > 1000.0
