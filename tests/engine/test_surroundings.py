@@ -410,7 +410,8 @@ def test_a_flag_that_torch_lets_nobody_set_does_not_keep_others_from_coming_back
 def test_the_random_states_of_an_accelerator_come_back(
     monkeypatch: pytest.MonkeyPatch, of_all: str
 ) -> None:
-    held = {"state": "the caller's"}
+    first: object = ["of one device", "of another"] if of_all else "of the only device"
+    held = {"state": first}
     module = SimpleNamespace(
         **{
             f"get_rng_state{of_all}": lambda: held["state"],
@@ -422,7 +423,7 @@ def test_the_random_states_of_an_accelerator_come_back(
     monkeypatch.setattr(torch, "get_device_module", lambda _: module)
     with borrowed_randomness(0):
         held["state"] = "the run's"
-    assert held["state"] == "the caller's"
+    assert held["state"] == first
 
 
 def test_every_tensor_goes_home_where_a_copy_finds_no_memory(
