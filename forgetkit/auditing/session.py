@@ -35,6 +35,9 @@ LIBRARIES = ("forgetkit", "torch", "numpy", "scipy", "scikit-learn", "torchmetri
 BLIND = "the original passes this check too, so that passing shows nothing"
 """What is said of a check that finds no difference from retraining where nothing was forgotten."""
 
+BEYOND = "the original, which forgot nothing, is over-forgotten by this check, too"
+"""What is said of a check that finds more forgotten than by retraining in any case."""
+
 
 @dataclass
 class Session:
@@ -272,7 +275,9 @@ class Session:
                 bar.advance()
 
     def _judged(self, found: Finding, metric: Metric) -> Finding:
-        """Take back an ``as retrain`` that the original would get as well."""
+        """Take back a verdict that the original, which forgot nothing, would get as well."""
+        if found.verdict == "over-forgotten":
+            return self._held_against_the_original(found, metric)
         if found.verdict != "as retrain" or self.evidence is None:
             return found
         self.untried.append(found.slug)  # unless what follows ends
@@ -289,6 +294,15 @@ class Session:
         else:
             return found
         return replace(found, note="; ".join(filter(None, (note, found.note))))
+
+    def _held_against_the_original(self, found: Finding, metric: Metric) -> Finding:
+        """Take back ``over-forgotten`` where it is said of a model that forgot nothing, too."""
+        if self.original is None or self.evidence is None:
+            return found
+        if attempt(metric, self.evidence.of_original()).verdict != "over-forgotten":
+            return found
+        note = "; ".join(filter(None, (BEYOND, found.note)))
+        return replace(found, verdict="not decidable", note=note)
 
     def _record(self, began: str) -> Audit:
         material = self.material

@@ -241,6 +241,39 @@ class Seeing(Metric):
         return self.finding(share, samples=60, verdict=found, note="what it says")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Low(Metric):
+    """Calls a model over-forgotten that is right too rarely."""
+
+    card: ClassVar[MetricCard] = card("low", "attack")
+    least: float = bounded(0.5, 0.0, 1.1, "share below which too much was forgotten")
+
+    def measure(self, evidence: Evidence) -> Finding:
+        share = float(evidence.of("unlearned", "forget").right.double().mean())
+        found: Verdict = "over-forgotten" if share < self.least else "as retrain"
+        return self.finding(share, samples=60, verdict=found, note="what it says")
+
+
+def test_an_original_that_forgot_nothing_takes_an_accusation_back() -> None:
+    some = toy("cnn")
+    with torch.no_grad():
+        some.model.fc.bias[GONE] -= 50  # type: ignore[union-attr, operator, index]
+    words: dict[str, Any] = {
+        "forget": some.loader(), "classes": [GONE], "device": "cpu", "untrained": False,
+    }  # fmt: skip
+    before: dict[str, Any] = {"original": toy("cnn").model}
+    right = audit(some.model, metrics=[Low()], **words, **before)
+    assert right["low"].verdict == "over-forgotten"
+    assert right["low"].note == "what it says"
+    wrong = audit(some.model, metrics=[Low(least=1.1)], **words, **before)
+    assert wrong["low"].verdict == "not decidable"
+    assert wrong["low"].note == (
+        "the original, which forgot nothing, is over-forgotten by this check, too; what it says"
+    )
+    assert wrong["low"].value == 0.0
+    assert audit(some.model, metrics=[Low(least=1.1)], **words)["low"].verdict == "over-forgotten"
+
+
 def test_a_check_is_tried_on_the_original_before_it_gives_the_all_clear() -> None:
     some = toy("cnn")
     with torch.no_grad():
