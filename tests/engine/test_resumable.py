@@ -83,7 +83,7 @@ def in_parts(
     ],
     ids=["adam-cosine-mask", "momentum-clipped", "bn", "guard"],
 )
-@pytest.mark.parametrize("kind", ["cnn", "vit"])
+@pytest.mark.parametrize("kind", ["cnn", pytest.param("vit", marks=pytest.mark.slow)])
 def test_two_parts_are_bit_for_bit_one(
     tmp_path: Path, kind: str, recipe: Recipe, guard: Guard | None
 ) -> None:
@@ -163,6 +163,7 @@ def test_buffers_of_any_kind_go_on(tmp_path: Path) -> None:
     assert not whole.phases.equal(WithBuffers().phases)
 
 
+@pytest.mark.slow
 def test_half_precision_goes_on_from_the_unrounded_weights(tmp_path: Path) -> None:
     recipe = {"method": "neggrad_plus", "epochs": 3}
     whole, parted = toy("vit"), toy("vit")
@@ -243,13 +244,16 @@ def first_of(output: object) -> Tensor:
     return output
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        "seed", "setting", "classes", "accumulate", "fresh", "fresh function", "model", "images",
-        "guard", "frozen", "batch size", "output", "buffer",
-    ],
+QUICK = ("seed", "setting", "model", "frozen")
+OTHERS = (
+    "classes", "accumulate", "fresh", "fresh function", "images", "guard", "batch size", "output",
+    "buffer",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other", [*QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in OTHERS)]
+)
 def test_another_request_in_the_folder_begins_anew(tmp_path: Path, other: str) -> None:
     some = toy("cnn")
     asked = forget(some.model).classes([3]).using("finetune", epochs=2).resumable(tmp_path)
