@@ -254,48 +254,47 @@ class Low(Metric):
         return self.finding(share, samples=60, verdict=found, note="what it says")
 
 
-def test_an_original_that_forgot_nothing_takes_an_accusation_back() -> None:
+def masked() -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """Return a model that never answers a class, what to audit it with, and the original."""
     some = toy("cnn")
     with torch.no_grad():
         some.model.fc.bias[GONE] -= 50  # type: ignore[union-attr, operator, index]
     words: dict[str, Any] = {
         "forget": some.loader(), "classes": [GONE], "device": "cpu", "untrained": False,
     }  # fmt: skip
-    before: dict[str, Any] = {"original": toy("cnn").model}
-    right = audit(some.model, metrics=[Low()], **words, **before)
+    return some.model, words, {"original": toy("cnn").model}
+
+
+def test_an_original_that_forgot_nothing_takes_an_accusation_back() -> None:
+    model, words, before = masked()
+    right = audit(model, metrics=[Low()], **words, **before)
     assert right["low"].verdict == "over-forgotten"
     assert right["low"].note == "what it says"
-    wrong = audit(some.model, metrics=[Low(least=1.1)], **words, **before)
+    wrong = audit(model, metrics=[Low(least=1.1)], **words, **before)
     assert wrong["low"].verdict == "not decidable"
     assert wrong["low"].note == (
         "the original, which forgot nothing, is over-forgotten by this check, too; what it says"
     )
     assert wrong["low"].value == 0.0
-    assert audit(some.model, metrics=[Low(least=1.1)], **words)["low"].verdict == "over-forgotten"
+    assert audit(model, metrics=[Low(least=1.1)], **words)["low"].verdict == "over-forgotten"
 
 
 def test_a_check_is_tried_on_the_original_before_it_gives_the_all_clear() -> None:
-    some = toy("cnn")
-    with torch.no_grad():
-        some.model.fc.bias[GONE] -= 50  # type: ignore[union-attr, operator, index]
-    words: dict[str, Any] = {
-        "forget": some.loader(), "classes": [GONE], "device": "cpu", "untrained": False,
-    }  # fmt: skip
-    before: dict[str, Any] = {"original": toy("cnn").model}
-    works = audit(some.model, metrics=[Seeing()], **words, **before)
+    model, words, before = masked()
+    works = audit(model, metrics=[Seeing()], **words, **before)
     assert works["seeing"].verdict == "as retrain"
     assert works["seeing"].note == "what it says"
     assert works["seeing"].value == 0.0
     assert works.verdict[0].endswith("not trained on class 3.")
-    blind = audit(some.model, metrics=[Seeing(limit=1.0)], **words, **before)
+    blind = audit(model, metrics=[Seeing(limit=1.0)], **words, **before)
     assert blind["seeing"].verdict == "not decidable"
     assert blind["seeing"].note.startswith("the original passes this check too")
     assert blind["seeing"].value == 0.0
     assert "Not decidable, because the original passes too: Seeing." in blind.verdict
-    alone = audit(some.model, metrics=[Seeing()], **words)
+    alone = audit(model, metrics=[Seeing()], **words)
     assert alone["seeing"].verdict == "as retrain"
     assert "No check was tried on the original" in alone.verdict[0]
-    failed = audit(some.model, metrics=[Seeing(fails=1.0)], **words, **before)
+    failed = audit(model, metrics=[Seeing(fails=1.0)], **words, **before)
     assert failed["seeing"].note.startswith("not tried on the original: needs the moon")
     assert "No check was tried on the original" in failed.verdict[0]
 
