@@ -15,7 +15,10 @@ from forgetkit.moving import sent
 from forgetkit.view import effective_affine
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from forgetkit.engine.run import Run
+    from forgetkit.types import SampleSet
 
 
 @dataclass(frozen=True)
@@ -44,13 +47,10 @@ class LayerAttack:
         """
         affine = effective_affine(run.view) if run.view.linear else None
         logits = []
-        for rows in run.forget.batches(run.forget.at_once):
-            features = rows.inputs
-            if not isinstance(features, Tensor):
-                raise TypeError("features are one tensor")
-            features, labels = sent(features, run.device), sent(rows.labels, run.device)
-            blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
-            if affine is not None:
+        for features, labels, blocked in _batches(run, run.forget, run.forget.at_once):
+            if affine is None:
+                attacked = self._through(run.head, features, labels, blocked)
+            else:
                 features = features.to(affine[0].dtype)
                 flat = rearrange(features, "batch ... -> batch (...)")
                 attacked = affine_sign_attack(
@@ -62,19 +62,13 @@ class LayerAttack:
                     steps=self.steps,
                     project=projection(flat, self.radius, self.clamp),
                 ).view_as(features)
-            else:
-                attacked = self._through(run.head, features, labels, blocked)
             logits.append(run.head(attacked))
         return torch.cat(logits)
 
     def on_images(self, run: Run) -> Tensor:
         """Return the whole network's logits of attacked images, (N, K)."""
         logits = []
-        for rows in run.images.forget.batches():
-            if not isinstance(rows.inputs, Tensor):
-                raise TypeError("attack='full' needs images as one tensor; use attack='partial'")
-            images, labels = sent(rows.inputs, run.device), sent(rows.labels, run.device)
-            blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
+        for images, labels, blocked in _batches(run, run.images.forget):
             attacked = self._through(run.logits_from_inputs, images, labels, blocked)
             logits.append(run.logits_from_inputs(attacked).float())
         return torch.cat(logits)
@@ -91,3 +85,15 @@ class LayerAttack:
             project=projection(start, self.radius, self.clamp),
             blocked=blocked,
         )
+
+
+def _batches(
+    run: Run, samples: SampleSet, size: int | None = None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield what is attacked, the labels to leave, and the classes not to reach, on the device."""
+    for rows in samples.batches(size):
+        if not isinstance(rows.inputs, Tensor):
+            raise TypeError("attack='full' needs images as one tensor; use attack='partial'")
+        labels = sent(rows.labels, run.device)
+        blocked = blocked_classes(labels, run.forget_classes, run.num_classes)
+        yield sent(rows.inputs, run.device), labels, blocked

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -107,3 +109,14 @@ def test_losses_that_cannot_be_used() -> None:
         forgetting_score(broken, good)
     with pytest.raises(DataError, match="left losses"):
         jensen_shannon_distance(good[:2], good)
+
+
+@pytest.mark.slow
+def test_the_first_import_of_scikit_learn_draws_nothing_from_the_caller() -> None:
+    code = (
+        "import random, sys, torch; from forgetkit.membership import forgetting_score; "
+        "random.seed(0); assert 'sklearn' not in sys.modules; state = random.getstate(); "
+        "forgetting_score(torch.rand(20), torch.rand(20)); assert random.getstate() == state"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

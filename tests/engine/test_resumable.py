@@ -460,6 +460,19 @@ def test_progress_is_there_until_the_run_is_over(
     assert "went on after epoch 2" in " ".join(asked.run(some.loader(), guard=None).notes)
 
 
+def test_progress_that_cannot_be_removed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(_: Progress) -> None:
+        raise OSError("file in use")
+
+    monkeypatch.setattr(Progress, "clear", busy)
+    some = toy("cnn")
+    result = asked_of(some.model, {"epochs": 1}).resumable(tmp_path).run(some.loader(), guard=None)
+    assert any("could not be removed (OSError: file in use)" in note for note in result.notes)
+    assert result.history
+
+
 def test_what_cannot_be_a_folder_is_refused_before_anything_changes(tmp_path: Path) -> None:
     some = toy("cnn")
     before = weights(some.model)
