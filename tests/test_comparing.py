@@ -7,11 +7,13 @@ import csv
 import io
 import json
 import os
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -217,6 +219,21 @@ def test_a_broken_file_is_named_and_a_half_written_one_ignored(tmp_path: Path) -
     file.write_text(text[:40])
     with pytest.raises(DataError, match=file.name[:20]):
         compare(problem.model, problem.loader(), [3], [QUICK], 1, out=tmp_path, device="cpu")
+
+
+def test_the_claim_that_a_kill_left_beside_a_finished_run_goes(tmp_path: Path) -> None:
+    problem = toy("cnn")
+    call = partial(compare, problem.model, problem.loader(), [3], [QUICK], 1, device="cpu")
+    call(out=tmp_path)
+    runs = tmp_path / "runs"
+    whole = {file.name for file in runs.iterdir()}
+    (finished,) = runs.glob("lau*.json")
+    (other,) = runs.glob("original*.json")
+    finished.with_suffix(".lock").touch()
+    with FileLock(other.with_suffix(".lock")):  # another process is about to give this one back
+        call(out=tmp_path)
+        assert other.with_suffix(".lock").exists()
+    assert {file.name for file in runs.iterdir()} - {other.with_suffix(".lock").name} == whole
 
 
 def test_a_method_that_fails_is_a_row_that_says_why(tmp_path: Path) -> None:

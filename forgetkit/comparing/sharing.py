@@ -81,6 +81,8 @@ def finish(
                         run = dataclasses.replace(make(task), identity=task.identity)
                         how = run.error or f"{run.scores.get('seconds', 0.0):.1f} s"
                         folder.keep(run, task.name)
+            else:
+                folder.tidy(task.identity, task.name)
             done[task.key] = run
             if tell_read or how != "read":
                 words = f"{task.title}, {task.ground.target}, seed {task.seed}"

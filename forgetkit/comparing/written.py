@@ -150,7 +150,7 @@ class RunFolder:
         if self.path is None:
             yield True
             return
-        file = self._file(identity, name).with_suffix(".lock")
+        file = self._claim_file(identity, name)
         lock = FileLock(file)
         try:
             lock.acquire(timeout=0)
@@ -164,6 +164,12 @@ class RunFolder:
                 file.unlink(missing_ok=True)
             lock.release()
 
+    def tidy(self, identity: Mapping[str, object], name: str) -> None:
+        """Remove the claim's file of a run that has ended, if a kill right after it left one."""
+        if self.path is not None and self._claim_file(identity, name).exists():
+            with self.claim(identity, name):
+                pass
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Let one process at a time write what belongs to the whole folder."""
@@ -172,6 +178,9 @@ class RunFolder:
             return
         with FileLock(self.path / "runs" / ".lock"):
             yield
+
+    def _claim_file(self, identity: Mapping[str, object], name: str) -> Path:
+        return self._file(identity, name).with_suffix(".lock")
 
     def _file(self, identity: Mapping[str, object], name: str) -> Path:
         short = re.sub(r"[^A-Za-z0-9=.,_-]+", "-", name)[:80].strip("-.")
