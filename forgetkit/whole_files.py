@@ -5,9 +5,32 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from forgetkit.errors import DataError
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Refuse a place that cannot be written, before the work whose result goes there.
+
+    Nothing is made: the folder that is there, or would be the first to get a new one, is tried.
+
+    Raises:
+        DataError: a file is where a folder would have to be, or the folder takes no files.
+    """
+    folder = next(place for place in path.absolute().parents if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        found = error.strerror if folder.is_dir() else "a file"
+        raise DataError(
+            f"{path}: expected a place that can be written, found {folder}: {found}; choose "
+            "another one"
+        ) from error
 
 
 def beside(path: Path) -> Path:

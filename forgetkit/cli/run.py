@@ -69,6 +69,7 @@ def run(
     from forgetkit.checkpoint import refuse_folder
     from forgetkit.loading import load_model
     from forgetkit.saving import holds_a_save, refuse_in_use
+    from forgetkit.whole_files import refuse_unwritable
 
     wanted = parse_classes(classes)
     chosen = parse_settings(using, settings or [])
@@ -78,6 +79,8 @@ def run(
         say(f"{out} holds an earlier save, which this one will replace")
     if patch is not None:
         refuse_folder(patch)
+    for place in (out, out / "model", *(() if patch is None else (patch,))):
+        refuse_unwritable(place)
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
     logits = parse_output(output)
     images = folder_images(loaded, model, data, size, logits)

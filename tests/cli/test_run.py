@@ -332,19 +332,26 @@ def test_models_that_cannot_be_called_are_told_in_one_sentence(
         assert invoke(command, f"{factories}:fixed", "--size", "8").exit_code == 0
 
 
+NO_FILES = "/proc/forgetkit"  # takes none, not even from the superuser
+
+
 @pytest.mark.parametrize("place", ["--out", "--patch"])
-def test_places_in_use_are_refused_before_the_work(
-    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path, place: str
+@pytest.mark.parametrize("used", ["used", "used/mine.txt/new", "used/mine.txt/new/er", NO_FILES])
+def test_places_that_cannot_be_written_are_refused_before_the_work(
+    invoke: Invoke, colours: Path, factory: tuple[str, Path], tmp_path: Path, place: str, used: str
 ) -> None:
+    if used == NO_FILES and not Path("/proc/self").exists():
+        pytest.skip("needs a folder that takes no files, such as /proc")
     name, weights = factory
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("mine")
-    used = str(tmp_path / "used")
+    used = str(tmp_path / used)
     told = words(colours, tmp_path / "out", "--patch", tmp_path / "p.safetensors")
     told[[str(word) for word in told].index(place) + 1] = used
     done = invoke("run", name, "--weights", weights, *told)
     assert done.exit_code == 2
-    assert "used" in done.stderr
+    assert used in done.stderr
+    assert "expected" in done.stderr
     assert "training images" not in done.stderr
     assert not (tmp_path / "out").exists()
 
