@@ -33,6 +33,7 @@ from forgetkit.errors import (
     MissingFile,
     ModelError,
     UnknownMethod,
+    UnlearningFailed,
 )
 from forgetkit.method import Method, Pair, all_cards, find, register
 from forgetkit.recipe import FullNetwork
@@ -226,6 +227,25 @@ def test_numpy_numbers_are_numbers() -> None:
     for no_number in (np.float64(3.0), np.bool_(True)):
         with pytest.raises(BadHyperparameter, match="expected an integer"):
             forget(toy("cnn").model).seed(no_number)  # type: ignore[arg-type]
+
+
+def test_a_broken_edit_is_told_to_be_weaker_and_a_broken_model_to_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: Method, run: Run) -> None:
+        next(iter(run.parameters.values())).fill_(torch.nan)
+
+    monkeypatch.setattr(find("linear_filtration"), "edit", broken)
+    some = toy("vit")
+    before = weights(some.model)
+    request = forget(some.model).classes([3]).using("linear_filtration")
+    with pytest.raises(UnlearningFailed, match=r"logits, found NaN .* make it weaker: a lower lr"):
+        request.run(some.loader(), guard=None)
+    assert not changed(before, weights(some.model))
+    with torch.no_grad():
+        next(some.model.parameters()).fill_(torch.nan)
+    with pytest.raises(UnlearningFailed, match=r"NaN .* check the images of that batch"):
+        request.run(some.loader(), guard=None)
 
 
 def test_auto_is_for_runs() -> None:

@@ -73,7 +73,7 @@ def split(
             kept = source.part(~chosen) if source.complete and not bool(chosen.all()) else None
         if kept is None and need_retain:
             raise DataError(
-                "retain: expected data to keep, because this method trains on it, found a loader "
+                "retain: expected data to keep, because this method reads it, found a loader "
                 "that holds samples to forget only; pass it with .retain(loader), or choose a "
                 "method that needs the forget set alone"
             )

@@ -20,6 +20,7 @@ from forgetkit.engine import checks
 from forgetkit.engine.aims import fallback_target, forget_target, reading_of
 from forgetkit.engine.buffers import average_buffers, moved_unsaved
 from forgetkit.engine.clock import Clock
+from forgetkit.engine.finite import IMAGES
 from forgetkit.engine.guard import UNWATCHED, BestState, Guard, Reading, hold_out, verdict
 from forgetkit.engine.measuring import SetAccuracy, measure
 from forgetkit.engine.modes import evaluating, set_update_mode
@@ -97,6 +98,12 @@ def execute(request: Request, loader: Loader, guard: Guard | None) -> Result:
             ) from error
 
 
+WEAKER = (
+    "the edit broke the model, which had finite logits before it; make it weaker: a lower lr, "
+    "max_norm, or the method's own strength"
+)
+
+
 class Execution:
     """One run on prepared input. Everything borrowed is given back when ``result`` returns."""
 
@@ -116,6 +123,7 @@ class Execution:
         self._best: BestState | None = None
         self._partly, self._chosen = False, False
         self._progress: Progress | None = None
+        self._cure = IMAGES
 
     def position(self) -> str:
         """Say how far the run is."""
@@ -255,6 +263,7 @@ class Execution:
         try:
             with self._clock("measure"):
                 measured_before = self._measure(accuracy)
+            self._cure = WEAKER
             right_labels = self._prepared.goal.kind in ("classes", "instances")
             if measured_before["forget"].accuracy == 0.0 and right_labels:
                 run.log(NOTHING_KNOWN)
@@ -449,6 +458,7 @@ class Execution:
                 self._prepared.num_classes,
                 self._place,
                 labels=labels,
+                cure=self._cure,
             )
 
     def _observe(self, accuracy: Remembered) -> dict[str, float]:

@@ -15,6 +15,9 @@ TOGETHER = 64
 that is broken is not asked about all the others first."""
 
 
+IMAGES = "check the images of that batch and the model's weights"
+
+
 class Finite:
     """Refuses what is not finite, and names the batch that it is in.
 
@@ -22,10 +25,12 @@ class Finite:
         expected: the beginning of the message, such as ``"measuring: expected finite logits"``.
         place: whose processes all refuse what one of them found, once each has seen its batches:
             they would wait for it else.
+        cure: what to do about it.
     """
 
-    def __init__(self, expected: str, place: Place) -> None:
+    def __init__(self, expected: str, place: Place, cure: str = IMAGES) -> None:
         self._expected = expected
+        self._cure = cure
         self._place = place
         self._answers: dict[int, Tensor] = {}
         self._broken: int | None = None
@@ -52,10 +57,7 @@ class Finite:
         if not self._place.anywhere(self._broken is not None):
             return
         where = "another process" if self._broken is None else f"batch {self._broken}"
-        raise UnlearningFailed(
-            f"{self._expected}, found NaN or infinity in {where}; check the images of that batch "
-            "and the model's weights"
-        )
+        raise UnlearningFailed(f"{self._expected}, found NaN or infinity in {where}; {self._cure}")
 
     def _look(self) -> None:
         if self._broken is None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forgetkit.engine.finite import Finite
+from forgetkit.engine.finite import IMAGES, Finite
 from forgetkit.engine.place import Place
 from forgetkit.losses import accuracy, label_hits, per_sample_loss
 from forgetkit.moving import sent
@@ -58,6 +58,7 @@ def measure(
     place: Place,
     *,
     labels: Tensor | None = None,
+    cure: str = IMAGES,
 ) -> SetAccuracy:
     """Measure a set in one pass; the caller has put the model into eval mode.
 
@@ -67,6 +68,7 @@ def measure(
         num_classes: width of the logits.
         place: device and processes.
         labels: held against the predictions instead of the set's own, (samples,).
+        cure: what to do about a logit that is not finite.
 
     Raises:
         UnlearningFailed: a logit is not finite; the message names the batch.
@@ -74,7 +76,7 @@ def measure(
     wide = wide_type(place.device)
     right = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
     count = torch.zeros(num_classes + 2, dtype=wide, device=place.device)
-    finite = Finite("measuring: expected finite logits", place)
+    finite = Finite("measuring: expected finite logits", place, cure)
     for number, batch in enumerate(samples.batches(samples.at_once, shard=place.shard)):
         if len(batch) == 0:
             continue
