@@ -186,7 +186,9 @@ class Removal:
 
         W P^T with P = I - (M_f - M_f M_r)
 
-    All that does not depend on the scales in Lambda is computed once.
+    All that does not depend on the scales in Lambda is computed once, what depends on the retained
+    set's alone when that changes. Directions that a set does not use have Lambda = 0 and are left
+    out.
 
     Args:
         weight: W, (outputs, ...).
@@ -199,15 +201,26 @@ class Removal:
         self._weight = weight.detach().clone()
         flat = self._weight.reshape(len(weight), width).to(retain.vectors)
         rows = rearrange(flat, "(g o) d -> g o d", g=groups)
-        self._retain, self._forget = retain, forget
-        self._in_retain = rows @ retain.vectors
-        self._in_forget = rows @ forget.vectors
-        self._across = retain.vectors.transpose(1, 2) @ forget.vectors
+        self._retain, kept = _in_use(retain)
+        self._forget, gone = _in_use(forget)
+        self._in_retain = rows @ kept
+        self._in_forget = rows @ gone
+        self._across = kept.transpose(1, 2) @ gone
+        self._back = gone.transpose(1, 2)
+        self._through: tuple[float, Tensor] | None = None
 
     def edited(self, retain_scale: float, forget_scale: float) -> Tensor:
         """Return W P^T, shaped and typed like W."""
-        kept = scaled_shares(self._retain.values, retain_scale)[:, None, :]
-        gone = scaled_shares(self._forget.values, forget_scale)[:, None, :]
-        inside = ((self._in_retain * kept) @ self._across - self._in_forget) * gone
-        change = (inside @ self._forget.vectors.transpose(1, 2)).reshape(self._weight.shape)
+        if self._through is None or self._through[0] != retain_scale:
+            kept = scaled_shares(self._retain, retain_scale)[:, None, :]
+            inside = (self._in_retain * kept) @ self._across - self._in_forget
+            self._through = (retain_scale, inside)
+        gone = scaled_shares(self._forget, forget_scale)[:, None, :]
+        change = ((self._through[1] * gone) @ self._back).reshape(self._weight.shape)
         return (self._weight.to(change) + change).to(self._weight)
+
+
+def _in_use(found: Eigen) -> tuple[Tensor, Tensor]:
+    """Return lambda (groups, used) and V (groups, d, used) up to the last lambda above 0."""
+    used = int((found.values > 0).sum(-1).max())
+    return found.values[:, :used], found.vectors[:, :, :used].contiguous()

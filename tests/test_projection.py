@@ -181,6 +181,23 @@ def test_removal_treats_each_group_for_itself() -> None:
         assert torch.allclose(found[rows], expected, atol=1e-5)
 
 
+def test_removal_leaves_out_directions_without_use_and_goes_through_scales_in_any_order() -> None:
+    few = [torch.randn(count, 12) for count in (3, 5)]  # so that most of 12 directions are unused
+    weight = torch.randn(4, 12)
+    removal = Removal(weight, eigen(moment(few[0])), eigen(moment(few[1])))
+    for scales in ((10.0, 3.0), (10.0, 30.0), (300.0, 30.0), (10.0, 30.0), (300.0, 3.0)):
+        expected = literal_removal(weight, few[0], few[1], scales)
+        assert torch.allclose(removal.edited(*scales).double(), expected, atol=1e-5)
+    unused = Removal(weight, eigen(moment(few[0])), eigen(torch.zeros(1, 12, 12)))
+    assert torch.equal(unused.edited(10.0, 30.0), weight)
+    found = eigen(moment(few[1]))
+    gone = found.vectors[0] * scaled_shares(found.values, 30.0) @ found.vectors[0].T
+    only = Removal(weight, eigen(torch.zeros(1, 12, 12)), found)
+    assert torch.allclose(
+        only.edited(10.0, 30.0).double(), weight.double() @ (torch.eye(12) - gone), atol=1e-5
+    )
+
+
 def test_orthogonal_sets_are_told_apart_completely() -> None:
     axes = torch.linalg.qr(torch.randn(6, 6)).Q
     retained, forgotten = torch.randn(30, 3) @ axes[:3], torch.randn(30, 3) @ axes[3:]
