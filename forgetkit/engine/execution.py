@@ -30,7 +30,7 @@ from forgetkit.engine.place import Place, Precision, choose_place
 from forgetkit.engine.preparing import Prepared, prepare
 from forgetkit.engine.remarks import (
     NOTHING_KNOWN,
-    remark_if_not_forgotten,
+    remark_if_unfulfilled,
     remark_on_idle_steps,
     remark_on_labels,
     remark_on_other_progress,
@@ -295,7 +295,7 @@ class Execution:
                 undone = verdict(self._guard, start, reading_of(measured_after))
             if undone is None:
                 after = reading_of(measured_after).forget
-                remark_if_not_forgotten(self._method.card.slug, run, start.forget, after)
+                remark_if_unfulfilled(self._method.card.slug, run, start.forget, after)
         finally:
             run.close()
         return measured_before, measured_after, outcome, undone

@@ -129,12 +129,29 @@ def remark_on_idle_steps(slug: str, run: Run, made: int) -> None:
         )
 
 
-def remark_if_not_forgotten(slug: str, run: Run, before: float, after: float) -> None:
-    """Say when a class is predicted as well as before, which the guard lets stand."""
-    one_class_each = run.images.forget.labels.ndim == 1
-    if run.goal.kind == "classes" and one_class_each and after >= before > 0.0:
+def remark_if_unfulfilled(slug: str, run: Run, before: float, after: float) -> None:
+    """Say when a class is predicted as well as before, or samples not as their new label.
+
+    The guard lets both stand.
+
+    Args:
+        slug: of the method.
+        run: that has ended.
+        before: share of D_f that was read as what is to go.
+        after: the same now.
+    """
+    labels = run.images.forget.labels
+    if labels.ndim > 1:
+        return
+    if run.goal.kind == "classes" and after >= before > 0.0:
         run.log(
             f"{slug}: the accuracy on the forget set did not fall "
             f"({100 * before:.1f} % to {100 * after:.1f} %), so the request is not fulfilled; "
             "train longer or with a larger lr, or choose another method"
+        )
+    if run.goal.kind == "relabel" and after > 0.0:
+        run.log(
+            f"{slug}: {round(after * len(labels))} of {len(labels)} samples are not read as their "
+            "new label, so the request is not fulfilled; raise what drives the edit (epochs, lr), "
+            "or choose another method"
         )

@@ -11,7 +11,7 @@ from forgetkit import Guard, forget
 from forgetkit.data.sets import StoredSet
 from forgetkit.engine import execution, remarks
 from forgetkit.engine.guard import UNWATCHED, BestState, Reading, hold_out, verdict
-from forgetkit.goal import Classes, Goal, Instances
+from forgetkit.goal import Classes, Goal, Instances, Relabel
 from forgetkit.testing import toy
 from forgetkit.testing.trace import changed, weights
 from forgetkit.types import Sets
@@ -82,7 +82,7 @@ def test_a_better_epoch_is_kept_of_a_method_whose_finish_left_the_weights_alone(
     assert result.after["retain"].accuracy > 0.95
 
 
-def test_a_class_that_is_predicted_as_before_is_noted_where_the_run_stands() -> None:
+def test_a_request_that_is_not_fulfilled_is_noted_where_the_run_stands() -> None:
     def noted(goal: Goal, method: str, **settings: object) -> str:
         some = toy("cnn")
         request = replace(forget(some.model), goal=goal).using(method, **settings).on("cpu")
@@ -95,6 +95,9 @@ def test_a_class_that_is_predicted_as_before_is_noted_where_the_run_stands() -> 
     assert "not fulfilled" not in noted(Classes([3]), "lau")
     # what a model knows of single samples it may know without them
     assert "not fulfilled" not in noted(Instances([0, 1]), "finetune", lr=1e-6, epochs=1)
+    said = noted(Relabel({0: 1, 1: 2, 5: 3}), "correct", lr=1e-6, epochs=1)
+    assert "3 of 3 samples are not read as their new label, so the request is not fulfilled" in said
+    assert "not fulfilled" not in noted(Relabel({0: 1, 1: 2, 5: 3}), "correct", lr=0.05)
 
 
 def test_validation_data_are_watched_instead_of_a_slice() -> None:
