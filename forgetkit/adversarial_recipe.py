@@ -22,6 +22,21 @@ from forgetkit.types import Batch, PixelBounds, Terms
 if TYPE_CHECKING:
     from forgetkit.engine.run import Run
 
+MANY = 200
+"""Adversarial images a sample in the authors' scripts for many classes, which make 100 rounds."""
+
+
+def most_rounds(adversaries: int) -> int:
+    """Return after how many rounds over D_adv a run ends.
+
+    The authors' scripts make 100 rounds over 200 adversarial images a sample and 1 000 over 20, so
+    that a sample takes part in as many steps.
+
+    Args:
+        adversaries: N_adv, images a sample; 0 for none.
+    """
+    return 100 * MANY // min(max(adversaries, MANY // 10), MANY) if adversaries else 100
+
 
 @dataclass(frozen=True, kw_only=True)
 class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
@@ -55,16 +70,19 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     )
     forget_batch_size: int = bounded(32, 1, 65536, "forget samples a step")
     batch_size: int | None = bounded(256, 1, 65536, "adversarial samples a step")
-    epochs: int = bounded(100, 1, 1000, "largest number of rounds over D_adv")
+    epochs: int = bounded(
+        0, 0, 1000, "largest number of rounds over D_adv; 0: 20 000 / N_adv, from 100 to 1 000"
+    )
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
 
     def tuned(self, facts: Facts) -> Self:
-        """Fill in the number of adversarial images: min(200, 2 K) for K classes."""
-        if self.adversaries is not None:
-            return self
-        return replace(self, adversaries=min(200, 2 * facts.num_classes))
+        """Fill in the number of adversarial images, min(200, 2 K) for K classes, and of rounds."""
+        count = self.adversaries
+        if count is None:
+            count = min(MANY, 2 * facts.num_classes)
+        return replace(self, adversaries=count, epochs=self.epochs or most_rounds(count))
 
     def setup(self, run: Run) -> State:
         """Make D_adv with the weights as they are: all pairs of image and target at once."""

@@ -25,9 +25,8 @@ class Adv(AgainstAdversaries):
     that is bounds=((-m_1/s_1, ...), ((1-m_1)/s_1, ...)); without ``bounds`` it is the range found
     in D_f, which is narrower when D_f is.
 
-    With few samples the default step size and weights may end at the bound of epochs before all of
-    D_f is forgotten (of 16 digits a quarter to a third was left); ``balance="sum"`` with a larger
-    ``lr`` gets there and keeps less.
+    A run may end at the bound of rounds before all of D_f has its new label (of 16 digits 15 got
+    it, with ADV+IMP 4); ``balance="sum"`` with a larger ``lr`` gets there and keeps less.
 
     To forget in portions, run again on the edited model: each request makes its own D_adv.
 
@@ -38,7 +37,8 @@ class Adv(AgainstAdversaries):
     Differences: radius 4.0 and weights by size are those of the code, the paper prints 0.4 and a
         plain sum (``preset="paper"``). The code gives a failed draw the class K // 2, which may
         be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
-        draws one target for all copies of an image, the text and the code one for each. Gradients
+        draws one target for all copies of an image, the text and the code one for each. The paper
+        bounds the rounds by 100, the code, where an image has 20 adversaries, by 1 000. Gradients
         are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation
         statistics are frozen; the code trains in train mode. D_adv is shuffled in every epoch, the
         code keeps the order in which it was made. Of several requests in turn each
@@ -52,7 +52,8 @@ class Adv(AgainstAdversaries):
         needs=("forget",),
         edits="all",
         steps="forget",
-        cost="N_adv n FB over D_f once; 1 FB over D_adv and 1 F over D_f a step, <= 100 epochs",
+        cost="N_adv n FB over D_f once; 1 FB over D_adv and 1 F over D_f a step, 100 to 1 000 "
+        "rounds at most",
         source="Cha, Cho, Hwang, Lee, Moon 2024, AAAI",
         link="https://arxiv.org/abs/2301.11578",
         about="Climbs the loss on the forget set while adversarial images hold the rest in place.",
@@ -72,7 +73,13 @@ class Adv(AgainstAdversaries):
             "check_every": {"lr": 0.05, "batch_size": 16, "epochs": 4, "classes": (3,)},
         },
         presets={
-            "paper": {"attack_radius": 0.4, "balance": "sum", "max_norm": None, "cap": False},
+            "paper": {
+                "attack_radius": 0.4,
+                "balance": "sum",
+                "epochs": 100,
+                "max_norm": None,
+                "cap": False,
+            },
             "code": {
                 "attack_radius": 4.0,
                 "balance": "size",

@@ -76,6 +76,7 @@ class AdvImp(AgainstAdversaries):
                 "attack_radius": 0.4,
                 "balance": "sum",
                 "importance_weight": 2.0,  # Eq. 7 has no factor of a half
+                "epochs": 100,
                 "cap": False,
                 "max_norm": None,
             },

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import adversarial, forget
 from forgetkit.adversarial import AdversarialSet, adversarial_set
+from forgetkit.adversarial_recipe import most_rounds
 from forgetkit.curvature import mean_absolute_gradients
 from forgetkit.draws import uniform
 from forgetkit.engine.run import Run
@@ -345,6 +346,17 @@ def test_adversaries_default_to_twice_the_classes_and_at_most_200() -> None:
     assert Adv().tuned(facts(10)).adversaries == 20
     assert Adv().tuned(facts(1000)).adversaries == 200
     assert Adv(adversaries=7).tuned(facts(10)).adversaries == 7
+
+
+def test_fewer_adversaries_are_seen_more_often_as_in_the_authors_scripts() -> None:
+    some = Facts(goal="instances", forget_size=16, retain_size=0, num_classes=10, transformer=False)
+    assert [most_rounds(count) for count in (0, 1, 20, 50, 200, 300)] == [
+        100, 1000, 1000, 400, 100, 100,
+    ]  # fmt: skip
+    assert Adv().tuned(some).epochs == 1000
+    assert Adv(adversaries=100).tuned(some).epochs == 200
+    assert Adv(epochs=30).tuned(some).epochs == 30
+    assert build("adv", {"preset": "paper"}).tuned(some).hyperparameters()["epochs"] == 100
 
 
 def test_cost_range_and_success_are_told(caplog: pytest.LogCaptureFixture) -> None:

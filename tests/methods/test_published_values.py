@@ -148,9 +148,11 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
     }),
     ("adv", "instances", False, {
         **ADVERSARIAL, **GUARDED, "attack_radius": 4.0, "adversaries": 20, "balance": "size",
+        "epochs": 1000,
     }),
     ("adv_imp", "instances", False, {
         **ADVERSARIAL, **GUARDED, "importance_weight": 1.0, "importance": "sample",
+        "epochs": 1000,
     }),
 ]  # fmt: skip
 
