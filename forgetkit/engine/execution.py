@@ -148,9 +148,10 @@ class Execution:
                 self._borrowed_storage(tensors, names, widened) as storage,
             ):
                 outside = Outside(self._beyond(candidates))
-                measured_before, measured_after, outcome, undone = self._inside(
-                    storage, editable, kept, before
-                )
+                with outside.told_of(self._method.card.slug):
+                    measured_before, measured_after, outcome, undone = self._inside(
+                        storage, editable, kept, before
+                    )
                 # here: memory given back hides a change
                 require_frozen_kept(frozen, before, self._method.card.slug)
                 outside.require_kept(self._method.card.slug)
@@ -164,8 +165,9 @@ class Execution:
                 was = {name: copies.get(id(tensor), tensor) for name, tensor in live.items()}
                 patch = Patch.between(was, live, self._record())
                 unsaved = moved_unsaved(buffers, before, {id(tensor) for tensor in live.values()})
-            end_workers()  # here, as it can take seconds in which Ctrl-C must still roll back
-        self._clear_progress()
+            # here, as both can take a while in which Ctrl-C must still roll back
+            end_workers()
+            self._clear_progress()
         return Result(
             model=self._request.model,
             method=self._method,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -31,15 +32,38 @@ class Outside:
         Raises:
             UnlearningFailed: a tensor has other bits than before.
         """
-        after = bit_sums(self._tensors)
-        moved = [name for name, found in after.items() if found != self._before[name]]
+        moved = self._moved()
         if moved:
-            raise UnlearningFailed(
-                f"{slug}: expected weights outside of the head to keep their values in a run of "
-                f"the head alone, found {', '.join(moved[:3])} changed; load the model anew, as "
-                "such a run keeps no copy of them, and let neither the method nor the model's "
-                "forward write to them"
-            )
+            raise UnlearningFailed(_changed(slug, moved))
+
+    @contextmanager
+    def told_of(self, slug: str) -> Iterator[None]:
+        """Say so when the block breaks after a tensor was written to: none is put back.
+
+        Raises:
+            UnlearningFailed: the block raised, and a tensor has other bits than before.
+        """
+        try:
+            yield
+        except Exception as error:
+            moved = self._moved()
+            if moved:
+                raise UnlearningFailed(
+                    f"{_changed(slug, moved)}. The run broke, too: {type(error).__name__}: {error}"
+                ) from error
+            raise
+
+    def _moved(self) -> list[str]:
+        after = bit_sums(self._tensors)
+        return [name for name, found in after.items() if found != self._before[name]]
+
+
+def _changed(slug: str, moved: list[str]) -> str:
+    return (
+        f"{slug}: expected weights outside of the head to keep their values in a run of the head "
+        f"alone, found {', '.join(moved[:3])} changed; load the model anew, as such a run keeps no "
+        "copy of them, and let neither the method nor the model's forward write to them"
+    )
 
 
 def require_frozen_kept(

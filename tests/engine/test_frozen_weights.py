@@ -102,6 +102,34 @@ def test_a_method_that_writes_to_a_frozen_weight_is_undone_and_named(
     assert changed(before, weights(model)) == ["fc.weight"]
 
 
+class Breaking(CarelessHead):
+    """Breaks, before or after it has written to a weight outside of the head."""
+
+    broken: ClassVar[type[Exception]] = RuntimeError
+    writes: ClassVar[bool] = True
+
+    def edit(self, run: Run) -> None:
+        if self.writes:
+            run.model.get_parameter("body.0.weight").zero_()
+        raise self.broken("out of something")
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, ForgetkitError])
+def test_a_head_run_that_breaks_after_writing_outside_does_not_say_that_all_is_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    monkeypatch.setattr(Breaking, "broken", kind)
+    some = toy("cnn")
+    request = forget(some.model).classes([3]).using(Breaking()).on("cpu")
+    words = r"found body.0.weight changed; load the model anew.*The run broke, too: .*of something"
+    with pytest.raises(UnlearningFailed, match=words):
+        request.run(some.loader(), guard=None)
+    monkeypatch.setattr(Breaking, "writes", False)
+    with pytest.raises(ForgetkitError, match="of something") as told:
+        request.run(some.loader(), guard=None)
+    assert "load the model anew" not in str(told.value)
+
+
 class Stubborn(nn.Module):
     """Cannot be reset without being told how."""
 

@@ -443,17 +443,18 @@ def test_what_a_killed_process_left_goes_with_the_next(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [f"{file.stem} (copy).safetensors"]
 
 
+@pytest.mark.parametrize("last", [(execution, "end_workers"), (Progress, "clear")])
 def test_progress_is_there_until_the_run_is_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: tuple[object, str]
 ) -> None:
-    def interrupted() -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
     some = toy("cnn")
     before = weights(some.model)
     asked = asked_of(some.model, {"epochs": 2}).resumable(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setattr(execution, "end_workers", interrupted)
+        patched.setattr(*last, interrupted)
         with pytest.raises(KeyboardInterrupt):
             asked.run(some.loader(), guard=None)
     assert not changed(before, weights(some.model))
