@@ -335,6 +335,11 @@ def register(method: M) -> M:
             Card, a field without a range, or ``loss`` without being ``Trained``; or its slug is
             taken.
     """
+    if not isinstance(method, type):
+        raise BadHyperparameter(
+            f"register({method!r}): expected a class derived from forgetkit.Method, found "
+            f"{type(method).__name__}; use it as the outermost decorator of the class"
+        )
     card = getattr(method, "card", None)
     if not isinstance(card, Card):
         raise BadHyperparameter(

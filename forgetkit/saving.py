@@ -21,7 +21,7 @@ from forgetkit.same_network import same_network
 from forgetkit.save_record import RECORD_FILE, floating_dtypes
 from forgetkit.tensor_writing import write_tensors
 from forgetkit.torchvision_models import name_of
-from forgetkit.whole_files import beside
+from forgetkit.whole_files import beside, path_of
 
 logger = logging.getLogger("forgetkit")
 
@@ -64,7 +64,7 @@ def save_model(
             new ones, or the form cannot hold the edit or what a module keeps.
     """
     inner = unwrapped(model)
-    target = Path(directory)
+    target = path_of(directory, "directory")
     refuse_in_use(target, overwrite=overwrite, card=card is not None, names=())
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = beside(target)

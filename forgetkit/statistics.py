@@ -45,7 +45,7 @@ from forgetkit.moment_measuring import (
 )
 from forgetkit.moments import Moments
 from forgetkit.types import Inputs
-from forgetkit.whole_files import written_whole
+from forgetkit.whole_files import path_of, written_whole
 
 if TYPE_CHECKING:
     from forgetkit.result import Result
@@ -262,7 +262,7 @@ class Statistics:
         Raises:
             OSError: the folder cannot be written.
         """
-        target = Path(path)
+        target = path_of(path, "path")
         header = {
             "architecture": self.architecture,
             "inputs": list(self.inputs),
@@ -286,7 +286,7 @@ class Statistics:
             MissingFile: there is no such file.
             DataError: the file holds something else, or is damaged.
         """
-        source = Path(path)
+        source = path_of(path, "path")
         if not source.is_file():
             raise MissingFile(
                 f"path {source}: expected a file of statistics, found none; make it with "

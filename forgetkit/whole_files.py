@@ -10,7 +10,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from forgetkit.errors import DataError
+from forgetkit.errors import BadHyperparameter, DataError
+
+
+def path_of(value: object, name: str) -> Path:
+    """Return the path that an argument names.
+
+    Args:
+        value: a string or a path.
+        name: of the argument, for the message.
+
+    Raises:
+        BadHyperparameter: it is something else.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise BadHyperparameter(
+            f"{name}={value!r}: expected a path, found {type(value).__name__}; pass a string or a "
+            "pathlib.Path"
+        )
+    return Path(value)
 
 
 def refuse_unwritable(path: Path) -> None:

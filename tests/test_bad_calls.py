@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from forgetkit import (
+    Guard,
     Patch,
     Statistics,
     adapt,
@@ -35,7 +38,7 @@ from forgetkit.errors import (
     UnknownMethod,
     UnlearningFailed,
 )
-from forgetkit.method import Method, Pair, all_cards, find, register
+from forgetkit.method import Method, Pair, all_cards, build, find, register
 from forgetkit.recipe import FullNetwork
 from forgetkit.report import load_record, write_report
 from forgetkit.testing import toy
@@ -246,6 +249,39 @@ def test_a_broken_edit_is_told_to_be_weaker_and_a_broken_model_to_be_looked_at(
         next(some.model.parameters()).fill_(torch.nan)
     with pytest.raises(UnlearningFailed, match=r"NaN .* check the images of that batch"):
         request.run(some.loader(), guard=None)
+
+
+def audited(**options: Any) -> object:  # noqa: ANN401
+    some = toy("cnn")
+    return audit(some.model, forget=some.forget_loader(), **options)
+
+
+def compared(**options: Any) -> object:  # noqa: ANN401
+    some = toy("cnn")
+    return compare(some.model, some.loader(), [3], [build("lau", {})], **options)
+
+
+WRONG: dict[str, Callable[[], object]] = {
+    "reference=": lambda: audited(reference=3),
+    "report=3": lambda: audited(report=3),
+    "seeds=1.5": lambda: compared(seeds=1.5),
+    r"seeds=\[True\]": lambda: compared(seeds=[True]),
+    "out=3": lambda: compared(out=3),
+    "minutes='x'": lambda: train_references(
+        toy("cnn").model, toy("cnn").loader(), classes=[3], minutes=cast("float", "x")
+    ),
+    "path=3": lambda: Patch.load(cast("str", 3)),
+    "path=4": lambda: Statistics.load(cast("str", 4)),
+    "budget=True": lambda: Guard(budget=True),
+    "most=True": lambda: Guard(most=True),
+    r"register\(3\)": lambda: register(cast("type[Method]", 3)),
+}
+
+
+@pytest.mark.parametrize("named", WRONG)
+def test_a_value_of_another_type_is_named(named: str) -> None:
+    with pytest.raises(ForgetkitError, match=named + ".*expected"):
+        WRONG[named]()
 
 
 def test_auto_is_for_runs() -> None:

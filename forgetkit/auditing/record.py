@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from forgetkit.errors import DataError, MissingFile
 from forgetkit.metric import Finding, MetricCard
-from forgetkit.whole_files import written_whole
+from forgetkit.whole_files import path_of, written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -164,7 +164,7 @@ class Audit:
         Raises:
             OSError: the folder cannot be written.
         """
-        target = Path(path)
+        target = path_of(path, "path")
         text = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         with written_whole(target) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -178,7 +178,7 @@ class Audit:
             MissingFile: there is no such file.
             DataError: it holds something else.
         """
-        source = Path(path)
+        source = path_of(path, "path")
         if not source.is_file():
             raise MissingFile(
                 f"path {source} is expected to be an audit's record; none there; pass the file "

@@ -94,7 +94,8 @@ def train_references(
             f"train_references(count={count!r}): expected a whole number from 1, found {count!r}; "
             "three or more show how much retrained models differ"
         )
-    if minutes is not None and not minutes > 0:
+    timed = isinstance(minutes, (int, float)) and not isinstance(minutes, bool)
+    if minutes is not None and not (timed and minutes > 0):
         raise BadHyperparameter(
             f"train_references(minutes={minutes!r}): expected a positive number, found "
             f"{minutes!r}; leave it out to train all {count} models"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -21,6 +21,7 @@ from forgetkit.errors import BadHyperparameter, BadTarget, ModelError
 from forgetkit.goal import Classes, Goal, Instances
 from forgetkit.metric import LEVELS, Metric, MetricCard, all_metrics, find_metric
 from forgetkit.model_errors import in_one_sentence
+from forgetkit.whole_files import path_of
 
 logger = logging.getLogger("forgetkit")
 
@@ -117,12 +118,15 @@ def audit(
     if report is not None:
         from forgetkit.report.page import place_of
 
-        place_of(Path(report).parent, Path(report).name)  # before the work, not after it
+        page = path_of(report, "report")
+        place_of(page.parent, page.name)  # before the work, not after it
     if goal is None:
         goal = Instances() if classes is None else Classes(classes)
     several: list[Model] = []
     if reference is not None:
         single = isinstance(reference, (nn.Module, str, Path, Mapping))
+        if not single and not isinstance(reference, Iterable):
+            _module(reference, "reference")
         several = [reference] if single else list(reference)  # type: ignore[list-item, arg-type]
     with own_surroundings():
         chosen = _chosen(level, metrics)
@@ -148,9 +152,8 @@ def audit(
         if report is not None:
             from forgetkit.report import write_report
 
-            page = write_report(found.to_json(), Path(report).parent, session.evidence,
-                                name=Path(report).name)  # fmt: skip
-            say(f"wrote {page}")
+            written = write_report(found.to_json(), page.parent, session.evidence, name=page.name)
+            say(f"wrote {written}")
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +33,7 @@ from forgetkit.goal import Classes, Goal
 from forgetkit.listed import as_list
 from forgetkit.method import Method, build
 from forgetkit.model_errors import in_one_sentence
+from forgetkit.whole_files import path_of
 
 ORIGINAL = "original"
 Target: TypeAlias = int | str | Sequence[int | str] | Goal
@@ -121,7 +122,7 @@ def compare(
             "find each other's runs, found none; pass out="
         )
     print_of_model = model_digest(prints_of(bare))
-    folder = RunFolder(None if out is None else Path(out), print_of_model)
+    folder = RunFolder(None if out is None else path_of(out, "out"), print_of_model)
     shared: dict[str, object] = {
         "model": print_of_model,
         "setting": {
@@ -305,8 +306,9 @@ def changed_settings(method: Method) -> dict[str, object]:
 def _seeds(seeds: int | Sequence[int]) -> list[int]:
     if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
         return list(range(seeds))
-    listed = [] if isinstance(seeds, (int, str)) else list(seeds)
-    if not listed or not all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in listed):
+    listed = list(seeds) if isinstance(seeds, Iterable) and not isinstance(seeds, str) else []
+    whole = all(isinstance(seed, int) and not isinstance(seed, bool) for seed in listed)
+    if not listed or not whole or not all(0 <= seed < 2**32 for seed in listed):
         raise BadHyperparameter(
             f"seeds={seeds!r}: expected a positive number of seeds, or a list of integers from 0 "
             f"to 2^32 - 1, found {seeds!r}; 3 means 0, 1 and 2"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from forgetkit.auditing.readings import MARK
 from forgetkit.comparing.written import RunRecord, write_whole
 from forgetkit.method import all_cards
+from forgetkit.whole_files import path_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -149,7 +150,7 @@ class Comparison:
         """
         from forgetkit.comparing.page import write_page
 
-        place = Path(folder)
+        place = path_of(folder, "folder")
         place.mkdir(parents=True, exist_ok=True)
         files = []
         texts = {"md": self.markdown(), "csv": self.csv(), "tex": self.latex()}

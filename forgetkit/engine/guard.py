@@ -41,12 +41,14 @@ class Guard:
 
     def __post_init__(self) -> None:
         for name, value in (("budget", self.budget), ("share", self.share)):
-            if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not 0.0 <= value <= 1.0:
                 raise BadHyperparameter(
                     f"Guard({name}={value!r}): expected a fraction in [0, 1], found {value!r}; "
                     "0.10 means ten points of accuracy"
                 )
-        if not isinstance(self.most, int) or self.most < 1:
+        whole = isinstance(self.most, int) and not isinstance(self.most, bool)
+        if not whole or self.most < 1:
             raise BadHyperparameter(
                 f"Guard(most={self.most!r}): expected a whole number of samples, at least 1, found "
                 f"{self.most!r}; pass guard=None to watch nothing"

@@ -31,7 +31,7 @@ from forgetkit.fingerprint import (
 from forgetkit.patch.changes import Turn
 from forgetkit.patch.header import Entry, check_request, decode, encode
 from forgetkit.patch.placing import place
-from forgetkit.whole_files import written_whole
+from forgetkit.whole_files import path_of, written_whole
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -181,11 +181,11 @@ class Patch:
                 another file in the folder.
             ModelError: it cannot be read without running code from it, or ``out`` exists.
         """
-        return self._turn_file(Path(path), out, forward=True)
+        return self._turn_file(path_of(path, "path"), out, forward=True)
 
     def revert_file(self, path: str | Path, out: str | Path | None = None) -> list[Path]:
         """Undo the edit in a checkpoint; arguments and errors as in :meth:`apply_to_file`."""
-        return self._turn_file(Path(path), out, forward=False)
+        return self._turn_file(path_of(path, "path"), out, forward=False)
 
     def save(self, path: str | Path) -> Path:
         """Write the patch as one safetensors file, replacing a file of this name; return it.
@@ -196,7 +196,7 @@ class Patch:
             ModelError: there is a folder of this name.
             OSError: the folder cannot be written.
         """
-        target = Path(path)
+        target = path_of(path, "path")
         refuse_folder(target)
         with written_whole(target) as partial:
             save_file(self._deltas, partial, metadata=encode(self.entries, self.request))
@@ -210,7 +210,7 @@ class Patch:
             PatchMismatch: the file is no patch, or damaged.
             MissingFile: there is no such file.
         """
-        source = Path(path)
+        source = path_of(path, "path")
         if not source.is_file():
             raise MissingFile(
                 f"path {source} is expected to be a patch file; found none. Pass a file written by "
@@ -257,7 +257,7 @@ class Patch:
                 f"their shards; found {unread[:_SHOWN]}, which would keep what was forgotten. "
                 "Remove them, or pass the weight file itself."
             )
-        return write_checkpoint(path, changes, None if out is None else Path(out))
+        return write_checkpoint(path, changes, None if out is None else path_of(out, "out"))
 
     def __repr__(self) -> str:
         method = self.request.get("method", "no method named")
