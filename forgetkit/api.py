@@ -210,7 +210,9 @@ class Request:
         )
 
     def fresh(self, initial: Mapping[str, Tensor] | nn.Module | Callable[[], nn.Module]) -> Request:
-        """Give the untrained weights.
+        """Give the untrained weights to methods that start from them or compare with them.
+
+        Without this step each layer's own initialiser draws them, as far as it has one.
 
         Args:
             initial: a state dict, an untrained model, or a function that builds one.
@@ -275,7 +277,8 @@ class Request:
 
         Raises:
             BadHyperparameter: the guard is something else.
-            ForgetkitError: bad input, or a run that broke; the model is as it was.
+            ForgetkitError: bad input, or a run that broke; the model is as it was, unless the
+                message says that weights outside of the head were written to.
         """
         from forgetkit.engine.execution import execute
         from forgetkit.engine.guard import Guard

@@ -48,7 +48,7 @@ class MissingFile(DataError, FileNotFoundError):
 
 
 class UnlearningFailed(ForgetkitError, RuntimeError):
-    """The run broke; the model holds the weights it came in with."""
+    """The run broke; the model holds its former weights, unless the message names others."""
 
 
 class PatchMismatch(ForgetkitError, ValueError):

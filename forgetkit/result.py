@@ -58,6 +58,7 @@ class Result:
         stopped_because: one sentence.
         rolled_back: whether the guard put the original weights back.
         seed: the request's seed.
+        patch: the edit, to save, to apply to a copy or to revert.
         why: why ``"auto"`` chose this method, or ``None``.
         class_names: names by class index, or ``None``.
         samples: size of each set that the run worked on.
@@ -287,7 +288,7 @@ class Result:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the weights as plain records."""
+        """Return the goal, the method, the figures, the history and the notes as plain records."""
         return {
             "goal": self.goal.to_json(),
             "method": self.method.to_json(),

@@ -78,7 +78,9 @@ def audit(
     size: Annotated[int | None, typer.Option(help="Input size in pixels.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Images a batch.", min=1)] = 64,
     workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps; default: CUDA, else CPU.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Every random choice.", min=0)] = 0,
     download: Download = False,
     as_json: Json = False,

@@ -47,7 +47,9 @@ def search(
     size: Annotated[int | None, typer.Option(help="Input size in pixels.", min=1)] = None,
     batch_size: Annotated[int, typer.Option(help="Images a batch.", min=1)] = 64,
     workers: Annotated[int, typer.Option(help="Processes that decode images.", min=0)] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; default: the best.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, mps; default: CUDA, else CPU.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="no, bf16 or fp16.")] = None,
     seed: Annotated[int, typer.Option(help="Every random choice.", min=0)] = 0,
     download: Download = False,
