@@ -14,6 +14,8 @@ from forgetkit.benchmark.zoo import BUILDERS, MODEL_NAMES
 from forgetkit.cli.output import reports_errors
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from forgetkit.benchmark.store import Setting
     from forgetkit.benchmark.train import TrainRecipe
 
@@ -34,6 +36,10 @@ ModelName: TypeAlias = Annotated[str, typer.Option(help="resnet18, vit, vgg or a
 Sizes: TypeAlias = Annotated[list[int] | None, typer.Option(help="numbers of samples")]
 Methods: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods; default all")]
 Without: TypeAlias = Annotated[list[str] | None, typer.Option(help="methods to leave out")]
+Sets: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="a hyper-parameter of a method, METHOD.NAME=VALUE; repeatable"),
+]
 
 
 @app.command()
@@ -77,6 +83,7 @@ def instances(
     size: Sizes = None,
     method: Methods = None,
     without: Without = None,
+    sets: Sets = None,
     label: Annotated[int | None, typer.Option(help="draw samples of this class alone")] = None,
     seeds: Seeds = 1,
     limit: Limit = None,
@@ -97,7 +104,12 @@ def instances(
     left_out = {find(name).card.slug for name in without or ()}
     methods = [slug for slug in method or instance_methods() if slug not in left_out]
     rows = instance_table(
-        setting, sizes=size or SIZES, methods=methods, label=label, seeds=range(seeds)
+        setting,
+        sizes=size or SIZES,
+        methods=methods,
+        hyperparameters=_by_method(sets, methods),
+        label=label,
+        seeds=range(seeds),
     )
     _show(instance_markdown(rows))
 
@@ -110,8 +122,9 @@ def relabel(
     model: ModelName = "resnet18",
     size: Sizes = None,
     method: Methods = None,
+    sets: Sets = None,
     seeds: Seeds = 1,
-    requests: Annotated[int, typer.Option(help="requests of 8 samples in sequence")] = 16,
+    requests: Annotated[int, typer.Option(help="requests of 8 samples in sequence, or 0")] = 16,
     limit: Limit = None,
     epochs: Epochs = None,
     plain: Plain = False,
@@ -128,9 +141,14 @@ def relabel(
 
     setting = _setting(model, data, root, limit, epochs, device, plain=plain)
     methods = method or METHODS
-    rows = relabel_table(setting, sizes=size or SIZES, methods=methods, seeds=range(seeds))
+    given = _by_method(sets, methods)
+    rows = relabel_table(
+        setting, sizes=size or SIZES, methods=methods, hyperparameters=given, seeds=range(seeds)
+    )
     _show(relabel_markdown(rows) + "\n")
-    _show(relabel_markdown(continual_table(setting, methods=methods, requests=requests)))
+    if requests:
+        rows = continual_table(setting, methods=methods, hyperparameters=given, requests=requests)
+        _show(relabel_markdown(rows))
 
 
 @app.command()
@@ -271,6 +289,25 @@ def speed(
 
 def _show(text: str) -> None:
     Console(soft_wrap=True).print(text, markup=False)
+
+
+def _by_method(words: Sequence[str] | None, methods: Sequence[str]) -> dict[str, dict[str, object]]:
+    """Read ``METHOD.NAME=VALUE`` words as hyper-parameters by method."""
+    from forgetkit.cli.arguments import parse_settings
+    from forgetkit.method import build
+
+    given: dict[str, dict[str, object]] = {}
+    for word in words or ():
+        slug, point, setting = word.partition(".")
+        if not point or slug not in methods:
+            raise typer.BadParameter(
+                f"--set {word}: expected METHOD.NAME=VALUE of a method of this table "
+                f"({', '.join(methods)}), found {word!r}; for instance {methods[0]}.epochs=100"
+            )
+        given.setdefault(slug, {}).update(parse_settings(slug, [setting]))
+    for slug, settings in given.items():
+        build(slug, settings)  # refuses what does not exist before anything is trained
+    return given
 
 
 def _limited(data: str, root: Path | None, limit: int | None) -> tuple[Pair, str]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from forgetkit.api import forget
 from forgetkit.benchmark.datasets import TensorImages
-from forgetkit.benchmark.store import Record, Setting, markdown, row, without
+from forgetkit.benchmark.store import Record, Setting, markdown, row, told, without
 from forgetkit.method import build
 from forgetkit.statistics import Statistics
 
@@ -45,8 +45,8 @@ class Cure:
     @property
     def key(self) -> str:
         """Names method, settings and data in the cache."""
-        settings = "-".join(f"{k}={v}" for k, v in sorted(self.hyperparameters.items()))
-        return f"{self.method}-{settings or 'default'}" + ("-moved" if self.moved else "")
+        settings = told(self.hyperparameters) or "default"
+        return f"{self.method}-{settings}" + ("-moved" if self.moved else "")
 
     def shown(self, data: TensorImages) -> TensorImages:
         """Return the images that the method is given."""

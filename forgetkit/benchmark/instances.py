@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from forgetkit.api import forget
 from forgetkit.benchmark.datasets import TensorImages
 from forgetkit.benchmark.scoring import logits_on
-from forgetkit.benchmark.store import Record, Setting, drawn, markdown, row, without
+from forgetkit.benchmark.store import Record, Setting, drawn, markdown, row, titled, told, without
 from forgetkit.choosing import fits
 from forgetkit.method import Method, all_methods, build
 
@@ -66,15 +66,15 @@ def instance_table(
             *(instance_methods() if methods is None else methods),
         ):
             settings = given.get(slug, {})
-            told = "-".join(f"{name}={value}" for name, value in sorted(settings.items()))
+            name = f"instances{_drawn_from(size, label)}-{slug}-{told(settings) or 'default'}"
             runs = [
                 setting.run(
-                    f"instances{_drawn_from(size, label)}-{slug}-{told or 'default'}-s{seed}",
+                    f"{name}-s{seed}",
                     partial(_run, setting, slug, settings, size, label, seed),
                 )
                 for seed in seeds
             ]
-            rows.append(row(COLUMNS, runs, samples=size, method=slug))
+            rows.append(row(COLUMNS, runs, samples=size, method=titled(slug, settings)))
     return rows
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from forgetkit.api import forget
-from forgetkit.benchmark.store import Record, Setting, drawn, markdown, row, without
+from forgetkit.benchmark.store import Record, Setting, drawn, markdown, row, titled, told, without
 from forgetkit.method import build
 
 COLUMNS = ("D_f new", "D_r", "D_test", "seconds")
@@ -52,12 +52,12 @@ def relabel_table(
             settings = (hyperparameters or {}).get(slug, {})
             runs = [
                 setting.run(
-                    f"relabel{size}-{slug}-{_told(settings)}-s{seed}",
+                    f"relabel{size}-{slug}-{told(settings) or 'default'}-s{seed}",
                     partial(_run, setting, slug, settings, size, seed),
                 )
                 for seed in seeds
             ]
-            rows.append(row(COLUMNS, runs, samples=size, method=slug))
+            rows.append(row(COLUMNS, runs, samples=size, method=titled(slug, settings)))
     return rows
 
 
@@ -79,12 +79,13 @@ def continual_table(
     for slug in methods:
         settings = (hyperparameters or {}).get(slug, {})
         found = setting.run(
-            f"continual{requests}x{size}-{slug}-{_told(settings)}-s{seed}",
+            f"continual{requests}x{size}-{slug}-{told(settings) or 'default'}-s{seed}",
             partial(_sequence, setting, slug, settings, requests, size, seed),
         )
         for number in range(1, requests + 1):
             after = {name: found[key] for name in COLUMNS if (key := f"{number}/{name}") in found}
-            rows.append(row(COLUMNS, [after], corrected=number * size, method=slug))
+            title = titled(slug, settings)
+            rows.append(row(COLUMNS, [after], corrected=number * size, method=title))
     return rows
 
 
@@ -92,10 +93,6 @@ def relabel_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return either table as Markdown."""
     first = "corrected" if rows and "corrected" in rows[0] else "samples"
     return markdown((first, "method"), COLUMNS, rows)
-
-
-def _told(settings: Mapping[str, object]) -> str:
-    return "-".join(f"{name}={value}" for name, value in sorted(settings.items())) or "default"
 
 
 def _run(

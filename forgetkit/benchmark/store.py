@@ -134,6 +134,16 @@ def without(data: TensorImages, positions: Tensor) -> TensorImages:
     return data.where(keep)
 
 
+def told(settings: Mapping[str, object], between: str = "-") -> str:
+    """Return hyper-parameters in one string, nothing for the defaults."""
+    return between.join(f"{name}={value}" for name, value in sorted(settings.items()))
+
+
+def titled(slug: str, settings: Mapping[str, object]) -> str:
+    """Return what a table calls a method with these hyper-parameters."""
+    return ", ".join(filter(None, (slug, told(settings, ", "))))
+
+
 def row(columns: Sequence[str], runs: Sequence[Record], **names: object) -> dict[str, Any]:
     """Return one row: names, and mean and deviation of each column over the runs that worked."""
     found: dict[str, Any] = {**names, "runs": len(runs)}

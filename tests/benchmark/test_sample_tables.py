@@ -124,7 +124,8 @@ def test_the_instance_table(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
 
     rows = table()
     assert [(row["samples"], row["method"]) for row in rows[:4]] == [
-        (8, "original"), (8, "retrained"), (8, "neggrad"), (8, "finetune"),
+        (8, "original"), (8, "retrained"), (8, "neggrad, epochs=5, lr=0.1"),
+        (8, "finetune, epochs=1"),
     ]  # fmt: skip
     assert len(rows) == 8
     for row in rows:
@@ -133,7 +134,7 @@ def test_the_instance_table(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
             assert 0.0 <= row[column] <= 100.0
         assert row["seconds"] > 0
     assert rows[2]["D_f"] < rows[0]["D_f"]
-    assert "| 16 | finetune |" in instances.instance_markdown(rows)
+    assert "| 16 | finetune, epochs=1 |" in instances.instance_markdown(rows)
     monkeypatch.setattr(instances, "_run", never)
     assert table() == rows
 
@@ -172,15 +173,17 @@ def test_the_relabel_tables(setting: Setting, monkeypatch: pytest.MonkeyPatch) -
         return relabel.continual_table(setting, requests=2, size=3, hyperparameters=quick)
 
     rows = table()
-    assert [row["method"] for row in rows] == ["original", "correct", "adv", "adv_imp"]
+    titles = ["original", "correct, epochs=20, lr=0.01"]
+    titles += [f"{slug}, adversaries=2, attack_steps=2, epochs=2" for slug in ("adv", "adv_imp")]
+    assert [row["method"] for row in rows] == titles
     assert rows[1]["D_f new"] > rows[0]["D_f new"]
     sequence = continual()
     assert [(row["corrected"], row["method"]) for row in sequence[:2]] == [
-        (3, "correct"), (6, "correct"),
+        (3, titles[1]), (6, titles[1]),
     ]  # fmt: skip
     assert len(sequence) == 6
-    assert "| 6 | adv_imp |" in relabel.relabel_markdown(sequence)
-    assert "| 4 | adv |" in relabel.relabel_markdown(rows)
+    assert f"| 6 | {titles[3]} |" in relabel.relabel_markdown(sequence)
+    assert f"| 4 | {titles[2]} |" in relabel.relabel_markdown(rows)
     monkeypatch.setattr(relabel, "_run", never)
     monkeypatch.setattr(relabel, "_sequence", never)
     assert table() == rows
@@ -312,6 +315,22 @@ def test_requests_follow_one_another_without_retained_samples(
         ),
         (("instances", "--size", "4", "--method", "neggrad", "--label", "0"), "| 4 | neggrad |"),
         (("relabel", "--size", "4", "--method", "correct", "--requests", "1"), "| 8 | correct |"),
+        (
+            (
+                "relabel",
+                "--size",
+                "4",
+                "--method",
+                "correct",
+                "--requests",
+                "0",
+                "--set",
+                "correct.epochs=2",
+                "--set",
+                "correct.lr=0.5",
+            ),
+            "| 4 | correct, epochs=2, lr=0.5 |",
+        ),
         (("depoison", "--share", "0.1", "--method", "influence1"), "| 10 % | 10 | influence1 |"),
         (("incremental", "--size", "8", "--requests", "1"), "| 1 | 8 |"),
     ],
@@ -327,6 +346,18 @@ def test_the_commands_print_markdown(
     assert done.exit_code == 0, done.output
     assert says in done.stdout
     assert "| su |" not in done.stdout  # left out
+
+
+@pytest.mark.parametrize("word", ["epochs=2", "adv.epochs=2", "correct.epochs", "correct.depth=2"])
+def test_a_setting_that_is_of_no_method_of_the_table_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(train, "fit", never)
+    words = ("relabel", "--data", "digits", "--method", "correct", "--set", word)
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2
+    assert word.partition("=")[0].rpartition(".")[2] in done.output
 
 
 def test_an_unknown_model_is_refused() -> None:
