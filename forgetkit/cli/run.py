@@ -81,8 +81,10 @@ def run(
         say(f"{out} holds an earlier save, which this one will replace")
     if patch is not None:
         refuse_folder(patch)
-    for place in (out, out / "model", *(() if patch is None else (patch,))):
-        refuse_unwritable(place)
+    refuse_unwritable(out / "model")  # in the folder, where there is one already,
+    for place in (out, patch):  # and beside it, where a save is made before it takes its name
+        if place is not None:
+            refuse_unwritable(place)
     loaded = load_model(model, state_dict=weights, num_classes=num_classes, allow_download=download)
     logits = parse_output(output)
     images = folder_images(loaded, model, data, size, logits)
