@@ -509,15 +509,21 @@ def test_equal_images_that_have_all_classes_are_refused() -> None:
     assert changed(before, weights(some.model)) == []
 
 
-@pytest.mark.parametrize(("balance", "strength"), [("size", 1.0), ("sum", 2.0)])
-def test_four_steps_are_the_literal_ones(balance: str, strength: float) -> None:
-    """Momentum, weight decay, both terms and the pull, with everything in one batch."""
+@pytest.mark.parametrize(
+    ("balance", "strength", "bn"),
+    [("size", 1.0, "frozen"), ("sum", 2.0, "frozen"), ("size", 1.0, "train")],
+)
+def test_four_steps_are_the_literal_ones(balance: str, strength: float, bn: str) -> None:
+    """Momentum, weight decay, both terms and the pull, with everything in one batch.
+
+    With ``bn="train"`` each of the two sets is normalised by its own batch.
+    """
     some = toy("cnn")
     rows, made = 40, 80
     method = Watched(
         adversaries=2, attack_steps=4, attack_radius=0.5, lr=0.02, momentum=0.9, weight_decay=0.01,
         epochs=4, batch_size=made, forget_batch_size=rows, balance=balance,
-        importance_weight=strength, cap=False, max_norm=None, check_every=1000,
+        importance_weight=strength, cap=False, max_norm=None, check_every=1000, bn=bn,
     )  # fmt: skip
     request = forget(some.model).instances(range(rows)).using(method).on("cpu")
     result = request.run(some.loader(), guard=None)
@@ -527,6 +533,8 @@ def test_four_steps_are_the_literal_ones(balance: str, strength: float) -> None:
     images, labels = (tensor[:rows] for tensor in some.train.tensors)
     attacked, targets = Watched.seen["attacked inputs"], Watched.seen["targets"]
     free = literal_importance(literal, images)
+    for module in literal.modules():
+        module.training = bn == "train" and isinstance(module, nn.BatchNorm2d)
     start = {name: p.detach().clone() for name, p in literal.named_parameters()}
     velocity = {name: torch.zeros_like(p) for name, p in start.items()}
     shares = (rows / (rows + made), made / (rows + made)) if balance == "size" else (1.0, 1.0)
