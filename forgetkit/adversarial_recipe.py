@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor
 from typing_extensions import Self
 
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
 from forgetkit.fields import bounded, choice, pixel_interval
-from forgetkit.losses import blocked_classes, cross_entropy
+from forgetkit.losses import blocked_classes, cross_entropy, per_sample_loss, predictions
 from forgetkit.method import Facts, Pair, Pass, State
 from forgetkit.moving import sent
 from forgetkit.pixels import gathered, packed, pixel_range, pixels_of, unpacked
@@ -76,6 +77,12 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
+    forgotten: str = choice(
+        "push",
+        ("push", "rest"),
+        "samples of D_f that eval mode no longer reads as their label (reads as their new one): "
+        "push them on up to the cap, or, in its place, let them rest for as long as that holds",
+    )
 
     def tuned(self, facts: Facts) -> Self:
         """Fill in the number of adversarial images, min(200, 2 K) for K classes, and of rounds."""
@@ -151,10 +158,27 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     def unlearning(self, forget: Batch, run: Run) -> Tensor:
         """Return L_UL: minus the loss at the old labels, or the loss at the new ones."""
         wanted = run.forget.new_labels
-        if wanted is None:
+        if wanted is None and self.forgotten == "push":
             return self.ascent(forget, run)
+        read = self._read_in_eval_mode(forget, run)
         logits = run.logits(forget)
-        return cross_entropy(logits, sent(wanted[forget.index.cpu()], logits.device))
+        labels = forget.labels if wanted is None else wanted[forget.index.cpu()]
+        labels = sent(labels, logits.device)
+        if self.forgotten == "push":
+            return cross_entropy(logits, labels)
+        right = (predictions(logits.detach()) if read is None else read) == labels
+        left = right if wanted is None else ~right
+        run.tally("at_rest", (~left).sum())
+        # the mean is over the whole batch, so that its parts add up
+        loss = (per_sample_loss(logits, labels) * left).sum() / max(len(labels), 1)
+        return -loss if wanted is None else loss
+
+    def _read_in_eval_mode(self, forget: Batch, run: Run) -> Tensor | None:
+        """Return the class each sample is read as, (batch,); ``None`` where the modes agree."""
+        if self.forgotten == "push" or self.bn == "frozen":
+            return None
+        with torch.no_grad(), run.eval_mode():
+            return predictions(run.logits(forget))
 
 
 def _announce_cost(run: Run, cost: int) -> None:

@@ -43,7 +43,8 @@ class Adv(AgainstAdversaries):
         be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
         draws one target for all copies of an image, the text and the code one for each. The paper
         bounds the rounds by 100, the code, where an image has 20 adversaries, by 1 000. Gradients
-        are clipped and samples beyond the loss cap rest, as in ``neggrad``. Normalisation
+        are clipped and samples beyond the loss cap rest, as in ``neggrad``; ``forgotten="rest"``,
+        under which all that are forgotten do, is not in the paper. Normalisation
         statistics are frozen; the code trains in train mode. D_adv is shuffled in every epoch, the
         code keeps the order in which it was made. Of several requests in turn each
         reports its own D_f, not all that was asked for so far.
@@ -74,6 +75,7 @@ class Adv(AgainstAdversaries):
         probe={
             "": {"lr": 0.0005, "max_norm": 0.01},
             "cap": {"lr": 0.1, "check_every": 1000, "batch_size": 8, "balance": "sum", "epochs": 1},
+            "forgotten": {"lr": 0.05, "batch_size": 16, "epochs": 4, "check_every": 1000},
             "check_every": {"lr": 0.05, "batch_size": 16, "epochs": 4, "classes": (3,)},
         },
         presets={

@@ -69,6 +69,7 @@ class AdvImp(AgainstAdversaries):
             "importance_weight": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
             "importance": {"lr": 0.1, "importance_weight": 10.0, "epochs": 3},
             "cap": {"lr": 0.1, "check_every": 1000, "batch_size": 8, "balance": "sum", "epochs": 1},
+            "forgotten": {"lr": 0.05, "batch_size": 16, "epochs": 4, "check_every": 1000},
             "check_every": {"lr": 0.05, "batch_size": 16, "epochs": 4, "classes": (3,)},
         },
         presets={

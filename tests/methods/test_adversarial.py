@@ -509,25 +509,38 @@ def test_equal_images_that_have_all_classes_are_refused() -> None:
     assert changed(before, weights(some.model)) == []
 
 
+@pytest.mark.parametrize("relabel", [False, True])
 @pytest.mark.parametrize(
-    ("balance", "strength", "bn"),
-    [("size", 1.0, "frozen"), ("sum", 2.0, "frozen"), ("size", 1.0, "train")],
+    ("balance", "strength", "bn", "forgotten"),
+    [
+        ("size", 1.0, "frozen", "push"),
+        ("sum", 2.0, "frozen", "push"),
+        ("size", 1.0, "train", "push"),
+        ("sum", 1.0, "frozen", "rest"),
+        ("sum", 1.0, "train", "rest"),
+    ],
 )
-def test_four_steps_are_the_literal_ones(balance: str, strength: float, bn: str) -> None:
-    """Momentum, weight decay, both terms and the pull, with everything in one batch.
+def test_the_first_steps_are_the_literal_ones(
+    balance: str, strength: float, bn: str, forgotten: str, *, relabel: bool
+) -> None:
+    """Momentum, weight decay, both terms and the pull; each set is one batch.
 
-    With ``bn="train"`` each of the two sets is normalised by its own batch.
+    With ``bn="train"`` each of the two sets is normalised by its own batch. What is forgotten
+    rests by its reading in eval mode.
     """
     some = toy("cnn")
     rows, made = 40, 80
+    steps, rate = (4, 0.02) if forgotten == "push" else (6, 0.1)
     method = Watched(
-        adversaries=2, attack_steps=4, attack_radius=0.5, lr=0.02, momentum=0.9, weight_decay=0.01,
-        epochs=4, batch_size=made, forget_batch_size=rows, balance=balance,
+        adversaries=2, attack_steps=4, attack_radius=0.5, lr=rate, momentum=0.9, weight_decay=0.01,
+        epochs=steps, batch_size=made, forget_batch_size=rows, balance=balance,
         importance_weight=strength, cap=False, max_norm=None, check_every=1000, bn=bn,
+        forgotten=forgotten,
     )  # fmt: skip
-    request = forget(some.model).instances(range(rows)).using(method).on("cpu")
-    result = request.run(some.loader(), guard=None)
-    assert result.history[-1]["steps"] == 4
+    asked = forget(some.model)
+    asked = asked.relabel(corrections(rows)) if relabel else asked.instances(range(rows))
+    result = asked.using(method).on("cpu").run(some.loader(), guard=None)
+    assert result.history[-1]["steps"] == steps
 
     literal = toy("cnn").model.eval()
     images, labels = (tensor[:rows] for tensor in some.train.tensors)
@@ -538,9 +551,16 @@ def test_four_steps_are_the_literal_ones(balance: str, strength: float, bn: str)
     start = {name: p.detach().clone() for name, p in literal.named_parameters()}
     velocity = {name: torch.zeros_like(p) for name, p in start.items()}
     shares = (rows / (rows + made), made / (rows + made)) if balance == "size" else (1.0, 1.0)
-    for _ in range(4):
+    aims, sign = (torch.tensor([*corrections(rows).values()]), 1) if relabel else (labels, -1)
+    rested = []
+    for _ in range(steps):
+        with torch.no_grad():
+            read = copy.deepcopy(literal).eval()(images).argmax(dim=1)
+        done = ((read == aims) == relabel) & (forgotten == "rest")
+        rested.append(int(done.sum()))
+        each = functional.cross_entropy(literal(images), aims, reduction="none")
         loss = shares[1] * functional.cross_entropy(literal(attacked), targets)
-        loss = loss - shares[0] * functional.cross_entropy(literal(images), labels)
+        loss = loss + shares[0] * sign * each.masked_fill(done, 0.0).mean()
         for name, p in literal.named_parameters():
             loss = loss + strength / 2 * ((1 - free[name]) * (p - start[name]) ** 2).sum()
         literal.zero_grad()
@@ -549,7 +569,10 @@ def test_four_steps_are_the_literal_ones(balance: str, strength: float, bn: str)
             for name, p in literal.named_parameters():
                 assert p.grad is not None
                 velocity[name] = 0.9 * velocity[name] + p.grad + 0.01 * p
-                p.sub_(0.02 * velocity[name])
+                p.sub_(rate * velocity[name])
+    if forgotten == "rest":
+        assert [row["at_rest"] for row in result.history] == rested
+        assert max(rested) >= 2
     ours = weights(some.model)
     for name, p in literal.named_parameters():
         theirs = p.detach()
