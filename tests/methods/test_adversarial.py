@@ -422,13 +422,18 @@ def test_validation_data_do_not_end_it_before_all_are_forgotten(method: Method) 
     assert result.after["forget"].accuracy == 0.0
 
 
-def test_parts_of_a_step_weigh_the_two_sets_as_the_whole_does() -> None:
+@pytest.mark.parametrize("forgotten", ["push", "rest"])
+def test_parts_of_a_step_weigh_the_two_sets_as_the_whole_does(forgotten: str) -> None:
+    """The first sample has a wrong label, so that it rests from the start where it may."""
     models = []
+    settings: dict[str, Any] = {**QUICK, "adversaries": 20, "batch_size": 60, "epochs": 1}
     for parts in (1, 2):
         some = toy("cnn")
+        some.train.tensors[1][0] = (some.train.tensors[1][0] + 1) % 4
         request = forget(some.model).instances(range(3)).on("cpu", accumulate=parts)
-        adv = Adv(**{**QUICK, "adversaries": 20, "batch_size": 60, "epochs": 1, "lr": 0.01})
-        request.using(adv).run(some.loader(), guard=None)
+        adv = Adv(**{**settings, "lr": 0.01, "forgotten": forgotten})
+        result = request.using(adv).run(some.loader(), guard=None)
+        assert result.history[-1].get("at_rest", 0) == (forgotten == "rest")
         models.append(some.model)
     start = weights(toy("cnn").model)
     for name, left in weights(models[0]).items():
