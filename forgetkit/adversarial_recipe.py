@@ -80,8 +80,9 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     forgotten: str = choice(
         "push",
         ("push", "rest"),
-        "samples of D_f that eval mode no longer reads as their label (reads as their new one): "
-        "push them on up to the cap, or, in its place, let them rest for as long as that holds",
+        "samples of D_f that are done (eval mode no longer reads their label, for a relabel goal "
+        "reads the new one): push them on, or let them rest for as long as that holds, which keeps "
+        "more and may leave a few undone; ``cap`` has no effect then",
     )
 
     def tuned(self, facts: Facts) -> Self:
@@ -160,24 +161,22 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         wanted = run.forget.new_labels
         if wanted is None and self.forgotten == "push":
             return self.ascent(forget, run)
-        read = self._read_in_eval_mode(forget, run)
+        read = self._read(forget, run) if self.forgotten == "rest" else None
         logits = run.logits(forget)
         labels = forget.labels if wanted is None else wanted[forget.index.cpu()]
         labels = sent(labels, logits.device)
-        if self.forgotten == "push":
+        if read is None:
             return cross_entropy(logits, labels)
-        right = (predictions(logits.detach()) if read is None else read) == labels
-        left = right if wanted is None else ~right
+        left = (read == labels) if wanted is None else (read != labels)
         run.tally("at_rest", (~left).sum())
         # the mean is over the whole batch, so that its parts add up
         loss = (per_sample_loss(logits, labels) * left).sum() / max(len(labels), 1)
         return -loss if wanted is None else loss
 
-    def _read_in_eval_mode(self, forget: Batch, run: Run) -> Tensor | None:
-        """Return the class each sample is read as, (batch,); ``None`` where the modes agree."""
-        if self.forgotten == "push" or self.bn == "frozen":
-            return None
-        with torch.no_grad(), run.eval_mode():
+    @torch.no_grad()
+    def _read(self, forget: Batch, run: Run) -> Tensor:
+        """Return the class each sample is read as, (batch,), by the weights that the checks see."""
+        with run.eval_mode(), run.own_precision():
             return predictions(run.logits(forget))
 
 

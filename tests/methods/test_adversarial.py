@@ -585,6 +585,35 @@ def test_the_first_steps_are_the_literal_ones(
         assert float((theirs - start[name]).abs().max()) > 1e-3, name
 
 
+def test_the_cap_has_no_effect_where_forgotten_samples_rest() -> None:
+    """With batch statistics a sample that eval mode reads rightly may be beyond the cap."""
+    ended: dict[tuple[str, bool], dict[str, Tensor]] = {}
+    for forgotten in ("push", "rest"):
+        for cap in (True, False):
+            some = toy("cnn")
+            method = Adv(
+                **{**QUICK, "forget_batch_size": 60, "epochs": 10, "lr": 0.4},
+                balance="sum", bn="train", check_every=1000, cap=cap, forgotten=forgotten,
+            )  # fmt: skip
+            request = forget(some.model).instances(range(60)).using(method).on("cpu")
+            request.run(some.loader(), guard=None)
+            ended[forgotten, cap] = weights(some.model)
+    assert changed(ended["push", True], ended["push", False]) != []
+    assert changed(ended["rest", True], ended["rest", False]) == []
+
+
+def test_what_rests_is_read_from_the_rounded_weights_that_the_checks_see() -> None:
+    """Else a sample that is done by the masters alone would rest for ever."""
+    some = toy("cnn")
+    some.model.bfloat16()
+    method = Adv(
+        adversaries=0, lr=3e-4, momentum=0.0, weight_decay=0.0, epochs=300, forgotten="rest"
+    )
+    request = forget(some.model).relabel({1: 2}).using(method).on("cpu")
+    result = request.run(some.loader(), guard=None)
+    assert "reached its target" in result.stopped_because
+
+
 def literal_importance(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Return the scaled mean of absolute gradients of the squared norm, image by image."""
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
