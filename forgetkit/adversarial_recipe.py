@@ -77,20 +77,30 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
     check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
-    forgotten: str = choice(
-        "push",
+    forgotten: str | None = choice(
+        None,
         ("push", "rest"),
         "samples of D_f that are done (eval mode no longer reads their label, for a relabel goal "
         "reads the new one): push them on, or let them rest for as long as that holds, which keeps "
-        "more and may leave a few undone; ``cap`` has no effect then",
+        "more and may leave a few undone; ``cap`` has no effect then; None lets them rest beside "
+        "D_adv for a relabel goal, else pushes",
     )
 
     def tuned(self, facts: Facts) -> Self:
-        """Fill in the number of adversarial images, min(200, 2 K) for K classes, and of rounds."""
+        """Fill in the number of adversarial images, min(200, 2 K) for K classes, and of rounds.
+
+        What becomes of samples that are done depends on the goal. Without D_adv they are pushed
+        on, so that what is left is NegGrad or CORRECT.
+        """
         count = self.adversaries
         if count is None:
             count = min(MANY, 2 * facts.num_classes)
-        return replace(self, adversaries=count, epochs=self.epochs or most_rounds(count))
+        done = self.forgotten
+        if done is None:
+            done = "rest" if facts.goal == "relabel" and count else "push"
+        return replace(
+            self, adversaries=count, epochs=self.epochs or most_rounds(count), forgotten=done
+        )
 
     def setup(self, run: Run) -> State:
         """Make D_adv with the weights as they are: all pairs of image and target at once."""

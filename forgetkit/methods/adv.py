@@ -28,6 +28,10 @@ class Adv(AgainstAdversaries):
     A run may end at the bound of rounds before all of D_f has its new label (of 16 digits 15 got
     it, with ADV+IMP 4); ``balance="sum"`` with a larger ``lr`` gets there and keeps less.
 
+    For a relabel goal a sample rests for as long as it has its new label (``forgotten``), which
+    keeps more: of 16 labels out of 3 000 a ViT learns all either way, and reads 70 % of the
+    retained samples instead of 58 %.
+
     Where single samples are to be forgotten by a network with batch normalisation, frozen
     statistics can let all clean images end as one class; ``bn="train"`` prevents it, with
     ``cap=False`` as in the code, or with ``forgotten="rest"`` and ``balance="sum"``. Of 64 samples
@@ -47,8 +51,8 @@ class Adv(AgainstAdversaries):
         be the true one; here a target is never the true class nor a forgotten one. Algorithm 1
         draws one target for all copies of an image, the text and the code one for each. The paper
         bounds the rounds by 100, the code, where an image has 20 adversaries, by 1 000. Gradients
-        are clipped and samples beyond the loss cap rest, as in ``neggrad``; ``forgotten="rest"``
-        in place of the cap is not in the paper. Normalisation
+        are clipped and samples beyond the loss cap rest, as in ``neggrad``; ``forgotten="rest"``,
+        the default for a relabel goal, is in neither (``"push"`` is theirs). Normalisation
         statistics are frozen; the code trains in train mode. D_adv is shuffled in every epoch, the
         code keeps the order in which it was made. Of several requests in turn each
         reports its own D_f, not all that was asked for so far.
@@ -61,8 +65,8 @@ class Adv(AgainstAdversaries):
         needs=("forget",),
         edits="all",
         steps="forget",
-        cost="N_adv n FB over D_f once; 1 FB over D_adv and 1 F over D_f a step, 100 to 1 000 "
-        "rounds at most",
+        cost="N_adv n FB over D_f once; 1 FB over D_adv and 1 F over D_f (2 to relabel) a step, "
+        "100 to 1 000 rounds at most",
         source="Cha, Cho, Hwang, Lee, Moon 2024, AAAI",
         link="https://arxiv.org/abs/2301.11578",
         about="Climbs the loss on the forget set while adversarial images hold the rest in place.",
@@ -89,6 +93,7 @@ class Adv(AgainstAdversaries):
                 "epochs": 100,
                 "max_norm": None,
                 "cap": False,
+                "forgotten": "push",
             },
             "code": {
                 "attack_radius": 4.0,
@@ -98,6 +103,7 @@ class Adv(AgainstAdversaries):
                 "epochs": 1000,
                 "max_norm": None,
                 "cap": False,
+                "forgotten": "push",
             },
         },
     )

@@ -80,6 +80,7 @@ class AdvImp(AgainstAdversaries):
                 "epochs": 100,
                 "cap": False,
                 "max_norm": None,
+                "forgotten": "push",
             },
             "code": {
                 "attack_radius": 4.0,
@@ -90,6 +91,7 @@ class AdvImp(AgainstAdversaries):
                 "epochs": 1000,
                 "max_norm": None,
                 "cap": False,
+                "forgotten": "push",
             },
         },
     )

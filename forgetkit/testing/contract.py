@@ -373,8 +373,9 @@ def _names(method: MethodType) -> set[str]:
 def _probes(bounds: Bounds, default: object) -> list[object]:
     """Return values of a field that should all give different weights."""
     if bounds.kind == "choice":
-        # "auto" stands for one of the others, so it may equal one of them
-        return [default, *(o for o in bounds.options if o not in (default, "auto"))]
+        # "auto" and None stand for one of the others, so they may equal one of them
+        others: list[object] = [o for o in bounds.options if o not in (default, "auto")]
+        return others if default is None and len(others) > 1 else [default, *others]
     if bounds.kind == "flag":
         return [True, False]
     if bounds.kind == "interval":

@@ -21,7 +21,7 @@ from forgetkit.draws import uniform
 from forgetkit.engine.run import Run
 from forgetkit.errors import BadTarget
 from forgetkit.losses import blocked_classes
-from forgetkit.method import Facts, Method, Pair, State, build, find
+from forgetkit.method import Facts, GoalKind, Method, Pair, State, build, find
 from forgetkit.methods.adv import Adv
 from forgetkit.methods.adv_imp import AdvImp
 from forgetkit.methods.correct import Correct
@@ -317,7 +317,7 @@ def test_correct_draws_other_classes_for_single_samples() -> None:
 
 def test_relabel_with_adversaries_moves_towards_the_new_labels() -> None:
     some = toy("cnn")
-    method = Adv(**{**QUICK, "attack_radius": 0.1, "lr": 0.1, "epochs": 40})
+    method = Adv(**{**QUICK, "attack_radius": 0.1, "lr": 0.1, "epochs": 40, "forgotten": "push"})
     request = forget(some.model).seed(0).relabel(corrections(8)).using(method).on("cpu")
     request.run(some.loader(), guard=None)
     predicted = some.model.eval()(some.train.tensors[0][:8]).argmax(dim=1)
@@ -648,3 +648,38 @@ def test_adversaries_keep_more_of_the_rest_where_both_forget_all() -> None:
             right = model.eval()(images[1300:]).argmax(dim=1) == labels[1300:]
         kept[method.card.slug] = float(right.float().mean())
     assert kept["adv"] > kept["neggrad"] + 0.1
+
+
+@pytest.mark.slow
+def test_labels_that_are_corrected_rest_by_default_which_keeps_more() -> None:
+    images, labels = shuffled_digits()
+    trained = learned(images[:1300], labels[:1300], seed=1, epochs=10, batch_size=64)
+    loader = DataLoader(TensorDataset(images[:1300], labels[:1300]), batch_size=65)
+    corrected = {row: (int(labels[row]) + 1 + row % 9) % 10 for row in range(16)}
+    kept = {}
+    for forgotten in (None, "push"):
+        model = copy.deepcopy(trained)
+        method = Adv(forgotten=forgotten, lr=0.01, attack_steps=10, adversaries=5)
+        request = forget(model).relabel(corrected).using(method).on("cpu")
+        result = request.run(loader, guard=None)
+        assert "reached its target" in result.stopped_because
+        assert any("at_rest" in epoch for epoch in result.history) == (forgotten is None)
+        with torch.no_grad():
+            right = model.eval()(images[1300:]).argmax(dim=1) == labels[1300:]
+        kept[forgotten] = float(right.float().mean())
+    assert kept[None] > kept["push"] + 0.03
+
+
+@pytest.mark.parametrize(
+    ("goal", "adversaries", "done"),
+    [("relabel", 20, "rest"), ("relabel", 0, "push"), ("instances", 20, "push"),
+     ("classes", 20, "push")],
+)  # fmt: skip
+def test_what_becomes_of_samples_that_are_done_depends_on_the_goal(
+    goal: GoalKind, adversaries: int, done: str
+) -> None:
+    facts = Facts(goal=goal, forget_size=16, retain_size=0, num_classes=10, transformer=False)
+    assert Adv(adversaries=adversaries).tuned(facts).forgotten == done
+    assert Adv(adversaries=adversaries, forgotten="rest").tuned(facts).forgotten == "rest"
+    paper = build("adv_imp", {"preset": "paper"}).tuned(facts)
+    assert paper.hyperparameters()["forgotten"] == "push"
