@@ -25,8 +25,9 @@ class Adv(AgainstAdversaries):
     that is bounds=((-m_1/s_1, ...), ((1-m_1)/s_1, ...)); without ``bounds`` it is the range found
     in D_f, which is narrower when D_f is.
 
-    A run may end at the bound of rounds before all of D_f has its new label (of 16 digits 15 got
-    it, with ADV+IMP 4); ``balance="sum"`` with a larger ``lr`` gets there and keeps less.
+    A run may end at the bound of rounds before all of D_f has its new label (with ADV+IMP 4 of 16
+    digits got it); ``balance="sum"``, in which a sample weighs more, gets there in a fraction of
+    the rounds and mostly keeps less.
 
     For a relabel goal a sample rests for as long as it has its new label (``forgotten``), which
     keeps more: of 16 labels out of 3 000 a ViT learns all either way, and reads 70 % of the
