@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
@@ -101,6 +102,19 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         return replace(
             self, adversaries=count, epochs=self.epochs or most_rounds(count), forgotten=done
         )
+
+    def further_passes(self, facts: Facts) -> float:
+        """Return those over D_adv, and over D_f beyond one a round: restarts, readings, checks."""
+        rows = facts.forget_size
+        made = (self.adversaries or 0) * rows
+        if not made:
+            return 0.0
+        steps = math.ceil(made / (self.batch_size or made))
+        seen = steps * rows / math.ceil(rows / self.forget_batch_size)
+        looks = (steps - 1) // (self.check_every or steps)
+        read = seen / 3 if self.forgotten == "rest" else 0.0
+        again = max(seen - rows, 0) + looks * rows / 3
+        return self.epochs * (made + again + read)
 
     def setup(self, run: Run) -> State:
         """Make D_adv with the weights as they are: all pairs of image and target at once."""

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from forgetkit import adversarial, forget
 from forgetkit.adversarial import AdversarialSet, adversarial_set
 from forgetkit.adversarial_recipe import most_rounds
+from forgetkit.choosing import effort
 from forgetkit.curvature import mean_absolute_gradients
 from forgetkit.draws import uniform
 from forgetkit.engine.run import Run
@@ -683,3 +684,32 @@ def test_what_becomes_of_samples_that_are_done_depends_on_the_goal(
     assert Adv(adversaries=adversaries, forgotten="rest").tuned(facts).forgotten == "rest"
     paper = build("adv_imp", {"preset": "paper"}).tuned(facts)
     assert paper.hyperparameters()["forgotten"] == "push"
+
+
+@pytest.mark.parametrize("forgotten", ["push", "rest"])
+@pytest.mark.parametrize("check_every", [1, 2, 1000])
+def test_the_effort_of_a_round_is_what_the_model_sees(
+    forgotten: str, check_every: int
+) -> None:
+    def run(epochs: int) -> tuple[float, float]:
+        some = toy("cnn")
+        method = Adv(
+            adversaries=3, attack_steps=0, batch_size=25, forget_batch_size=8, lr=1e-9,
+            epochs=epochs, forgotten=forgotten, check_every=check_every,
+        )  # fmt: skip
+        passes = 0.0
+
+        def count(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            nonlocal passes
+            passes += len(inputs[0]) * (1 if torch.is_grad_enabled() else 1 / 3)
+
+        some.model.register_forward_pre_hook(count)
+        request = forget(some.model).instances(range(20)).using(method).on("cpu")
+        request.run(some.loader(), guard=None)
+        facts = Facts(
+            goal="instances", forget_size=20, retain_size=0, num_classes=5, transformer=False
+        )
+        return passes, effort(method, facts)
+
+    (short, few), (long, many) = run(2), run(4)
+    assert long - short == pytest.approx(many - few)
