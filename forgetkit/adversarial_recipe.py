@@ -65,10 +65,11 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         "range of valid pixels, in the units of the model's inputs, for all channels or for each; "
         "None takes the smallest and largest value of each channel of D_f; rho is in units of it"
     )
-    balance: str = choice(
-        "size",
+    balance: str | None = choice(
+        None,
         ("size", "sum"),
-        "weigh the two terms by their samples in the step, or by 1 and 1 as the paper prints",
+        "weigh the two terms by their samples in the step, or by 1 and 1 as the paper prints; None "
+        "takes 1 and 1 for single samples, else the former",
     )
     forget_batch_size: int = bounded(32, 1, 65536, "forget samples a step")
     batch_size: int | None = bounded(256, 1, 65536, "adversarial samples a step")
@@ -84,23 +85,27 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         "samples of D_f that are done (eval mode no longer reads their label, for a relabel goal "
         "reads the new one): push them on, or let them rest for as long as that holds, which keeps "
         "more and may leave a few undone; ``cap`` has no effect then; None lets them rest beside "
-        "D_adv for a relabel goal, else pushes",
+        "D_adv, but pushes classes on",
     )
 
     def tuned(self, facts: Facts) -> Self:
         """Fill in the number of adversarial images, min(200, 2 K) for K classes, and of rounds.
 
-        What becomes of samples that are done depends on the goal. Without D_adv they are pushed
-        on, so that what is left is NegGrad or CORRECT.
+        How the terms weigh and what becomes of samples that are done depends on the goal. Without
+        D_adv they are pushed on, so that what is left is NegGrad or CORRECT.
         """
         count = self.adversaries
         if count is None:
             count = min(MANY, 2 * facts.num_classes)
         done = self.forgotten
         if done is None:
-            done = "rest" if facts.goal == "relabel" and count else "push"
+            done = "rest" if facts.goal != "classes" and count else "push"
         return replace(
-            self, adversaries=count, epochs=self.epochs or most_rounds(count), forgotten=done
+            self,
+            adversaries=count,
+            epochs=self.epochs or most_rounds(count),
+            forgotten=done,
+            balance=self.balance or ("sum" if facts.goal == "instances" else "size"),
         )
 
     def further_passes(self, facts: Facts) -> float:
@@ -166,6 +171,8 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
 
     def loss(self, batch: Pair, run: Run) -> Terms:
         """Return both terms, weighted by their shares of the joint batch."""
+        if self.balance is None:
+            raise TypeError(f"{self.card.slug} runs with the balance that tuned() filled in")
         forget, adversarial = batch.forget, batch.retain
         forget_weight, adversarial_weight = joint_weights(
             _size(forget), _size(adversarial), self.balance
@@ -183,9 +190,10 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     def unlearning(self, forget: Batch, run: Run) -> Tensor:
         """Return L_UL: minus the loss at the old labels, or the loss at the new ones."""
         wanted = run.forget.new_labels
-        if wanted is None and self.forgotten == "push":
+        rests = self.forgotten == "rest"
+        if wanted is None and not rests:
             return self.ascent(forget, run)
-        read = self._read(forget, run) if self.forgotten == "rest" else None
+        read = self._read(forget, run) if rests else None
         logits = run.logits(forget)
         labels = forget.labels if wanted is None else wanted[forget.index.cpu()]
         labels = sent(labels, logits.device)

@@ -111,7 +111,8 @@ class Watched(AdvImp):
 
 def test_first_step_follows_the_literal_objective() -> None:
     """One step over everything: weights by size, ascent on D_f, CE on D_adv, no pull yet."""
-    method = Watched(**{**QUICK, "epochs": 1, "batch_size": 80, "forget_batch_size": 40})
+    literal = {"balance": "size", "forgotten": "push"}
+    method = Watched(**{**QUICK, **literal, "epochs": 1, "batch_size": 80, "forget_batch_size": 40})
     run_on_samples(method)
     some = toy("cnn")
     model = some.model.eval()
@@ -652,45 +653,50 @@ def test_adversaries_keep_more_of_the_rest_where_both_forget_all() -> None:
 
 
 @pytest.mark.slow
-def test_labels_that_are_corrected_rest_by_default_which_keeps_more() -> None:
+@pytest.mark.parametrize(("goal", "rate"), [("relabel", 0.01), ("instances", 0.001)])
+def test_samples_that_are_done_rest_by_default_which_keeps_more(goal: str, rate: float) -> None:
     images, labels = shuffled_digits()
     trained = learned(images[:1300], labels[:1300], seed=1, epochs=10, batch_size=64)
     loader = DataLoader(TensorDataset(images[:1300], labels[:1300]), batch_size=65)
     corrected = {row: (int(labels[row]) + 1 + row % 9) % 10 for row in range(16)}
+    published: dict[str, Any] = {"forgotten": "push", "balance": "size"}
     kept = {}
-    for forgotten in (None, "push"):
+    for settings in ({}, published):
         model = copy.deepcopy(trained)
-        method = Adv(forgotten=forgotten, lr=0.01, attack_steps=10, adversaries=5)
-        request = forget(model).relabel(corrected).using(method).on("cpu")
-        result = request.run(loader, guard=None)
+        method = Adv(lr=rate, attack_steps=10, adversaries=10, **settings)
+        asked = forget(model).using(method).on("cpu")
+        asked = asked.relabel(corrected) if goal == "relabel" else asked.instances(range(16))
+        result = asked.run(loader, guard=None)
         assert "reached its target" in result.stopped_because
-        assert any("at_rest" in epoch for epoch in result.history) == (forgotten is None)
+        assert any("at_rest" in epoch for epoch in result.history) == (not settings)
         with torch.no_grad():
             right = model.eval()(images[1300:]).argmax(dim=1) == labels[1300:]
-        kept[forgotten] = float(right.float().mean())
-    assert kept[None] > kept["push"] + 0.03
+        kept[len(settings)] = float(right.float().mean())
+    assert kept[0] > kept[2] + 0.03
 
 
 @pytest.mark.parametrize(
-    ("goal", "adversaries", "done"),
-    [("relabel", 20, "rest"), ("relabel", 0, "push"), ("instances", 20, "push"),
-     ("classes", 20, "push")],
+    ("goal", "adversaries", "done", "balance"),
+    [
+        ("relabel", 20, "rest", "size"), ("relabel", 0, "push", "size"),
+        ("instances", 20, "rest", "sum"), ("instances", 0, "push", "sum"),
+        ("classes", 20, "push", "size"),
+    ],
 )  # fmt: skip
 def test_what_becomes_of_samples_that_are_done_depends_on_the_goal(
-    goal: GoalKind, adversaries: int, done: str
+    goal: GoalKind, adversaries: int, done: str, balance: str
 ) -> None:
     facts = Facts(goal=goal, forget_size=16, retain_size=0, num_classes=10, transformer=False)
-    assert Adv(adversaries=adversaries).tuned(facts).forgotten == done
-    assert Adv(adversaries=adversaries, forgotten="rest").tuned(facts).forgotten == "rest"
-    paper = build("adv_imp", {"preset": "paper"}).tuned(facts)
-    assert paper.hyperparameters()["forgotten"] == "push"
+    ready = Adv(adversaries=adversaries).tuned(facts)
+    assert (ready.forgotten, ready.balance) == (done, balance)
+    other = "rest" if done == "push" else "push"
+    asked = Adv(adversaries=adversaries, forgotten=other, balance="size").tuned(facts)
+    assert (asked.forgotten, asked.balance) == (other, "size")
 
 
 @pytest.mark.parametrize("forgotten", ["push", "rest"])
 @pytest.mark.parametrize("check_every", [1, 2, 1000])
-def test_the_effort_of_a_round_is_what_the_model_sees(
-    forgotten: str, check_every: int
-) -> None:
+def test_the_effort_of_a_round_is_what_the_model_sees(forgotten: str, check_every: int) -> None:
     def run(epochs: int) -> tuple[float, float]:
         some = toy("cnn")
         method = Adv(

@@ -147,8 +147,12 @@ DEFAULTS: list[tuple[str, GoalKind, bool, Settings]] = [
         "epsilon": 0.05,
     }),
     ("adv", "instances", False, {
+        **ADVERSARIAL, **GUARDED, "attack_radius": 4.0, "adversaries": 20, "balance": "sum",
+        "epochs": 1000, "forgotten": "rest",  # the library's: it keeps more
+    }),
+    ("adv", "classes", False, {
         **ADVERSARIAL, **GUARDED, "attack_radius": 4.0, "adversaries": 20, "balance": "size",
-        "epochs": 1000,
+        "epochs": 1000, "forgotten": "push",
     }),
     ("adv_imp", "instances", False, {
         **ADVERSARIAL, **GUARDED, "importance_weight": 1.0, "importance": "sample",
@@ -249,14 +253,19 @@ PRESETS: list[tuple[str, str, Settings]] = [
         "lr": 8e-5, "chunk_size": 32, "epochs": 10, "teacher": "current", "bn": "train",
         "removed": "argmax",
     }),
-    ("adv", "paper", {**ADVERSARIAL, **UNBOUNDED, "attack_radius": 0.4, "balance": "sum"}),
-    ("adv", "code", {**LIKE_CODE, **UNBOUNDED, "attack_radius": 4.0, "balance": "size"}),
+    ("adv", "paper", {
+        **ADVERSARIAL, **UNBOUNDED, "attack_radius": 0.4, "balance": "sum", "forgotten": "push",
+    }),
+    ("adv", "code", {
+        **LIKE_CODE, **UNBOUNDED, "attack_radius": 4.0, "balance": "size", "forgotten": "push",
+    }),
     ("adv_imp", "paper", {
-        **ADVERSARIAL, **UNBOUNDED, "attack_radius": 0.4, "balance": "sum",
+        **ADVERSARIAL, **UNBOUNDED, "attack_radius": 0.4, "balance": "sum", "forgotten": "push",
         "importance_weight": 2.0,
     }),
     ("adv_imp", "code", {
         **LIKE_CODE, **UNBOUNDED, "attack_radius": 4.0, "balance": "size", "importance": "batch",
+        "forgotten": "push",
     }),
     ("neggrad", "paper", {**LIKE_PAPER, **UNBOUNDED}),
     ("neggrad", "code", {**LIKE_CODE, **UNBOUNDED}),
