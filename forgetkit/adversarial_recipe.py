@@ -14,7 +14,7 @@ from typing_extensions import Self
 from forgetkit.adversarial import MOST_PER_SAMPLE, adversarial_set, attack_cost, joint_weights
 from forgetkit.fields import bounded, choice, pixel_interval
 from forgetkit.losses import blocked_classes, cross_entropy, per_sample_loss, predictions
-from forgetkit.method import Facts, Pair, Pass, State
+from forgetkit.method import Facts, GoalKind, Pair, Pass, State
 from forgetkit.moving import sent
 from forgetkit.pixels import gathered, packed, pixel_range, pixels_of, unpacked
 from forgetkit.recipe import Ascends, FullNetwork, StopsEarly
@@ -49,9 +49,13 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
 
     An epoch is a round over D_adv, D_f is restarted as often as needed. The run stops when all of
     D_f is predicted otherwise than before (has its new labels), whatever validation data say.
+
+    Attributes:
+        added: the goals for which the terms are added as they are by default, not by their samples.
     """
 
     to_zero: ClassVar[bool] = True
+    added: ClassVar[tuple[GoalKind, ...]] = ("instances",)
 
     adversaries: int | None = bounded(
         None, 0, MOST_PER_SAMPLE - 1, "adversarial images per sample; N_adv; None: min(200, 2 K)"
@@ -69,7 +73,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         None,
         ("size", "sum"),
         "weigh the two terms by their samples in the step, or by 1 and 1 as the paper prints; None "
-        "takes 1 and 1 for single samples, else the former",
+        "takes 1 and 1 for single samples, with the pull of adv_imp for labels, too",
     )
     forget_batch_size: int = bounded(32, 1, 65536, "forget samples a step")
     batch_size: int | None = bounded(256, 1, 65536, "adversarial samples a step")
@@ -105,7 +109,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
             adversaries=count,
             epochs=self.epochs or most_rounds(count),
             forgotten=done,
-            balance=self.balance or ("sum" if facts.goal == "instances" else "size"),
+            balance=self.balance or ("sum" if facts.goal in self.added else "size"),
         )
 
     def further_passes(self, facts: Facts) -> float:

@@ -11,7 +11,7 @@ from forgetkit.adversarial import batch_importance, held, pull
 from forgetkit.adversarial_recipe import AgainstAdversaries
 from forgetkit.curvature import mean_absolute_gradients
 from forgetkit.fields import bounded, choice
-from forgetkit.method import Card, Pair, State, register
+from forgetkit.method import Card, GoalKind, Pair, State, register
 from forgetkit.types import Terms
 
 if TYPE_CHECKING:
@@ -29,7 +29,9 @@ class AdvImp(AgainstAdversaries):
         I = (O - min O) / (max O - min O) per tensor,  O_i = mean over D_f of |d |z|^2 / d theta_i|
 
     theta0 and I are those of the model as it comes in; repeated requests start from the current
-    one. With ``importance_weight=0`` it is ADV.
+    one. With ``importance_weight=0`` it is ADV, but that the terms of L_ADV are added for labels,
+    too: where they are weighed by their samples, the pull may keep the labels as they are (1 of
+    64 digits had its new label after 1 000 rounds).
 
     Source: Cha, Cho, Hwang, Lee, Moon, "Learning to Unlearn: Instance-Wise Unlearning for
         Pre-Trained Classifiers", AAAI 2024, arXiv:2301.11578, Section 3.2, Eq. 2 and 7,
@@ -41,6 +43,7 @@ class AdvImp(AgainstAdversaries):
         without that addition. A tensor whose weights are all equally important is held.
     """
 
+    added: ClassVar[tuple[GoalKind, ...]] = ("instances", "relabel")
     card: ClassVar[Card] = Card(
         slug="adv_imp",
         title="Instance-wise unlearning with adversarial images and weight importance (ADV+IMP)",

@@ -675,6 +675,22 @@ def test_samples_that_are_done_rest_by_default_which_keeps_more(goal: str, rate:
     assert kept[0] > kept[2] + 0.03
 
 
+@pytest.mark.slow
+def test_the_pull_does_not_keep_labels_from_being_corrected() -> None:
+    images, labels = shuffled_digits()
+    trained = learned(images[:1300], labels[:1300], seed=1, epochs=10, batch_size=64)
+    loader = DataLoader(TensorDataset(images[:1300], labels[:1300]), batch_size=65)
+    corrected = {row: (int(labels[row]) + 1 + row % 9) % 10 for row in range(8)}
+    method = AdvImp(attack_steps=10, adversaries=10)
+    request = forget(trained).relabel(corrected).using(method).on("cpu")
+    result = request.run(loader, guard=None)
+    assert "reached its target" in result.stopped_because
+    assert result.after["forget"].accuracy == 0.0
+    with torch.no_grad():
+        wanted = torch.tensor(list(corrected.values()))
+        assert torch.equal(trained.eval()(images[:8]).argmax(dim=1), wanted)
+
+
 @pytest.mark.parametrize(
     ("goal", "adversaries", "done", "balance"),
     [
@@ -689,6 +705,7 @@ def test_what_becomes_of_samples_that_are_done_depends_on_the_goal(
     facts = Facts(goal=goal, forget_size=16, retain_size=0, num_classes=10, transformer=False)
     ready = Adv(adversaries=adversaries).tuned(facts)
     assert (ready.forgotten, ready.balance) == (done, balance)
+    assert AdvImp().tuned(facts).balance == ("size" if goal == "classes" else "sum")
     other = "rest" if done == "push" else "push"
     asked = Adv(adversaries=adversaries, forgotten=other, balance="size").tuned(facts)
     assert (asked.forgotten, asked.balance) == (other, "size")
