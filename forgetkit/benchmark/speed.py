@@ -195,7 +195,7 @@ def all_ratios(*, quick: bool = False, repeats: int = 3) -> Iterator[Ratio]:
         "reported",
         repeats,
     )
-    yield finetune_over_bare_loop(repeats)
+    yield finetune_over_bare_loop(1 if quick else 3 * repeats)
     yield full_over_partial_pgd(1)  # minutes a call
     yield lau_over_inference(
         "LAU, whole run, over one inference pass on D_f: ResNet-50 at 224 px",
