@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 MANY = 200
 """Adversarial images a sample in the authors' scripts for many classes, which make 100 rounds."""
 
+SEVERAL = 4
+"""Single samples from which on they are normalised by their own batch: few have no statistics."""
+
 
 def most_rounds(adversaries: int) -> int:
     """Return after how many rounds over D_adv a run ends.
@@ -82,6 +85,12 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     )
     lr: float | None = bounded(0.001, 0.0, 10.0, "step size of the optimiser")
     weight_decay: float = bounded(1e-5, 0.0, 1.0, "L2 penalty inside the optimiser")
+    bn: str | None = choice(
+        None,
+        ("frozen", "train"),
+        "running statistics of normalisation layers: frozen, or batch statistics and updates; None "
+        f"takes batch statistics for {SEVERAL} single samples and more beside D_adv, else frozen",
+    )
     check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
     forgotten: str | None = choice(
         None,
@@ -95,12 +104,13 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
     def tuned(self, facts: Facts) -> Self:
         """Fill in the number of adversarial images, min(200, 2 K) for K classes, and of rounds.
 
-        How the terms weigh and what becomes of samples that are done depends on the goal. Without
-        D_adv they are pushed on, so that what is left is NegGrad or CORRECT.
+        How the terms weigh, what becomes of samples that are done and what normalises them depends
+        on the goal. Without D_adv they are pushed on, so that what is left is NegGrad or CORRECT.
         """
         count = self.adversaries
         if count is None:
             count = min(MANY, 2 * facts.num_classes)
+        several = facts.goal == "instances" and facts.forget_size >= SEVERAL and count
         done = self.forgotten
         if done is None:
             done = "rest" if facts.goal != "classes" and count else "push"
@@ -109,6 +119,7 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
             adversaries=count,
             epochs=self.epochs or most_rounds(count),
             forgotten=done,
+            bn=self.bn or ("train" if several else "frozen"),
             balance=self.balance or ("sum" if facts.goal in self.added else "size"),
         )
 

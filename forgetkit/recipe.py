@@ -80,9 +80,12 @@ class Trained(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class FullNetwork(Trained):
-    """A trained method that edits the whole network, normalisation layers included."""
+    """A trained method that edits the whole network, normalisation layers included.
 
-    bn: str = choice(
+    A subclass whose default is None fills it in in ``tuned``.
+    """
+
+    bn: str | None = choice(
         "frozen",
         ("frozen", "train"),
         "running statistics of normalisation layers: frozen, or batch statistics and updates",

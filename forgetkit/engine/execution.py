@@ -427,7 +427,7 @@ class Execution:
         if self._head_only:
             return
         method = self._method
-        bn = method.bn if isinstance(method, FullNetwork) else "frozen"
+        bn = "train" if isinstance(method, FullNetwork) and method.bn == "train" else "frozen"
         set_update_mode(
             self._model, bn=bn, dropout=method.dropout, partly=self._partly, front=not self._chosen
         )

@@ -77,6 +77,7 @@ class AdvImp(AgainstAdversaries):
                 "batch_size": 8,
                 "epochs": 1,
                 "forgotten": "push",
+                "bn": "frozen",
             },
             "forgotten": {"lr": 0.05, "batch_size": 16, "epochs": 4, "check_every": 1000},
             "check_every": {"lr": 0.05, "batch_size": 16, "epochs": 4, "classes": (3,)},
@@ -85,6 +86,7 @@ class AdvImp(AgainstAdversaries):
             "paper": {
                 "attack_radius": 0.4,
                 "balance": "sum",
+                "bn": "frozen",
                 "importance_weight": 2.0,  # Eq. 7 has no factor of a half
                 "epochs": 100,
                 "cap": False,

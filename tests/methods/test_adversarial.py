@@ -111,7 +111,7 @@ class Watched(AdvImp):
 
 def test_first_step_follows_the_literal_objective() -> None:
     """One step over everything: weights by size, ascent on D_f, CE on D_adv, no pull yet."""
-    literal = {"balance": "size", "forgotten": "push"}
+    literal = {"balance": "size", "forgotten": "push", "bn": "frozen"}
     method = Watched(**{**QUICK, **literal, "epochs": 1, "batch_size": 80, "forget_batch_size": 40})
     run_on_samples(method)
     some = toy("cnn")
@@ -466,7 +466,7 @@ def test_images_in_half_precision_train_as_those_in_single(
         losses.append([row["loss_retain_adversarial"] for row in result.history])
         after = weights(some.model)
         assert all(p.dtype == torch.float32 for p in some.model.parameters())
-        moved.append({name: after[name] - start[name] for name in changed(start, after)})
+        moved.append({name: (after[name] - start[name]).float() for name in changed(start, after)})
     assert seen == [torch.float32, torch.float16]
     whole, half = moved
     assert whole
@@ -709,6 +709,36 @@ def test_what_becomes_of_samples_that_are_done_depends_on_the_goal(
     other = "rest" if done == "push" else "push"
     asked = Adv(adversaries=adversaries, forgotten=other, balance="size").tuned(facts)
     assert (asked.forgotten, asked.balance) == (other, "size")
+
+
+@pytest.mark.parametrize(
+    ("goal", "samples", "adversaries", "bn"),
+    [
+        ("instances", 4, 20, "train"), ("instances", 3, 20, "frozen"),
+        ("instances", 64, 0, "frozen"), ("relabel", 64, 20, "frozen"),
+        ("classes", 64, 20, "frozen"),
+    ],
+)  # fmt: skip
+def test_several_single_samples_are_normalised_by_their_own_batch(
+    goal: GoalKind, samples: int, adversaries: int, bn: str
+) -> None:
+    facts = Facts(goal=goal, forget_size=samples, retain_size=0, num_classes=9, transformer=False)
+    for method in (Adv(adversaries=adversaries), AdvImp(adversaries=adversaries)):
+        assert method.tuned(facts).bn == bn
+    for asked in ("frozen", "train"):
+        assert Adv(adversaries=adversaries, bn=asked).tuned(facts).bn == asked
+
+
+@pytest.mark.parametrize("samples", [3, 4])
+def test_running_statistics_move_with_several_single_samples(samples: int) -> None:
+    some = toy("cnn")
+    before = {name: buffer.clone() for name, buffer in some.model.named_buffers()}
+    method = Adv(**{**QUICK, "epochs": 1})
+    request = forget(some.model).instances(range(samples)).using(method).on("cpu")
+    row = request.run(some.loader(), guard=None).history[0]
+    moved = changed(before, dict(some.model.named_buffers()))
+    assert row["bn_train"] == (samples == 4)
+    assert bool(moved) == (samples == 4)
 
 
 @pytest.mark.parametrize("forgotten", ["push", "rest"])
