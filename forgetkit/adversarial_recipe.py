@@ -28,7 +28,7 @@ MANY = 200
 """Adversarial images a sample in the authors' scripts for many classes, which make 100 rounds."""
 
 SEVERAL = 4
-"""Single samples from which on they are normalised by their own batch: few have no statistics."""
+"""Single samples a batch from which on they are normalised by it: few have no statistics."""
 
 
 def most_rounds(adversaries: int) -> int:
@@ -89,7 +89,8 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         None,
         ("frozen", "train"),
         "running statistics of normalisation layers: frozen, or batch statistics and updates; None "
-        f"takes batch statistics for {SEVERAL} single samples and more beside D_adv, else frozen",
+        f"takes batch statistics for {SEVERAL} single samples a batch and more beside D_adv, else "
+        "frozen",
     )
     check_every: int | None = bounded(1, 1, 100000, "steps between checks of the forget accuracy")
     forgotten: str | None = choice(
@@ -110,7 +111,8 @@ class AgainstAdversaries(Ascends, FullNetwork, StopsEarly):
         count = self.adversaries
         if count is None:
             count = min(MANY, 2 * facts.num_classes)
-        several = facts.goal == "instances" and facts.forget_size >= SEVERAL and count
+        together = min(facts.forget_size, self.forget_batch_size, self.batch_size or SEVERAL)
+        several = facts.goal == "instances" and together >= SEVERAL and count
         done = self.forgotten
         if done is None:
             done = "rest" if facts.goal != "classes" and count else "push"

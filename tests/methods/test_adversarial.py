@@ -727,6 +727,8 @@ def test_several_single_samples_are_normalised_by_their_own_batch(
         assert method.tuned(facts).bn == bn
     for asked in ("frozen", "train"):
         assert Adv(adversaries=adversaries, bn=asked).tuned(facts).bn == asked
+    for few in (Adv(forget_batch_size=3), Adv(batch_size=1)):
+        assert few.tuned(facts).bn == "frozen"
 
 
 @pytest.mark.parametrize("samples", [3, 4])
