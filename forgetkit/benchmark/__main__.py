@@ -57,14 +57,22 @@ def table(
     every: Annotated[bool, typer.Option("--every", help="a row for every method")] = False,
     method: Annotated[list[str] | None, typer.Option(help="rows of these methods alone")] = None,
     without: Without = None,
+    sets: Sets = None,
     minutes: Annotated[float | None, typer.Option(help="begin no run after so long")] = None,
     device: Device = "cpu",
 ) -> None:
     """Train what is not in the cache, unlearn, and print one Markdown table a model."""
-    from forgetkit.benchmark.table import chosen_entries, class_table, markdown
+    from forgetkit.benchmark.table import (
+        chosen_entries,
+        class_table,
+        markdown,
+        settable,
+        with_settings,
+    )
 
     pair, named = _limited(data, root, limit)
     entries = chosen_entries(every=every, methods=method or (), without=without or ())
+    entries = with_settings(entries, _by_method(sets, settable(entries)))
     for name in model or MODEL_NAMES:
         rows = class_table(
             name, pair, named, label=label, seeds=range(seeds), entries=entries, device=device,
@@ -302,7 +310,8 @@ def _by_method(words: Sequence[str] | None, methods: Sequence[str]) -> dict[str,
         if not point or slug not in methods:
             raise typer.BadParameter(
                 f"--set {word}: expected METHOD.NAME=VALUE of a method of this table "
-                f"({', '.join(methods)}), found {word!r}; for instance {methods[0]}.epochs=100"
+                f"({', '.join(methods)}), found {word!r}; for instance "
+                f"{next(iter(methods), 'METHOD')}.epochs=100"
             )
         given.setdefault(slug, {}).update(parse_settings(slug, [setting]))
     for slug, settings in given.items():

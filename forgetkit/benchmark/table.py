@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, stdev
@@ -115,6 +115,27 @@ def chosen_entries(
         entries = tuple(e for e in entries if e in YARDSTICKS or e.method in wanted)
     left_out = {find(name).card.slug for name in without}
     return tuple(entry for entry in entries if entry.method not in left_out)
+
+
+def settable(entries: Sequence[Entry]) -> list[str]:
+    """Return the methods whose rows ``with_settings`` can change: all but the yardsticks'."""
+    return list(dict.fromkeys(entry.method for entry in entries if entry not in YARDSTICKS))
+
+
+def with_settings(
+    entries: Sequence[Entry], given: Mapping[str, Mapping[str, Any]]
+) -> tuple[Entry, ...]:
+    """Return the rows with hyper-parameters by method, which their titles say then."""
+
+    def changed(entry: Entry) -> Entry:
+        more = given.get(entry.method, {})
+        if entry in YARDSTICKS or not more:
+            return entry
+        said = ", ".join(f"{name}={value}" for name, value in sorted(more.items()))
+        settings = {**entry.hyperparameters, **more}
+        return replace(entry, title=f"{entry.title}, {said}", hyperparameters=settings)
+
+    return tuple(changed(entry) for entry in entries)
 
 
 @dataclass(frozen=True)

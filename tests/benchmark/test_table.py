@@ -95,6 +95,32 @@ def test_methods_without_a_row_are_refused() -> None:
             table.chosen_entries(methods=["su", name])
 
 
+def test_settings_reach_the_rows_of_their_method_and_their_titles() -> None:
+    chosen = table.chosen_entries(methods=["lau", "linear_filtration"])
+    assert table.settable(chosen) == ["linear_filtration", "lau"]
+    given: dict[str, dict[str, object]] = {
+        "lau": {"epochs": 2, "alpha": 0.3},
+        "linear_filtration": {"form": "zeroing"},
+    }
+    rows = table.with_settings(chosen, given)
+    assert rows[:3] == table.YARDSTICKS  # the mask is linear filtration, too
+    assert rows[3].hyperparameters == {"form": "zeroing"}
+    assert rows[4].title == "lau, alpha=0.3, epochs=2"
+    assert rows[5].hyperparameters == {"double_softmax": False, "epochs": 2, "alpha": 0.3}
+    assert table.with_settings(chosen, {}) == chosen
+
+
+@pytest.mark.parametrize("word", ["su.epochs=2", "lau", "lau.epochs=0"])
+def test_settings_that_do_not_fit_are_refused_before_training(
+    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
+    words = ["table", "--data", "digits", "--model", "resnet18", "--method", "lau", "--set", word]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code != 0
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_reads_are_counted_as_passes() -> None:
     data = digits().limited(50).train
     counted = CountedReads(data, 3)
