@@ -427,7 +427,9 @@ class Execution:
         if self._head_only:
             return
         method = self._method
-        bn = "train" if isinstance(method, FullNetwork) and method.bn == "train" else "frozen"
+        bn = method.bn if isinstance(method, FullNetwork) else "frozen"
+        if bn is None:
+            raise TypeError(f"{method.card.slug} runs with the bn that tuned() filled in")
         set_update_mode(
             self._model, bn=bn, dropout=method.dropout, partly=self._partly, front=not self._chosen
         )

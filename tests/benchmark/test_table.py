@@ -110,14 +110,22 @@ def test_settings_reach_the_rows_of_their_method_and_their_titles() -> None:
     assert table.with_settings(chosen, {}) == chosen
 
 
-@pytest.mark.parametrize("word", ["su.epochs=2", "lau", "lau.epochs=0"])
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("su.epochs=2", "METHOD.NAME=VALUE"),
+        ("lau", "METHOD.NAME=VALUE"),
+        ("lau.epochs=0", "epochs must be"),
+    ],
+)
 def test_settings_that_do_not_fit_are_refused_before_training(
-    word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    word: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORGETKIT_CACHE", str(tmp_path))
     words = ["table", "--data", "digits", "--model", "resnet18", "--method", "lau", "--set", word]
     result = CliRunner().invoke(app, words)
     assert result.exit_code != 0
+    assert says in result.output
     assert list(tmp_path.iterdir()) == []
 
 
