@@ -28,8 +28,25 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _in_group() -> bool:
+    """Return whether the process belongs to a process group, without an import of torch."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
+
+
+def _leave_group() -> None:
+    """Leave the process group that a launched command joined.
+
+    One that is open at the interpreter's end may abort the process there, and the launcher then
+    stops the others.
+    """
+    if _in_group():
+        sys.modules["torch.distributed"].destroy_process_group()
+
+
 @app.callback()
 def _main(
+    context: typer.Context,
     _version: Annotated[
         bool,
         typer.Option(
@@ -38,6 +55,8 @@ def _main(
     ] = False,
 ) -> None:
     """Hold the options that come before a command."""
+    if not _in_group():  # else the group is the caller's
+        context.call_on_close(_leave_group)
     # A console script has its own folder on the path; package.module:factory means the user's.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))

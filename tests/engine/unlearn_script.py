@@ -36,4 +36,8 @@ def main(method: str, file: str, folder: str = "", until: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    finally:
+        # A group that is left to the interpreter's end may abort it there.
+        PartialState().destroy_process_group()
